@@ -1,0 +1,27 @@
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PROMPT ?= Give me five practical ideas for saving water at home.
+# Every worker runs tiny models: one thread of its own is faster than workers that fight over the cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4
+
+.PHONY: demo test clean
+
+demo: $(VENV)/.stamp
+	$(BIN)/hf-apar generate --compare "$(PROMPT)"
+
+test: $(VENV)/.stamp
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict src
+	$(PYTEST)
+
+$(VENV)/.stamp: requirements.lock requirements-nodeps.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements-nodeps.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

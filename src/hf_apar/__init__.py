@@ -1,0 +1,30 @@
+"""APAR, auto-parallel auto-regressive decoding (arXiv 2401.06761), for Hugging Face transformers."""
+
+from hf_apar.chat import encode_chat
+from hf_apar.config import AparConfig
+from hf_apar.decoding import AparOutput, AparStats, apar_decode
+from hf_apar.errors import AparError, ConfigurationError, ControlTokenError, DataError, UnsupportedModelError
+from hf_apar.generation import AparGenerationMixin, disable_apar, enable_apar
+from hf_apar.streaming import AparStreamer
+from hf_apar.tokens import add_control_tokens
+from hf_apar.tree import ParagraphTree, Thread
+
+__all__ = [
+    "AparConfig",
+    "AparError",
+    "AparGenerationMixin",
+    "AparOutput",
+    "AparStats",
+    "AparStreamer",
+    "ConfigurationError",
+    "ControlTokenError",
+    "DataError",
+    "ParagraphTree",
+    "Thread",
+    "UnsupportedModelError",
+    "add_control_tokens",
+    "apar_decode",
+    "disable_apar",
+    "enable_apar",
+    "encode_chat",
+]

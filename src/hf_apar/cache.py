@@ -1,0 +1,102 @@
+"""A ``transformers`` cache that is written in place, by slot.
+
+What depends on the cache interface of a transformers release stands here and nowhere else.
+"""
+
+from typing import Any
+
+from torch import LongTensor, Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class TreeLayer(CacheLayerMixin):
+    """Keys and values of one layer: buffers (batch, heads, capacity, head_dim), grown by doubling.
+
+    Keys and values may differ in ``head_dim``. RoPE is applied before caching, so the order of slots is free.
+    """
+
+    is_sliding = False  # every layer keeps all slots; a sliding window is a mask of its own
+
+    def __init__(self, cache: "TreeCache") -> None:
+        super().__init__()
+        self.cache = cache
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.keys = key_states.new_zeros(*key_states.shape[:2], 0, key_states.shape[3])
+        self.values = value_states.new_zeros(*value_states.shape[:2], 0, value_states.shape[3])
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        self.keys, self.values = self._written(self.keys, key_states), self._written(self.values, value_states)
+        return self.keys[:, :, : self.cache.high_water], self.values[:, :, : self.cache.high_water]
+
+    def _written(self, buffer: Tensor, states: Tensor) -> Tensor:
+        capacity = buffer.shape[2]
+        if self.cache.high_water > capacity:
+            # zero-filled, since a masked NaN still poisons attention
+            grown = buffer.new_zeros(*buffer.shape[:2], max(2 * capacity, self.cache.high_water), buffer.shape[3])
+            grown[:, :, :capacity] = buffer
+            buffer = grown
+        if self.cache.slots is None:
+            buffer[:, :, self.cache.high_water - states.shape[2] : self.cache.high_water] = states
+            return buffer
+        index = self.cache.slots.to(states.device)[:, None, :, None].expand_as(states)  # (batch, heads, width, dim)
+        return buffer.scatter_(2, index, states)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.cache.high_water, 0
+
+    def get_seq_length(self) -> int:
+        return self.cache.past
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class TreeCache(Cache):
+    """The key-value cache of a batch of paragraph trees; the prefix that threads share stands in it once.
+
+    Args:
+        layers: the number of layers of the model.
+
+    Attributes:
+        slots: where the next forward pass writes, (batch, width); ``None`` for the next ``width`` slots of every row.
+        high_water: attention reads the slots below it.
+        past: the slots below it are older than the next forward pass; what the model takes for the sequence length.
+    """
+
+    def __init__(self, layers: int) -> None:
+        self.slots: LongTensor | None = None
+        self.high_water = self.past = 0
+        super().__init__(layers=[TreeLayer(self) for _ in range(layers)])
+
+    def prepare(self, slots: LongTensor | None, high_water: int, width: int) -> None:
+        """Say where the next forward pass of ``width`` tokens writes and how far it reads."""
+        self.slots, self.high_water, self.past = slots, high_water, high_water - width
+
+    @property
+    def bytes(self) -> int:
+        """The size of all buffers in bytes."""
+        buffers = [buffer for layer in self.layers for buffer in (layer.keys, layer.values) if buffer is not None]
+        return sum(buffer.numel() * buffer.element_size() for buffer in buffers)
+
+
+def layer_windows(config: Any) -> dict[str, int | None]:
+    """Return the window, in positions, of each kind of attention layer that a model's ``config`` names.
+
+    ``None`` stands for a layer that sees all. The kinds are transformers' own ``layer_types``; a model that names none
+    has one kind, with a window where ``sliding_window`` is set (Mistral, Starcoder2, Phi3).
+    """
+    sliding = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if sliding else "full_attention"]
+    return {kind: sliding if kind == "sliding_attention" else None for kind in dict.fromkeys(kinds)}
+
+
+def new_tree_cache(config: Any) -> TreeCache:
+    """Return an empty cache for a model of ``config``."""
+    return TreeCache(int(config.get_text_config(decoder=True).num_hidden_layers))
+
+

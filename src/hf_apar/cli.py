@@ -1,0 +1,297 @@
+"""The command line: ``hf-apar generate``, ``distill`` and ``train`` (needs the extra ``cli``).
+
+What is slow to import is imported inside the commands, so that ``--help`` is quick.
+"""
+
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import asdict, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hf_apar.errors import AparError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hf_apar.comparison import AparResult, Result
+    from hf_apar.config import AparConfig
+    from hf_apar.data.distill import Question
+
+app = typer.Typer(
+    name="hf-apar",
+    help="Auto-parallel auto-regressive decoding: one answer, written by many threads.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    rich_markup_mode=None,  # an error is one line, not a box
+)
+
+
+class Dtype(StrEnum):
+    """Number formats that a model is loaded in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="Folder or hub id of a model or adapter; default: the one that ships.")
+]
+DtypeOption = Annotated[Dtype, typer.Option(help="Number format of the weights.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of whatever is drawn at random.")]
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The question, as one user turn; - reads it from the standard input.")],
+    model: ModelOption = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Bound on all tokens of all threads together.")] = 512,
+    max_threads: Annotated[int | None, typer.Option(min=1, help="Threads that may live at once.")] = None,
+    fork_bias: Annotated[float | None, typer.Option(help="Added to the logit of [Fork]: more forks, or fewer.")] = None,
+    do_sample: Annotated[bool, typer.Option("--do-sample", help="Sample, instead of the likeliest token.")] = False,
+    temperature: Annotated[float | None, typer.Option(help="Temperature; implies --do-sample.")] = None,
+    seed: SeedOption = 0,
+    compare: Annotated[bool, typer.Option("--compare", help="Decode plainly first, and show both times.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Decode plainly only, without APAR.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object and nothing else.")] = False,
+    dtype: DtypeOption = Dtype.float32,
+) -> None:
+    """Answer PROMPT with many threads, and watch them write."""
+    if plain and compare:
+        raise typer.BadParameter("--plain leaves APAR out and --compare needs it; give one of them")
+    with _errors_in_one_line():
+        from hf_apar.comparison import Decoder
+
+        loaded, tokenizer = _load(model, dtype)
+        config = _config(loaded, max_threads, fork_bias)
+        options: dict[str, object] = {"max_new_tokens": max_new_tokens, "do_sample": do_sample}
+        if temperature is not None:
+            options |= {"do_sample": True, "temperature": temperature}
+        text = typer.get_text_stream("stdin").read() if prompt == "-" else prompt
+        decoder = Decoder(loaded, tokenizer, _encode(tokenizer, text), options, seed, show=not as_json)
+        if compare:
+            decoder.warm_up(config)
+            _title("Plain decoding", decoder.show)
+        one = decoder.plain() if plain or compare else None
+        if compare:
+            _title("APAR", decoder.show)
+        many = None if plain else decoder.apar(config)
+    if as_json:
+        typer.echo(json.dumps(_record(text, one, many), ensure_ascii=False))
+    else:
+        _summarise(one, many)
+
+
+@app.command()
+def distill(
+    prompts: Annotated[str, typer.Argument(help="JSON Lines: `prompt`, and `opening` if wanted; - for none.")],
+    output: Annotated[Path, typer.Argument(help="JSON Lines that the answers are appended to.", dir_okay=False)],
+    model: ModelOption = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered at once.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer answers are dropped.")] = 384,
+    templates: Annotated[int, typer.Option(min=0, help="Add so many prompts from the package's own templates.")] = 0,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = Dtype.float32,
+) -> None:
+    """Let a model answer prompts in its own words: the text for `train`. Goes on where it stopped."""
+    with _errors_in_one_line():
+        questions = [] if prompts == "-" else _read_questions(Path(prompts))
+        questions += _template_questions(templates, seed)
+        if not questions:
+            raise DataError("there are no prompts; name a file of them, or ask for some with --templates N")
+        import torch
+
+        from hf_apar.data.distill import distill as answer
+
+        loaded, tokenizer = _load_base(model, dtype)
+        torch.manual_seed(seed)
+        steps = answer(loaded, tokenizer, questions, output, batch_size=batch_size, max_new_tokens=max_new_tokens)
+        _follow(steps, total=len(questions))
+
+
+@app.command()
+def train(
+    answers: Annotated[
+        Path, typer.Argument(help="JSON Lines of `prompt` and `response`.", exists=True, dir_okay=False)
+    ],
+    output: Annotated[Path, typer.Argument(help="Folder for the adapter and its checkpoints.", file_okay=False)],
+    model: ModelOption = None,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of LoRA.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 4e-4,
+    token_rate: Annotated[float, typer.Option(help="[Fork] and [Child] learn so many times faster.")] = 12.0,
+    epochs: Annotated[float, typer.Option(help="Passes over the answers.")] = 2.0,
+    max_steps: Annotated[int, typer.Option(help="Steps, in place of epochs; -1 for none.")] = -1,
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens of a row; several answers share one.")] = 1024,
+    accumulation: Annotated[int, typer.Option(min=1, help="Rows of one optimizer step.")] = 1,
+    structured_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the answers that fork.")] = 0.67,
+    held_out: Annotated[float, typer.Option(min=0, max=1, help="Share of the answers kept for the metrics.")] = 0.05,
+    fork_bias: Annotated[float, typer.Option(help="The checkpoint's default of generate's --fork-bias.")] = 0.0,
+    save_steps: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 40,
+    eval_steps: Annotated[int, typer.Option(min=1, help="Steps between two evaluations.")] = 200,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 where it is safe.")] = False,
+    seed: SeedOption = 0,
+) -> None:
+    """Teach a model where to fork, from ANSWERS to an adapter in OUTPUT. Goes on from a checkpoint found there."""
+    with _errors_in_one_line():
+        from hf_apar.checkpoints import DEFAULT_BASE
+        from hf_apar.training.recipe import train as fine_tune
+
+        metrics = fine_tune(
+            answers, output, model=model or DEFAULT_BASE, rank=rank, learning_rate=learning_rate, token_rate=token_rate,
+            epochs=epochs, max_steps=max_steps, max_length=max_length, accumulation=accumulation,
+            structured_share=structured_share, held_out=held_out, fork_bias=fork_bias, save_steps=save_steps,
+            eval_steps=eval_steps, bf16=bf16, seed=seed,
+        )  # fmt: skip
+    for name, value in metrics.items():
+        typer.echo(f"{name:>24} {value:.4f}")
+
+
+@contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    """Turn an error that the user can mend into one line on the standard error and exit code 2."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        typer.echo(f"hf-apar: {error.name} is not installed; pip install 'hf_apar[cli,train,default]'", err=True)
+        raise typer.Exit(2) from error
+    except (AparError, OSError) as error:
+        typer.echo(f"hf-apar: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from error
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Load without progress bars; that of GGUF files ignores the switch of transformers, so it is redirected."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    with redirect_stderr(io.StringIO()):
+        yield
+
+
+def _load(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load a model that can fork, and its tokenizer."""
+    import torch
+    from transformers import AutoTokenizer
+
+    import hf_apar
+
+    torch_dtype = getattr(torch, dtype.value)
+    with _quietly():
+        if name is None:
+            return hf_apar.load_default_model(dtype=torch_dtype)
+        model = hf_apar.AparModelForCausalLM.from_pretrained(name, dtype=torch_dtype)
+        return model.eval(), AutoTokenizer.from_pretrained(name)
+
+
+def _load_base(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load any model, without APAR, and its tokenizer."""
+    import torch
+
+    from hf_apar.checkpoints import DEFAULT_BASE, load_base
+
+    with _quietly():
+        return load_base(name or DEFAULT_BASE, dtype=getattr(torch, dtype.value))
+
+
+def _config(model: "PreTrainedModel", max_threads: int | None, fork_bias: float | None) -> "AparConfig":
+    """Return the checkpoint's own settings with what the user gave in their place."""
+    from hf_apar.tokens import checkpoint_config
+
+    config = checkpoint_config(model)
+    return replace(
+        config,
+        max_threads=config.max_threads if max_threads is None else max_threads,
+        fork_bias=config.fork_bias if fork_bias is None else fork_bias,
+    )
+
+
+def _encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Return ``text`` as a user turn, or as it stands where the model is no chat model."""
+    from hf_apar.chat import encode_chat
+
+    if tokenizer.chat_template is None:
+        return list(tokenizer.encode(text, split_special_tokens=True))
+    return encode_chat(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True)
+
+
+def _read_questions(path: Path) -> "list[Question]":
+    from hf_apar.data.distill import Question
+
+    questions = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+                questions.append(Question(str(record["prompt"]), str(record.get("opening", ""))))
+            except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+                raise DataError(
+                    f'{path}, line {number}: wanted {{"prompt": "..."}}, got {line.strip()[:80]}'
+                ) from error
+    return questions
+
+
+def _template_questions(count: int, seed: int) -> "list[Question]":
+    from hf_apar.data.prompts import template_questions
+
+    try:
+        return template_questions(count, seed=seed)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--templates") from error
+
+
+def _follow(steps: Iterator[int], *, total: int) -> None:
+    """Draw a progress bar on the standard error; each step is the count of what is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    with Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=total)
+        for done in steps:
+            progress.update(task, completed=done)
+
+
+def _record(prompt: str, one: "Result | None", many: "AparResult | None") -> dict[str, object]:
+    """Return the JSON object: APAR's answer, or the plain one where it is the only one."""
+    if many is None:
+        assert one is not None
+        return {"prompt": prompt, **asdict(one)}
+    record: dict[str, object] = {"prompt": prompt, "text": many.text, "tokens": many.tokens, "seconds": many.seconds}
+    record["stats"] = asdict(many.stats) | {"tokens_per_step": many.stats.tokens_per_step}
+    record["tree"] = many.tree
+    return record if one is None else record | {"plain": asdict(one)}
+
+
+def _title(text: str, show: bool) -> None:
+    if show:
+        typer.secho(f"--- {text}", bold=True)
+
+
+def _summarise(one: "Result | None", many: "AparResult | None") -> None:
+    if many is not None:
+        stats, threads = many.stats, len(many.tree["threads"])  # type: ignore[arg-type]
+        typer.secho(
+            f"\n{threads} threads, {stats.tokens} tokens in {stats.steps} steps ({stats.tokens_per_step:.2f} a step), "
+            f"{many.seconds:.2f} s; peak KV cache {stats.peak_kv} slots, "
+            f"{stats.peak_kv / stats.kv_if_sequential:.0%} of sequential",
+            dim=True,
+        )
+    for name, result in (("plain", one), ("APAR", many)):
+        if result is not None:
+            speed = f"{result.tokens_per_second:7.1f} tokens/s"
+            typer.echo(f"{name:>5}: {result.tokens:5d} tokens {result.seconds:8.2f} s {speed}")
+    if one is not None and many is not None:
+        typer.secho(
+            f"APAR is {many.tokens_per_second / one.tokens_per_second:.2f} times as fast per token, "
+            f"{one.seconds / many.seconds:.2f} times in all",
+            bold=True,
+        )

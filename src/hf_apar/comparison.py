@@ -1,0 +1,77 @@
+"""One prompt decoded plainly and with APAR, by the same model with the same options, on the same clock."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+
+from hf_apar.config import AparConfig
+from hf_apar.decoding import AparStats
+from hf_apar.visual import LiveTree
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one way of decoding gave: the answer, its tokens without control tokens and EOS, the wall-clock seconds."""
+
+    text: str
+    tokens: int
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+
+@dataclass(frozen=True)
+class AparResult(Result):
+    """What decoding with forks gave, and how its threads went."""
+
+    stats: AparStats
+    tree: dict[str, object]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A loaded model, an encoded prompt and the options of ``generate`` that both ways of decoding share."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    prompt: list[int]
+    options: dict[str, object]
+    seed: int
+    show: bool
+
+    def warm_up(self, config: AparConfig) -> None:
+        """Decode a few tokens both ways: the first pass through a model pays for things that later ones do not."""
+        self._generate(max_new_tokens=4)
+        self._generate(max_new_tokens=4, apar=config)
+
+    def plain(self) -> Result:
+        """Decode token by token, with the model's own ``generate``."""
+        streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if self.show else None
+        output, seconds = self._generate(streamer=streamer)
+        new = output.sequences[0, len(self.prompt) :].tolist()  # type: ignore[attr-defined]
+        tokens = sum(token not in self.tokenizer.all_special_ids for token in new)  # as APAR's statistics count
+        return Result(str(self.tokenizer.decode(new, skip_special_tokens=True)), tokens, seconds)
+
+    def apar(self, config: AparConfig) -> AparResult:
+        """Decode with forks."""
+        view = LiveTree(self.tokenizer) if self.show else None
+        try:
+            output, seconds = self._generate(streamer=view, apar=config)
+        finally:
+            if view is not None:
+                view.close()
+        tree, stats = output.trees[0], output.stats[0]  # type: ignore[attr-defined]
+        return AparResult(tree.text(self.tokenizer), stats.tokens, seconds, stats, tree.to_dict())
+
+    def _generate(self, **options: object) -> tuple[object, float]:
+        ids = torch.tensor([self.prompt], device=self.model.device)
+        torch.manual_seed(self.seed)
+        start = time.perf_counter()
+        output = self.model.generate(  # type: ignore[operator]
+            input_ids=ids, attention_mask=torch.ones_like(ids), return_dict_in_generate=True, **self.options | options
+        )
+        return output, time.perf_counter() - start

@@ -1,0 +1,1 @@
+"""From Markdown answers to packed rows: extraction, features, the collator, self-distillation."""

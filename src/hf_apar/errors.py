@@ -1,0 +1,25 @@
+"""Exceptions: each is an :class:`AparError` and the built-in that fits, so that callers may catch either."""
+
+
+class AparError(Exception):
+    """Base of all errors that hf_apar raises itself."""
+
+
+class ControlTokenError(AparError, ValueError):
+    """The [Fork] and [Child] tokens are missing, unknown or where they must not be."""
+
+
+class ConfigurationError(AparError, ValueError):
+    """A setting that APAR decoding does not know, or cannot follow."""
+
+
+class UnsupportedModelError(AparError, ValueError):
+    """A model or cache whose layers cannot attend along a tree."""
+
+
+class DataError(AparError, ValueError):
+    """A record or file that cannot be used for training."""
+
+
+class MissingPackageError(AparError, ImportError):
+    """An optional package that is asked for and not installed."""

@@ -1,0 +1,125 @@
+"""``model.generate(apar=True)``: a mixin for one model object, and how it gets it and loses it again."""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, TypeVar
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_apar.checks import validate_model, validate_streamer
+from hf_apar.config import AparConfig
+from hf_apar.decoding import Proposer, apar_decode
+from hf_apar.errors import ConfigurationError, UnsupportedModelError
+from hf_apar.streaming import AparStreamer
+from hf_apar.tokens import checkpoint_config, find_control_tokens
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+class AparGenerationMixin:
+    """Adds ``apar=`` to a model's ``generate``; without it, ``generate`` is untouched."""
+
+    def generate(
+        self,
+        *args: Any,
+        apar: bool | AparConfig | None = None,
+        streamer: Any = None,
+        proposer: Proposer | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generate as transformers does, in parallel threads where ``apar`` is ``True`` or an :class:`AparConfig`.
+
+        Returns:
+            As ``generate``: a LongTensor (batch, prompt + new), or with ``return_dict_in_generate=True`` an
+            :class:`~hf_apar.decoding.AparOutput` with ``sequences``, ``trees`` and ``stats``.
+
+        Raises:
+            ControlTokenError: if the checkpoint has no control tokens, or the prompt holds one.
+            ConfigurationError: for a generation option that threads cannot follow.
+            UnsupportedModelError: for a model whose layers cannot attend along a tree.
+        """
+        if apar is None or apar is False:
+            if proposer is not None:
+                raise ConfigurationError("proposer needs apar; pass apar=True too")
+            return super().generate(*args, streamer=streamer, **kwargs)  # type: ignore[misc]
+        if not isinstance(apar, AparConfig) and apar is not True:
+            raise ConfigurationError(f"apar is {apar!r}; pass True, False or an AparConfig")
+        if kwargs.get("custom_generate") is not None:
+            raise ConfigurationError("apar and custom_generate are two decoding strategies; pass one of them")
+        if kwargs.get("assistant_model") is not None:
+            raise ConfigurationError("assistant_model cannot be combined with apar yet; leave out one of them")
+        prompt = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
+        validate_streamer(streamer, 1 if prompt is None else len(prompt))
+        decode = partial(
+            apar_decode, apar=apar if isinstance(apar, AparConfig) else None, streamer=streamer, proposer=proposer
+        )
+        plain = None if isinstance(streamer, AparStreamer) else streamer
+        return super().generate(*args, custom_generate=decode, streamer=plain, **kwargs)  # type: ignore[misc]
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[type], dict[str, Any]]:
+        return _new_enabled, (_plain_class(type(self)),), self.__dict__
+
+
+def enable_apar(
+    model: Model, tokenizer: PreTrainedTokenizerBase | None = None, config: AparConfig | None = None
+) -> Model:
+    """Give this one ``model`` object ``generate(apar=...)``; a PEFT model's base is changed. Enabling twice changes nothing.
+
+    Args:
+        tokenizer: where the ids of [Fork] and [Child] are looked up if the checkpoint does not carry them.
+        config: the model's defaults from now on, kept in ``model.generation_config.apar_config`` as a plain ``dict``.
+
+    Returns:
+        ``model`` itself.
+
+    Raises:
+        ControlTokenError: if neither the checkpoint nor the tokenizer knows the control tokens.
+        UnsupportedModelError: if the model's layers cannot attend along a tree, or its ``generate`` is shadowed.
+    """
+    base = _base_model(model)
+    if "generate" in vars(base):
+        raise UnsupportedModelError(
+            f"this {type(base).__name__} object has a generate of its own, which would shadow APAR's; delete it first: "
+            "del model.generate"
+        )
+    validate_model(base)
+    fork, child = find_control_tokens(base, tokenizer)
+    settings = (config or checkpoint_config(base)).filled_from(AparConfig(fork_token_id=fork, child_token_id=child))
+    base.generation_config.apar_config = settings.to_dict()
+    if not isinstance(base, AparGenerationMixin):
+        base.__class__ = _enabled_class(type(base))
+    return model
+
+
+def disable_apar(model: Model) -> Model:
+    """Undo :func:`enable_apar`; a model that is not enabled is left as it is."""
+    base = _base_model(model)
+    if isinstance(base, AparGenerationMixin):
+        base.__class__ = _plain_class(type(base))
+    return model
+
+
+def _base_model(model: Any) -> Any:
+    if not hasattr(model, "peft_config"):
+        return model
+    if any(config.is_prompt_learning for config in model.peft_config.values()):
+        raise UnsupportedModelError(
+            "a prompt-learning adapter puts virtual tokens before the prompt, which a tree mask does not know; use LoRA"
+        )
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@cache
+def _enabled_class(plain: type) -> type:
+    return type(
+        plain.__name__, (AparGenerationMixin, plain), {"__module__": plain.__module__, "__qualname__": plain.__qualname__}
+    )
+
+
+def _plain_class(enabled: type) -> type:
+    return enabled.__mro__[enabled.__mro__.index(AparGenerationMixin) + 1]
+
+
+def _new_enabled(plain: type) -> Any:
+    enabled = _enabled_class(plain)
+    return enabled.__new__(enabled)

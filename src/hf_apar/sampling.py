@@ -1,0 +1,131 @@
+"""The choice of the next tokens: bans of the control tokens, logits processors on each thread's path, argmax or draw."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import LongTensor, Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+from transformers.generation import logits_process
+
+from hf_apar.config import AparConfig
+from hf_apar.errors import ConfigurationError
+
+_SCORES_ONLY = tuple(
+    getattr(logits_process, name)
+    for name in (
+        "TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper", "TypicalLogitsWarper",
+        "EpsilonLogitsWarper", "EtaLogitsWarper", "TopHLogitsWarper", "InfNanRemoveLogitsProcessor",
+        "LogitNormalization", "SuppressTokensLogitsProcessor",
+    )
+    if hasattr(logits_process, name)
+)  # fmt: skip
+"""Processors of transformers that never look at ``input_ids``."""
+
+_STATEFUL = tuple(
+    getattr(logits_process, name)
+    for name in (
+        "UnbatchedClassifierFreeGuidanceLogitsProcessor", "ClassifierFreeGuidanceLogitsProcessor",
+        "SynthIDTextWatermarkLogitsProcessor",
+    )
+    if hasattr(logits_process, name)
+)  # fmt: skip
+"""Processors that keep state across calls or a cache of their own: they cannot follow several threads."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the choice of one token may look at: its row, and its path beyond the row's prompt.
+
+    ``may_fork`` is False right after [Fork] or [Child], and in a thread at ``max_depth``.
+    """
+
+    row: int
+    new_ids: Sequence[int]
+    may_fork: bool
+
+
+class Sampler:
+    """Chooses one token for each :class:`Context`, all in one go.
+
+    Args:
+        processors: what ``generate`` prepared; the suppression of the two control tokens is lifted.
+        config: with both token ids set.
+        prompt_ids: (batch, prompt), padded on the left.
+        pad_token_id: fills rows that a processor must get but whose result is not used.
+        do_sample: draw from the softmax instead of taking the argmax.
+
+    Raises:
+        ConfigurationError: for a processor that keeps state across calls.
+    """
+
+    def __init__(
+        self,
+        processors: LogitsProcessorList,
+        config: AparConfig,
+        prompt_ids: LongTensor,
+        *,
+        pad_token_id: int,
+        do_sample: bool,
+    ) -> None:
+        assert config.fork_token_id is not None and config.child_token_id is not None
+        self.fork, self.child, self.fork_bias = config.fork_token_id, config.child_token_id, config.fork_bias
+        self.processors = [lifted for one in processors if (lifted := self._lift(one)) is not None]
+        self.prompt_ids, self.pad_token_id, self.do_sample = prompt_ids, pad_token_id, do_sample
+
+    def __call__(self, logits: Tensor, contexts: Sequence[Context]) -> list[int]:
+        """Return one token for each context; ``logits`` is (contexts, vocabulary)."""
+        scores = self._process(self._ban(logits.float(), contexts), contexts)
+        if self.do_sample:
+            chosen = torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)  # (contexts,)
+        else:
+            chosen = scores.argmax(dim=-1)
+        return chosen.tolist()  # type: ignore[no-any-return]  # the step's one copy to the host
+
+    def _ban(self, logits: Tensor, contexts: Sequence[Context]) -> Tensor:
+        scores = logits.clone()
+        scores[:, self.child] = -torch.inf
+        scores[:, self.fork] += self.fork_bias
+        forbidden = torch.tensor([not context.may_fork for context in contexts], device=scores.device)
+        scores[:, self.fork] = scores[:, self.fork].masked_fill(forbidden, -torch.inf)
+        return scores
+
+    def _process(self, scores: Tensor, contexts: Sequence[Context]) -> Tensor:
+        for processor in self.processors:
+            if type(processor) in _SCORES_ONLY:
+                scores = processor(self.prompt_ids, scores)  # type: ignore[arg-type]
+            else:
+                scores = self._along_paths(processor, scores, contexts)
+        return scores
+
+    def _along_paths(self, processor: LogitsProcessor, scores: Tensor, contexts: Sequence[Context]) -> Tensor:
+        """Call ``processor`` with each path as the row of a batch-sized input, one path a row and one length a call."""
+        rounds: dict[tuple[int, int], list[int]] = defaultdict(list)
+        seen: dict[tuple[int, int], int] = defaultdict(int)
+        for index, context in enumerate(contexts):
+            length = len(context.new_ids)
+            rounds[length, seen[length, context.row]].append(index)
+            seen[length, context.row] += 1
+        result = scores.clone()
+        for (length, _), indices in rounds.items():
+            new_ids = torch.full((len(self.prompt_ids), length), self.pad_token_id, device=self.prompt_ids.device)
+            rows = [contexts[index].row for index in indices]
+            for index, row in zip(indices, rows, strict=True):
+                new_ids[row] = torch.tensor(contexts[index].new_ids, device=new_ids.device, dtype=new_ids.dtype)
+            batch = scores[indices[0]].repeat(len(self.prompt_ids), 1)  # (batch, vocabulary)
+            batch[rows] = scores[indices]
+            result[indices] = processor(torch.cat([self.prompt_ids, new_ids], dim=1), batch)[rows]  # type: ignore[arg-type]
+        return result
+
+    def _lift(self, processor: LogitsProcessor) -> LogitsProcessor | None:
+        """Take the two control tokens out of a suppression: a checkpoint suppresses them in plain decoding."""
+        if isinstance(processor, _STATEFUL):
+            raise ConfigurationError(
+                f"{type(processor).__name__} keeps state that cannot follow several threads; leave out the option that "
+                "asks for it (guidance_scale, watermarking_config), or call generate without apar"
+            )
+        if not isinstance(processor, logits_process.SuppressTokensLogitsProcessor):
+            return processor
+        kept = [token for token in processor.suppress_tokens.tolist() if token not in (self.fork, self.child)]
+        return logits_process.SuppressTokensLogitsProcessor(kept, device=self.prompt_ids.device) if kept else None

@@ -1,0 +1,79 @@
+"""Tokens as they are made: every thread's for an :class:`AparStreamer`, in reading order for a plain streamer."""
+
+from collections.abc import Sequence
+
+import torch
+
+from hf_apar.tree import FinishReason, ParagraphTree
+
+
+class AparStreamer:
+    """Gets every token as it is made; override what you need.
+
+    A child's place in the answer is right after what its parent has written when :meth:`begin_thread` is called for it.
+    """
+
+    def begin_thread(self, row: int, thread: int, parent: int | None) -> None:
+        """A thread has been forked, or is the root (``parent=None``)."""
+
+    def put_token(self, row: int, thread: int, parent: int | None, token: int) -> None:
+        """A thread wrote ``token``; control tokens and EOS are left out."""
+
+    def end_thread(self, row: int, thread: int, finish_reason: FinishReason) -> None:
+        """A thread has ended."""
+
+    def end(self) -> None:
+        """The whole batch has ended."""
+
+
+class Broadcast:
+    """Tells a streamer what is new in the trees since the last step.
+
+    Args:
+        streamer: an :class:`AparStreamer`, anything with ``put`` and ``end`` as transformers' streamers, or ``None``.
+        device: where a plain streamer's tokens are put.
+        eos: ids that end a thread; a plain streamer gets the first one where every thread ended itself.
+    """
+
+    def __init__(self, streamer: object | None, device: torch.device, eos: Sequence[int]) -> None:
+        self.streamer, self.device, self.eos = streamer, device, eos
+        self._told: dict[tuple[int, int], int] = {}  # (row, thread) -> tokens told, in order of creation
+        self._ended: set[tuple[int, int]] = set()
+        self._put = 0
+
+    def update(self, trees: Sequence[ParagraphTree]) -> None:
+        """Pass on what was written since the last call."""
+        if isinstance(self.streamer, AparStreamer):
+            for row, tree in enumerate(trees):
+                self._tell(self.streamer, row, tree)
+        elif self.streamer is not None:
+            settled = trees[0].settled_ids
+            if all(thread.finish_reason == "eos" for thread in trees[0].threads):
+                settled += self.eos[:1]
+            for token in settled[self._put :]:
+                self.streamer.put(torch.tensor([token], device=self.device))  # type: ignore[attr-defined]
+            self._put = len(settled)
+
+    def end(self) -> None:
+        """Tell the streamer that the batch has ended."""
+        if self.streamer is not None:
+            self.streamer.end()  # type: ignore[attr-defined]
+
+    def _tell(self, streamer: AparStreamer, row: int, tree: ParagraphTree) -> None:
+        for thread in tree.threads:  # a fork is told after the parent's tokens before it
+            key = (row, thread.index)
+            if key not in self._told:
+                self._told[key] = 0
+                streamer.begin_thread(row, thread.index, thread.parent)
+            forks = [child for child in tree.threads[1:] if child.parent == thread.index and (row, child.index) not in self._told]
+            for position in range(self._told[key], len(thread.tokens) + 1):
+                for child in forks:
+                    if child.fork_position == position:
+                        self._told[row, child.index] = 0
+                        streamer.begin_thread(row, child.index, thread.index)
+                if position < len(thread.tokens):
+                    streamer.put_token(row, thread.index, thread.parent, thread.tokens[position])
+            self._told[key] = len(thread.tokens)
+            if thread.finish_reason is not None and key not in self._ended:
+                self._ended.add(key)
+                streamer.end_thread(row, thread.index, thread.finish_reason)

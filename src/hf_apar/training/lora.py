@@ -1,0 +1,53 @@
+"""LoRA on all linear layers, and the rows of [Fork] and [Child] at a learning rate of their own."""
+
+from collections.abc import Sequence
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from transformers import PreTrainedModel, Trainer
+
+_ROWS = "trainable_tokens"  # PEFT's name for the parameters of `trainable_token_indices`
+
+
+def add_lora(model: PreTrainedModel, control_ids: Sequence[int], *, rank: int = 32) -> PeftModel:
+    """Wrap ``model`` for training: LoRA of ``rank`` and a scale of 2, and the embedding rows of ``control_ids``.
+
+    The rows count for the output layer too where it is tied to the embeddings.
+    """
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM, r=rank, lora_alpha=2 * rank, target_modules="all-linear",
+        trainable_token_indices=sorted(control_ids),
+    )  # fmt: skip
+    wrapped = get_peft_model(model, config)
+    assert isinstance(wrapped, PeftModel)
+    return wrapped
+
+
+def parameter_groups(model: torch.nn.Module, learning_rate: float, token_rate: float) -> list[dict[str, object]]:
+    """Return the optimizer's groups: the adapter at ``learning_rate``, the token rows at ``token_rate`` times that.
+
+    At the adapter's own rate new rows never reach the top of the softmax, and the model never forks.
+    """
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return [
+        {"params": [parameter for name, parameter in named if _ROWS not in name], "lr": learning_rate},
+        {"params": [parameter for name, parameter in named if _ROWS in name], "lr": learning_rate * token_rate},
+    ]
+
+
+class AdapterTrainer(Trainer):
+    """The stock Trainer with the groups of :func:`parameter_groups`; its checkpoints hold the adapter alone."""
+
+    def __init__(self, *args: object, token_rate: float, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self.token_rate = token_rate
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            groups = parameter_groups(self.model if model is None else model, self.args.learning_rate, self.token_rate)
+            self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        return self.optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, object] | None = None) -> None:
+        # PEFT would look for the base on the Hub to learn whether its vocabulary grew, and then save all embeddings
+        self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict, save_embedding_layers=False)

@@ -1,0 +1,77 @@
+"""The training mixture: answers as trees, structured and whole ones in a fixed proportion, some held out."""
+
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from hf_apar.chat import encode_chat
+from hf_apar.data.distill import Answer
+from hf_apar.data.features import TreeFeatures, tree_features
+from hf_apar.data.markdown import extract
+from hf_apar.data.text_tree import TextThread
+from hf_apar.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Trees of tokens to train on and to judge by, and the deepest thread among them."""
+
+    train: list[TreeFeatures]
+    held_out: list[TreeFeatures]
+    max_depth: int
+
+
+def mix(
+    answers: Sequence[Answer],
+    tokenizer: PreTrainedTokenizerBase,
+    control_ids: tuple[int, int],
+    *,
+    structured_share: float = 0.67,
+    held_out: float = 0.05,
+    max_length: int = 1024,
+    seed: int = 0,
+) -> Mixture:
+    """Extract trees from ``answers`` and draw from the unstructured ones until ``structured_share`` are structured.
+
+    All structured answers are kept; answers of more than ``max_length`` tokens are left out.
+
+    Raises:
+        DataError: if a share is out of its range, no answer is structured, or too few remain to hold any out.
+    """
+    if not 0 < structured_share <= 1 or not 0 < held_out < 1:
+        raise DataError(
+            f"structured_share is {structured_share} and held_out {held_out}; the first is above 0 and at most 1, the "
+            "second between 0 and 1"
+        )
+    pairs = [(answer, extract(answer.response)) for answer in answers if answer.response.strip()]
+    structured = [pair for pair in pairs if pair[1].is_structured]
+    whole = [pair for pair in pairs if not pair[1].is_structured]
+    if not structured:
+        raise DataError(f"none of the {len(pairs)} answers has a structure to learn from; give answers with lists")
+    draw = random.Random(seed)
+    wanted = round(len(structured) * (1 - structured_share) / structured_share)
+    chosen = structured + draw.sample(whole, min(wanted, len(whole)))
+    draw.shuffle(chosen)
+    trees = [(tree.depth, _features(answer, tree, tokenizer, control_ids)) for answer, tree in chosen]
+    fitting = [(depth, features) for depth, features in trees if len(features) <= max_length]
+    aside = max(1, round(held_out * len(fitting)))
+    if aside >= len(fitting):
+        raise DataError(f"{len(fitting)} answers of at most {max_length} tokens are too few to hold some out; give more")
+    logger.info(
+        "%d answers: %d structured, %d of %d others drawn; %d too long; %d held out",
+        len(pairs), len(structured), len(chosen) - len(structured), len(whole), len(trees) - len(fitting), aside,
+    )  # fmt: skip
+    features = [item for _, item in fitting]
+    return Mixture(features[aside:], features[:aside], max(depth for depth, _ in fitting))
+
+
+def _features(
+    answer: Answer, tree: TextThread, tokenizer: PreTrainedTokenizerBase, control_ids: tuple[int, int]
+) -> TreeFeatures:
+    prompt = encode_chat(tokenizer, [{"role": "user", "content": answer.prompt}])
+    return tree_features(prompt, tree, tokenizer, *control_ids, eos_id=int(tokenizer.eos_token_id))

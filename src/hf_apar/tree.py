@@ -1,0 +1,105 @@
+"""Threads and the paragraph tree that they write: plain Python, without tensors (paper, section 3.1)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, Self
+
+FinishReason = Literal["eos", "length", "stop"]
+
+
+class Decodes(Protocol):
+    """What can turn token ids into text, as tokenizers do."""
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str: ...
+
+
+@dataclass(eq=False)
+class Thread:
+    """One node sequence of a paragraph tree, written from left to right.
+
+    Attributes:
+        index: its place in the order of creation; the root is 0.
+        parent: index of the thread that forked it, ``None`` for the root.
+        fork_position: how many of its parent's ``tokens`` read before it.
+        depth: 1 for the root.
+        path_ids: all that its last token could see, itself included: prompt, inherited prefix, [Child], own tokens,
+            with control tokens and without EOS and padding. The index in this list is the token's position.
+        tokens: its own tokens, without control tokens and EOS.
+        finish_reason: why it ended, ``None`` while it lives or waits.
+    """
+
+    index: int
+    parent: int | None
+    fork_position: int
+    depth: int
+    path_ids: list[int]
+    tokens: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+
+class ParagraphTree:
+    """The threads of one answer, and the order in which they read.
+
+    >>> tree = ParagraphTree([Thread(0, None, 0, 1, [], tokens=[1, 2, 3]), Thread(1, 0, 2, 2, [], tokens=[7, 8])])
+    >>> list(tree.reading_order())
+    [(0, [1, 2]), (1, [7, 8]), (0, [3])]
+    """
+
+    def __init__(self, threads: Sequence[Thread]) -> None:
+        self.threads = list(threads)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(threads={len(self.threads)}, tokens={sum(len(t.tokens) for t in self.threads)})"
+
+    def children(self, thread: Thread) -> list[Thread]:
+        """Return the threads that ``thread`` forked, in reading order."""
+        return [other for other in self.threads if other.parent == thread.index]
+
+    def segments(self) -> Iterator[tuple[Thread, list[int], bool]]:
+        """Yield ``(thread, tokens, is it the thread's last segment?)`` depth first, empty segments too."""
+        forks: dict[int, list[Thread]] = {}
+        for thread in self.threads[1:]:
+            assert thread.parent is not None
+            forks.setdefault(thread.parent, []).append(thread)
+
+        def walk(thread: Thread) -> Iterator[tuple[Thread, list[int], bool]]:
+            start = 0
+            for child in forks.get(thread.index, ()):
+                yield thread, thread.tokens[start : child.fork_position], False
+                yield from walk(child)
+                start = child.fork_position
+            yield thread, thread.tokens[start:], True
+
+        return walk(self.threads[0])
+
+    def reading_order(self) -> Iterator[tuple[int, list[int]]]:
+        """Yield ``(thread index, tokens)`` depth first: node, its detail, its next sibling."""
+        return ((thread.index, tokens) for thread, tokens, _ in self.segments() if tokens)
+
+    @property
+    def settled_ids(self) -> list[int]:
+        """The answer's tokens in reading order, up to the place where its first unfinished thread goes on."""
+        settled: list[int] = []
+        for thread, tokens, is_last in self.segments():
+            settled += tokens
+            if is_last and thread.finish_reason is None:
+                break
+        return settled
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The answer's tokens in reading order, control tokens and EOS left out."""
+        return [token for _, tokens in self.reading_order() for token in tokens]
+
+    def text(self, tokenizer: Decodes) -> str:
+        """Return the answer's text: the plain concatenation in reading order."""
+        return tokenizer.decode(self.token_ids, skip_special_tokens=True)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return plain lists and numbers that JSON can hold; :meth:`from_dict` reads them back."""
+        return {"threads": [dict(vars(thread)) for thread in self.threads]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Sequence[Mapping[str, object]]]) -> Self:
+        """Build the tree that :meth:`to_dict` wrote down."""
+        return cls([Thread(**thread) for thread in values["threads"]])  # type: ignore[arg-type]

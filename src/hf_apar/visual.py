@@ -1,0 +1,160 @@
+"""A live view of an answer while its threads write it, for terminals (needs ``rich``)."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from hf_apar.streaming import AparStreamer
+
+COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red", "bright_cyan", "bright_magenta", "bright_yellow")
+CURSOR = "▌"
+UNFINISHED_CHARACTER = "\ufffd"
+
+
+@dataclass
+class _Segment:
+    """Tokens of one thread that stand next to each other in the answer; the text is decoded once per change."""
+
+    tokens: list[int] = field(default_factory=list)
+    decoded: int = 0
+    text: str = ""
+
+    def read(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        if self.decoded < len(self.tokens):
+            self.text = str(tokenizer.decode(self.tokens, skip_special_tokens=True))
+            self.decoded = len(self.tokens)
+        return self.text
+
+
+@dataclass
+class _Branch:
+    """A thread as the view knows it: its segments, and between them the threads that it forked."""
+
+    parts: "list[_Segment | _Branch]" = field(default_factory=lambda: [_Segment()])
+    colour: str = COLOURS[0]
+    live: bool = True
+
+    @property
+    def end(self) -> _Segment:
+        """The segment that grows: a branch always ends in one."""
+        assert isinstance(self.parts[-1], _Segment)
+        return self.parts[-1]
+
+    def fork(self, child: "_Branch") -> None:
+        self.parts += [child, _Segment()]
+
+
+class TreeView(AparStreamer):
+    """The tree of one answer in reading order, built from what a streamer is told.
+
+    Args:
+        tokenizer: turns tokens into text.
+        row: which answer of the batch is followed; the others are ignored.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, row: int = 0) -> None:
+        self.tokenizer, self.row = tokenizer, row
+        self._branches: dict[int, _Branch] = {}
+
+    def begin_thread(self, row: int, thread: int, parent: int | None) -> None:
+        if row != self.row:
+            return
+        branch = _Branch(colour=COLOURS[len(self._branches) % len(COLOURS)])
+        if parent is not None:
+            self._branches[parent].fork(branch)
+        self._branches[thread] = branch
+
+    def put_token(self, row: int, thread: int, parent: int | None, token: int) -> None:
+        if row == self.row:
+            self._branches[thread].end.tokens.append(token)
+
+    def end_thread(self, row: int, thread: int, finish_reason: str) -> None:
+        if row == self.row:
+            self._branches[thread].live = False
+
+    def end(self) -> None:
+        for branch in self._branches.values():
+            branch.live = False
+
+    def render(self) -> Text:
+        """Return the answer so far: a live thread in its colour with a cursor where it grows, finished text plain."""
+        text = Text()
+        if self._branches:
+            self._append(text, next(iter(self._branches.values())))
+        return text
+
+    def token_ids(self) -> list[int]:
+        """Return the tokens of the answer so far, in reading order."""
+        return list(self._read(next(iter(self._branches.values())))) if self._branches else []
+
+    def _read(self, branch: _Branch) -> Iterator[int]:
+        for part in branch.parts:
+            yield from self._read(part) if isinstance(part, _Branch) else part.tokens
+
+    def _append(self, text: Text, branch: _Branch) -> None:
+        style = branch.colour if branch.live else ""
+        for part in branch.parts:
+            if isinstance(part, _Branch):
+                self._append(text, part)
+            else:
+                words = part.read(self.tokenizer)
+                text.append(words.rstrip(UNFINISHED_CHARACTER) if branch.live else words, style=style)
+        if branch.live:
+            text.append(CURSOR, style=f"{branch.colour} blink")
+
+
+class LiveTree(TreeView):
+    """Shows the answer on ``console`` while it grows, and the whole of it once it is finished.
+
+    While it grows, only the last lines that fit the terminal are shown. Where the output is no terminal, only the
+    finished text is written.
+
+    Args:
+        tokenizer: turns tokens into text.
+        console: where to write; default the standard output.
+        refresh_seconds: shortest time between two pictures: drawing must not slow the decoding down.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        console: Console | None = None,
+        row: int = 0,
+        refresh_seconds: float = 0.1,
+    ) -> None:
+        super().__init__(tokenizer, row=row)
+        self.console = console or Console(highlight=False)
+        self.refresh_seconds = refresh_seconds
+        live = Live(console=self.console, auto_refresh=False, transient=True)
+        self._live = live if self.console.is_terminal else None
+        self._drawn = 0.0
+
+    def put_token(self, row: int, thread: int, parent: int | None, token: int) -> None:
+        super().put_token(row, thread, parent, token)
+        if self._live is None or time.monotonic() - self._drawn < self.refresh_seconds:
+            return
+        self._live.start()  # a second start does nothing
+        self._live.update(self._visible(), refresh=True)
+        self._drawn = time.monotonic()
+
+    def end(self) -> None:
+        super().end()
+        self.close()
+        # decoded as a whole: a tokenizer may drop the space that a lone segment starts with
+        text = self.tokenizer.decode(self.token_ids(), skip_special_tokens=True)
+        self.console.print(Text(str(text)), soft_wrap=True)
+
+    def close(self) -> None:
+        """Take the live picture away, if there is one; safe to call twice, and after an interrupted answer."""
+        if self._live is not None:
+            self._live.stop()
+
+    def _visible(self) -> Text:
+        lines = self.render().wrap(self.console, self.console.width)
+        return Text("\n").join(lines[-max(self.console.height - 1, 1) :])

@@ -1,0 +1,272 @@
+"""The command line says what the library says, and the live view reads as the tree reads."""
+
+import inspect
+import io
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+import hf_apar
+from hf_apar import cli
+from hf_apar.checkpoints import DEFAULT_BASE
+from hf_apar.cli import app
+from hf_apar.config import AparConfig
+from hf_apar.data.distill import read_answers
+from hf_apar.training.recipe import train as recipe
+from hf_apar.tree import ParagraphTree, Thread
+from hf_apar.visual import CURSOR, LiveTree, TreeView
+
+PROMPT = "Name two rivers."
+TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }}\n{% endfor %}{% if add_generation_prompt %}> {% endif %}"
+)
+
+
+def tiny_pair() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """Return a random two-layer model and a tokenizer of bytes."""
+    letters = ["<eos>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    backend = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>", chat_template=TEMPLATE
+    )
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, bos_token_id=None, eos_token_id=0, pad_token_id=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).eval(), tokenizer
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A folder with a tiny model that has the control tokens."""
+    model, tokenizer = tiny_pair()
+    hf_apar.add_control_tokens(model, tokenizer)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def untuned(tmp_path_factory):
+    """A folder with a tiny model without control tokens."""
+    model, tokenizer = tiny_pair()
+    folder = tmp_path_factory.mktemp("untuned")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(app, list(arguments))
+
+
+def run_json(*arguments: str) -> dict:
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def encoded(tokenizer) -> torch.Tensor:
+    return torch.tensor([tokenizer.encode(f"{PROMPT}\n> ")])
+
+
+def test_json_is_what_the_library_gives(checkpoint):
+    """The oracle is ``model.generate`` on the same checkpoint, with a bias that makes a random model fork."""
+    got = run_json("generate", PROMPT, "--model", checkpoint, "--max-new-tokens", "24", "--fork-bias", "50")
+    model = hf_apar.AparModelForCausalLM.from_pretrained(checkpoint)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
+    out = model.generate(
+        input_ids=encoded(tokenizer), apar=AparConfig(fork_bias=50.0), max_new_tokens=24, return_dict_in_generate=True
+    )
+    assert len(got["tree"]["threads"]) > 2
+    assert got["tree"] == json.loads(json.dumps(out.trees[0].to_dict()))
+    assert got["text"] == out.trees[0].text(tokenizer)
+    assert got["stats"]["steps"] == out.stats[0].steps
+    assert got["stats"]["tokens_per_step"] == out.stats[0].tokens_per_step
+
+
+def test_plain_json_is_what_plain_generate_gives(checkpoint):
+    got = run_json("generate", PROMPT, "--model", checkpoint, "--max-new-tokens", "12", "--plain")
+    model = LlamaForCausalLM.from_pretrained(checkpoint)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
+    ids = encoded(tokenizer)
+    new = model.generate(input_ids=ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
+    assert got["text"] == tokenizer.decode(new, skip_special_tokens=True)
+    assert got["tokens"] == (new != tokenizer.eos_token_id).sum()
+    assert "tree" not in got
+
+
+def test_the_seed_decides_what_is_sampled(checkpoint):
+    def text(seed: str) -> str:
+        options = ("--temperature", "1.5", "--seed", seed, "--max-new-tokens", "16")
+        return str(run_json("generate", PROMPT, "--model", checkpoint, *options)["text"])
+
+    assert text("1") == text("1") != text("2")
+
+
+def test_compare_gives_both_answers(checkpoint):
+    arguments = ("generate", PROMPT, "--model", checkpoint, "--max-new-tokens", "12")
+    both = run_json(*arguments, "--compare")
+    assert both["plain"]["text"] == run_json(*arguments, "--plain")["text"]
+    assert both["tree"] == run_json(*arguments)["tree"]
+
+
+def test_without_a_terminal_the_answer_stands_in_the_output_once(checkpoint):
+    arguments = ("generate", PROMPT, "--model", checkpoint, "--max-new-tokens", "24", "--fork-bias", "50")
+    answer, result = run_json(*arguments), run(*arguments)
+    assert result.exit_code == 0
+    assert result.stdout.count(answer["text"].rstrip("\n")) == 1
+    assert CURSOR not in result.stdout
+    assert f"{len(answer['tree']['threads'])} threads, {answer['stats']['tokens']} tokens" in result.stdout
+
+
+def test_compare_tells_both_speeds_and_the_ratio(checkpoint):
+    output = run("generate", PROMPT, "--model", checkpoint, "--max-new-tokens", "8", "--compare").stdout
+    assert output.count("tokens/s") == 2
+    assert "times as fast per token" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", PROMPT, "--plain", "--compare"], "give one of them"),
+        (["generate", PROMPT, "--max-threads", "0"], "max-threads"),
+        (["generate", PROMPT, "--model", "no/such/folder"], "no/such/folder"),
+        (["distill", "-", "answers.jsonl"], "--templates"),
+        (["distill", "-", "answers.jsonl", "--templates", "1000000"], "different prompts"),
+        (["distill", "no_such_file.jsonl", "answers.jsonl"], "no_such_file.jsonl"),
+    ],
+)
+def test_what_cannot_be_done_is_said_without_a_traceback(arguments, message, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_model_that_was_not_tuned_is_refused_in_one_line(untuned):
+    result = run("generate", PROMPT, "--model", untuned)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("hf-apar: ")
+    assert "[Fork]" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_line_that_is_no_prompt_is_named(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "One?"}\n\n{"question": "Two?"}\n')
+    result = run("distill", str(path), str(tmp_path / "answers.jsonl"))
+    assert result.exit_code == 2
+    assert "line 3" in result.stderr
+
+
+def test_distill_goes_through_all_prompts_once(untuned, tmp_path):
+    prompts, answers = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"{number}?"}) + "\n" for number in range(5)))
+    options = ("--model", untuned, "--batch-size", "2", "--max-new-tokens", "40")
+    arguments = ("distill", str(prompts), str(answers), *options)
+    first = run(*arguments)
+    assert first.exit_code == 0, first.output
+    assert (tmp_path / "answers.jsonl.done").read_text() == "5"
+    finished = read_answers(answers)
+    assert {answer.prompt for answer in finished} <= {f"{number}?" for number in range(5)}
+    assert run(*arguments).exit_code == 0
+    assert read_answers(answers) == finished
+
+
+def test_train_has_the_options_of_the_recipe_with_their_defaults():
+    """The oracle is the signature of the library's function."""
+    wanted = {name: option.default for name, option in inspect.signature(recipe).parameters.items()}
+    got = {name: option.default for name, option in inspect.signature(cli.train).parameters.items()}
+    assert got | {"model": DEFAULT_BASE} == wanted
+
+
+class Letters:
+    """Decodes token 97 as ``a``, as a tokenizer would."""
+
+    def decode(self, tokens, skip_special_tokens):
+        return "".join(map(chr, tokens))
+
+
+def told(view: TreeView, events: str) -> TreeView:
+    """Tell ``view`` events: ``0a`` is token a of thread 0, ``0>1`` a fork, ``1.`` an end."""
+    view.begin_thread(0, 0, None)
+    for event in events.split():
+        thread = int(event[0])
+        if event[1] == ">":
+            view.begin_thread(0, int(event[2]), thread)
+        elif event[1] == ".":
+            view.end_thread(0, thread, "eos")
+        else:
+            view.put_token(0, thread, None, ord(event[1]))
+    return view
+
+
+@pytest.mark.parametrize(
+    ("events", "text"),
+    [
+        ("0a 0b", f"ab{CURSOR}"),
+        ("0a 0>1 0b 1x", f"ax{CURSOR}b{CURSOR}"),
+        ("0a 0>1 0b 1x 1. 0c", f"axbc{CURSOR}"),
+        ("0a 0>1 1x 0b 1>2 0>3 2u 1y 3z 2. 1. 3. 0.", "axuybz"),
+        ("0a 0. 0>1 1x", f"ax{CURSOR}"),
+    ],
+)
+def test_the_view_shows_every_thread_in_its_place(events, text):
+    assert told(TreeView(Letters()), events).render().plain == text
+
+
+def test_a_live_thread_has_a_colour_of_its_own_and_a_finished_one_none():
+    text = told(TreeView(Letters()), "0a 0>1 0b 1x 1.").render()
+    assert [(text.plain[span.start : span.end], str(span.style)) for span in text.spans] == [
+        ("a", "cyan"), ("b", "cyan"), (CURSOR, "cyan blink"),
+    ]  # fmt: skip
+
+
+def test_the_view_follows_one_row():
+    view = told(TreeView(Letters()), "0a")
+    view.begin_thread(1, 0, None)
+    view.put_token(1, 0, None, ord("z"))
+    assert view.render().plain == f"a{CURSOR}"
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=40))
+def test_the_view_reads_as_the_tree_reads(steps):
+    """The oracle is ``ParagraphTree.token_ids``; each step writes a token in a thread, or forks it."""
+    view, threads = TreeView(Letters()), [Thread(0, None, 0, 1, [])]
+    view.begin_thread(0, 0, None)
+    for token, (choice, forks) in enumerate(steps):
+        thread = threads[choice % len(threads)]
+        if forks:
+            threads.append(Thread(len(threads), thread.index, len(thread.tokens), thread.depth + 1, []))
+            view.begin_thread(0, len(threads) - 1, thread.index)
+        else:
+            thread.tokens.append(token)
+            view.put_token(0, thread.index, thread.parent, token)
+    assert view.token_ids() == ParagraphTree(threads).token_ids
+
+
+def test_a_terminal_sees_the_last_lines_while_the_answer_grows_and_all_of_it_at_the_end():
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=10, height=4, color_system=None)
+    live = LiveTree(Letters(), console=console, refresh_seconds=0.0)
+    live.begin_thread(0, 0, None)
+    for letter in "1\n2\n3\n4\n5\n6":
+        live.put_token(0, 0, None, ord(letter))
+    assert live._visible().plain.split("\n") == ["4", "5", f"6{CURSOR}"]
+    live.end()
+    assert output.getvalue().endswith("1\n2\n3\n4\n5\n6\n")
