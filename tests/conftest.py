@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hf_apar import AparConfig, enable_apar
+from hf_apar import enable_apar
 
 torch.set_num_threads(1)
 
@@ -106,5 +106,3 @@ def nested(tree):
         return parts
 
     return own(tree.threads[0])
-
-

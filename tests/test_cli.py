@@ -24,9 +24,7 @@ from hf_apar.tree import ParagraphTree, Thread
 from hf_apar.visual import CURSOR, LiveTree, TreeView
 
 PROMPT = "Name two rivers."
-TEMPLATE = (
-    "{% for message in messages %}{{ message['content'] }}\n{% endfor %}{% if add_generation_prompt %}> {% endif %}"
-)
+TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}{% if add_generation_prompt %}> {% endif %}"
 
 
 def tiny_pair() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:

@@ -1,6 +1,7 @@
 """APAR, auto-parallel auto-regressive decoding (arXiv 2401.06761), for Hugging Face transformers."""
 
 from hf_apar.chat import encode_chat
+from hf_apar.checkpoints import AparModelForCausalLM, load_default_model
 from hf_apar.config import AparConfig
 from hf_apar.decoding import AparOutput, AparStats, apar_decode
 from hf_apar.errors import AparError, ConfigurationError, ControlTokenError, DataError, UnsupportedModelError
@@ -13,6 +14,7 @@ __all__ = [
     "AparConfig",
     "AparError",
     "AparGenerationMixin",
+    "AparModelForCausalLM",
     "AparOutput",
     "AparStats",
     "AparStreamer",
@@ -27,4 +29,5 @@ __all__ = [
     "disable_apar",
     "enable_apar",
     "encode_chat",
+    "load_default_model",
 ]

@@ -18,7 +18,7 @@ class TreeLayer(CacheLayerMixin):
     is_sliding = False  # every layer keeps all slots; a sliding window is a mask of its own
 
     def __init__(self, cache: "TreeCache") -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.cache = cache
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -46,6 +46,10 @@ class TreeLayer(CacheLayerMixin):
         index = self.cache.slots.to(states.device)[:, None, :, None].expand_as(states)  # (batch, heads, width, dim)
         return buffer.scatter_(2, index, states)
 
+    def keep_rows(self, rows: Tensor) -> None:
+        assert self.keys is not None and self.values is not None
+        self.keys, self.values = self.keys[rows.to(self.keys.device)], self.values[rows.to(self.values.device)]
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.cache.high_water, 0
 
@@ -71,16 +75,22 @@ class TreeCache(Cache):
     def __init__(self, layers: int) -> None:
         self.slots: LongTensor | None = None
         self.high_water = self.past = 0
-        super().__init__(layers=[TreeLayer(self) for _ in range(layers)])
+        self.tree_layers = [TreeLayer(self) for _ in range(layers)]
+        super().__init__(layers=list(self.tree_layers))
 
     def prepare(self, slots: LongTensor | None, high_water: int, width: int) -> None:
         """Say where the next forward pass of ``width`` tokens writes and how far it reads."""
         self.slots, self.high_water, self.past = slots, high_water, high_water - width
 
+    def keep_rows(self, rows: Tensor) -> None:
+        """Keep the batch rows listed in ``rows`` (kept,), in that order."""
+        for layer in self.tree_layers:
+            layer.keep_rows(rows)
+
     @property
     def bytes(self) -> int:
         """The size of all buffers in bytes."""
-        buffers = [buffer for layer in self.layers for buffer in (layer.keys, layer.values) if buffer is not None]
+        buffers = [buffer for layer in self.tree_layers for buffer in (layer.keys, layer.values) if buffer is not None]
         return sum(buffer.numel() * buffer.element_size() for buffer in buffers)
 
 
@@ -98,5 +108,3 @@ def layer_windows(config: Any) -> dict[str, int | None]:
 def new_tree_cache(config: Any) -> TreeCache:
     """Return an empty cache for a model of ``config``."""
     return TreeCache(int(config.get_text_config(decoder=True).num_hidden_layers))
-
-

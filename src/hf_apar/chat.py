@@ -26,7 +26,7 @@ def encode_chat(
     for message in chat:
         if not isinstance(message.get("content"), str):
             raise DataError(f"a message's content is {message.get('content')!r}; it must be a string")
-    special = set(tokenizer.get_added_vocab().values())
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     if not any(special & set(tokenizer.encode(message["content"], add_special_tokens=False)) for message in chat):
         return _as_ids(tokenizer.apply_chat_template(chat, add_generation_prompt=add_generation_prompt, return_dict=False))
     ids: list[int] = []

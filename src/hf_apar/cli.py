@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hf_apar.comparison import AparResult, Result
-    from hf_apar.config import AparConfig
     from hf_apar.data.distill import Question
 
 app = typer.Typer(
@@ -67,9 +66,10 @@ def generate(
         raise typer.BadParameter("--plain leaves APAR out and --compare needs it; give one of them")
     with _errors_in_one_line():
         from hf_apar.comparison import Decoder
+        from hf_apar.config import AparConfig
 
         loaded, tokenizer = _load(model, dtype)
-        config = _config(loaded, max_threads, fork_bias)
+        config = AparConfig(max_threads=max_threads, fork_bias=fork_bias)
         options: dict[str, object] = {"max_new_tokens": max_new_tokens, "do_sample": do_sample}
         if temperature is not None:
             options |= {"do_sample": True, "temperature": temperature}
@@ -117,9 +117,7 @@ def distill(
 
 @app.command()
 def train(
-    answers: Annotated[
-        Path, typer.Argument(help="JSON Lines of `prompt` and `response`.", exists=True, dir_okay=False)
-    ],
+    answers: Annotated[Path, typer.Argument(help="JSON Lines of `prompt` and `response`.", exists=True, dir_okay=False)],
     output: Annotated[Path, typer.Argument(help="Folder for the adapter and its checkpoints.", file_okay=False)],
     model: ModelOption = None,
     rank: Annotated[int, typer.Option(min=1, help="Rank of LoRA.")] = 32,
@@ -182,13 +180,14 @@ def _load(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrainedT
     from transformers import AutoTokenizer
 
     import hf_apar
+    from hf_apar.checkpoints import load_default_model
 
     torch_dtype = getattr(torch, dtype.value)
     with _quietly():
         if name is None:
-            return hf_apar.load_default_model(dtype=torch_dtype)
+            return load_default_model(dtype=torch_dtype)
         model = hf_apar.AparModelForCausalLM.from_pretrained(name, dtype=torch_dtype)
-        return model.eval(), AutoTokenizer.from_pretrained(name)
+        return model, AutoTokenizer.from_pretrained(name)
 
 
 def _load_base(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
@@ -199,18 +198,6 @@ def _load_base(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTra
 
     with _quietly():
         return load_base(name or DEFAULT_BASE, dtype=getattr(torch, dtype.value))
-
-
-def _config(model: "PreTrainedModel", max_threads: int | None, fork_bias: float | None) -> "AparConfig":
-    """Return the checkpoint's own settings with what the user gave in their place."""
-    from hf_apar.tokens import checkpoint_config
-
-    config = checkpoint_config(model)
-    return replace(
-        config,
-        max_threads=config.max_threads if max_threads is None else max_threads,
-        fork_bias=config.fork_bias if fork_bias is None else fork_bias,
-    )
 
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
@@ -234,9 +221,7 @@ def _read_questions(path: Path) -> "list[Question]":
                 record = json.loads(line)
                 questions.append(Question(str(record["prompt"]), str(record.get("opening", ""))))
             except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-                raise DataError(
-                    f'{path}, line {number}: wanted {{"prompt": "..."}}, got {line.strip()[:80]}'
-                ) from error
+                raise DataError(f'{path}, line {number}: wanted {{"prompt": "..."}}, got {line.strip()[:80]}') from error
     return questions
 
 

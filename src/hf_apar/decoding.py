@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import LongTensor, Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from hf_apar.cache import TreeCache, layer_windows, new_tree_cache
 from hf_apar.checks import (
@@ -22,7 +22,7 @@ from hf_apar.checks import (
     validate_model,
     validate_stopping,
 )
-from hf_apar.config import AparConfig
+from hf_apar.config import AparConfig, ResolvedConfig
 from hf_apar.growth import GrowingTree
 from hf_apar.layout import Query, lay_out
 from hf_apar.sampling import Context, Sampler
@@ -114,12 +114,11 @@ class Decoder:
         input_ids: LongTensor,
         attention_mask: Tensor | None,
         sampler: Sampler,
-        config: AparConfig,
+        config: ResolvedConfig,
         generation_config: GenerationConfig,
         broadcast: Broadcast,
         proposer: Proposer,
     ) -> None:
-        assert config.fork_token_id is not None and config.child_token_id is not None
         self.model, self.sampler, self.config, self.proposer = model, sampler, config, proposer
         self.input_ids, self.attention_mask, self.broadcast = input_ids, attention_mask, broadcast
         self.cache: TreeCache = new_tree_cache(model.config)
@@ -152,7 +151,7 @@ class Decoder:
         """Feed the prompts as ``generate`` does; return the logits of their last tokens, (batch, 1, vocabulary)."""
         length = self.input_ids.shape[1]
         self.cache.prepare(None, length, length)
-        inputs = self.model.prepare_inputs_for_generation(
+        inputs = self.model.prepare_inputs_for_generation(  # type: ignore[operator]
             self.input_ids,
             attention_mask=self.attention_mask,
             past_key_values=self.cache,
@@ -218,7 +217,11 @@ class Decoder:
         chosen: list[list[list[int]]] = [[[] for _ in turns] for turns in plan]
         forked = any(len(row.tree.threads) > 1 for row in self.rows)
         for index, (row, turns) in enumerate(zip(self.rows, plan, strict=True)):
-            found = [(c, owner) for turn, owner in zip(turns, chosen[index], strict=True) for c in self._contexts(index, row, turn)]
+            found: list[tuple[Context, list[int] | None]] = [
+                (context, owner)
+                for turn, owner in zip(turns, chosen[index], strict=True)
+                for context in self._contexts(index, row, turn)
+            ]
             if not found and not forked:
                 found = [(self._idle_context(index, row), None)]
             places += [(index, column) for column in range(len(found))]
@@ -251,6 +254,7 @@ class Decoder:
             self.budget[index] -= 1
             if token in self.eos:
                 row.pool.release(spare)
+                turn.thread.eos_token_id = token
                 row.end(turn.thread, "eos")
                 return
             if token != guess or token == self.config.fork_token_id:
@@ -315,27 +319,27 @@ def apar_decode(
         logits_processor, config, input_ids, pad_token_id=int(pad), do_sample=bool(generation_config.do_sample)
     )
     attention_mask = model_kwargs.pop("attention_mask", None)
-    broadcast = Broadcast(streamer, input_ids.device, eos)
+    broadcast = Broadcast(streamer, input_ids.device)
     model_kwargs.pop("past_key_values", None)  # the empty cache that generate made
     decoder = Decoder(
         model, input_ids, attention_mask, sampler, config, generation_config, broadcast, proposer or NoDrafts()
     )
     decoder.run(**model_kwargs)
     broadcast.end()
-    return _output(decoder, generation_config, pad=int(pad), eos=eos)
+    return _output(decoder, generation_config, pad=int(pad))
 
 
-def _output(decoder: Decoder, generation_config: GenerationConfig, *, pad: int, eos: Sequence[int]) -> AparOutput | LongTensor:
+def _output(decoder: Decoder, generation_config: GenerationConfig, *, pad: int) -> AparOutput | LongTensor:
     answers = []
     for row, stats in zip(decoder.rows, decoder.stats, strict=True):
         answer = row.tree.token_ids
         prompt = row.prompt_length
         stats.tokens = len(answer)
         stats.critical_path = max(len(thread.path_ids) - prompt for thread in row.tree.threads)
-        stats.kv_if_sequential = prompt + max(len(answer) - 1, 0)
-        stats.attended_if_sequential = sum(range(prompt + 1, prompt + len(answer)))
-        ended = all(thread.finish_reason == "eos" for thread in row.tree.threads)
-        answers.append([*answer, *eos[: 1 if ended else 0]])
+        fed = len(answer) if row.tree.closing_ids else max(len(answer) - 1, 0)  # the last token is fed to get EOS alone
+        stats.kv_if_sequential = prompt + fed
+        stats.attended_if_sequential = sum(range(prompt + 1, prompt + fed + 1))
+        answers.append([*answer, *row.tree.closing_ids])
     width = max(len(answer) for answer in answers)
     new_ids = torch.tensor([answer + [pad] * (width - len(answer)) for answer in answers], dtype=torch.long)
     sequences: LongTensor = torch.cat([decoder.input_ids, new_ids.to(decoder.input_ids.device)], dim=1)  # type: ignore[assignment]

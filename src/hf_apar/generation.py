@@ -11,7 +11,7 @@ from hf_apar.config import AparConfig
 from hf_apar.decoding import Proposer, apar_decode
 from hf_apar.errors import ConfigurationError, UnsupportedModelError
 from hf_apar.streaming import AparStreamer
-from hf_apar.tokens import checkpoint_config, find_control_tokens
+from hf_apar.tokens import checkpoint_config, find_control_tokens, record_settings
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -60,9 +60,7 @@ class AparGenerationMixin:
         return _new_enabled, (_plain_class(type(self)),), self.__dict__
 
 
-def enable_apar(
-    model: Model, tokenizer: PreTrainedTokenizerBase | None = None, config: AparConfig | None = None
-) -> Model:
+def enable_apar(model: Model, tokenizer: PreTrainedTokenizerBase | None = None, config: AparConfig | None = None) -> Model:
     """Give this one ``model`` object ``generate(apar=...)``; a PEFT model's base is changed. Enabling twice changes nothing.
 
     Args:
@@ -85,9 +83,9 @@ def enable_apar(
     validate_model(base)
     fork, child = find_control_tokens(base, tokenizer)
     settings = (config or checkpoint_config(base)).filled_from(AparConfig(fork_token_id=fork, child_token_id=child))
-    base.generation_config.apar_config = settings.to_dict()
+    record_settings(base, settings.to_dict())
     if not isinstance(base, AparGenerationMixin):
-        base.__class__ = _enabled_class(type(base))
+        base.__class__ = _enabled_class(type(base))  # type: ignore[arg-type]
     return model
 
 
@@ -110,7 +108,7 @@ def _base_model(model: Any) -> Any:
 
 
 @cache
-def _enabled_class(plain: type) -> type:
+def _enabled_class(plain: Any) -> Any:
     return type(
         plain.__name__, (AparGenerationMixin, plain), {"__module__": plain.__module__, "__qualname__": plain.__qualname__}
     )

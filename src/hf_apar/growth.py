@@ -77,9 +77,7 @@ class GrowingTree:
             self.end(self._order[-1], reason)
 
     def _fork(self, parent: Thread) -> None:
-        child = Thread(
-            len(self.tree.threads), parent.index, len(parent.tokens), parent.depth + 1, list(parent.path_ids)
-        )
+        child = Thread(len(self.tree.threads), parent.index, len(parent.tokens), parent.depth + 1, list(parent.path_ids))
         self.tree.threads.append(child)
         self.pool.hold(self._slots[parent.index])
         self._slots[child.index] = list(self._slots[parent.index])

@@ -63,7 +63,9 @@ def lay_out(
     ]
     high_water = max([high_water, *(query.slot + 1 for queries in padded for query in queries)])
     masks = {
-        kind: slots_mask([[q.sees if window is None else q.sees[-window:] for q in row] for row in padded], width, high_water)
+        kind: slots_mask(
+            [[q.sees if window is None else q.sees[-window:] for q in row] for row in padded], width, high_water
+        )
         for kind, window in windows.items()
     }  # each (batch, width, slots)
     return StepInputs(

@@ -9,7 +9,7 @@ from torch import LongTensor, Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import logits_process
 
-from hf_apar.config import AparConfig
+from hf_apar.config import ResolvedConfig
 from hf_apar.errors import ConfigurationError
 
 _SCORES_ONLY = tuple(
@@ -51,7 +51,7 @@ class Sampler:
 
     Args:
         processors: what ``generate`` prepared; the suppression of the two control tokens is lifted.
-        config: with both token ids set.
+        config: the settings of this run.
         prompt_ids: (batch, prompt), padded on the left.
         pad_token_id: fills rows that a processor must get but whose result is not used.
         do_sample: draw from the softmax instead of taking the argmax.
@@ -63,16 +63,15 @@ class Sampler:
     def __init__(
         self,
         processors: LogitsProcessorList,
-        config: AparConfig,
+        config: ResolvedConfig,
         prompt_ids: LongTensor,
         *,
         pad_token_id: int,
         do_sample: bool,
     ) -> None:
-        assert config.fork_token_id is not None and config.child_token_id is not None
         self.fork, self.child, self.fork_bias = config.fork_token_id, config.child_token_id, config.fork_bias
-        self.processors = [lifted for one in processors if (lifted := self._lift(one)) is not None]
         self.prompt_ids, self.pad_token_id, self.do_sample = prompt_ids, pad_token_id, do_sample
+        self.processors = [lifted for one in processors if (lifted := self._lift(one)) is not None]
 
     def __call__(self, logits: Tensor, contexts: Sequence[Context]) -> list[int]:
         """Return one token for each context; ``logits`` is (contexts, vocabulary)."""
@@ -81,7 +80,7 @@ class Sampler:
             chosen = torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)  # (contexts,)
         else:
             chosen = scores.argmax(dim=-1)
-        return chosen.tolist()  # type: ignore[no-any-return]  # the step's one copy to the host
+        return chosen.tolist()  # the step's one copy to the host
 
     def _ban(self, logits: Tensor, contexts: Sequence[Context]) -> Tensor:
         scores = logits.clone()
@@ -94,7 +93,7 @@ class Sampler:
     def _process(self, scores: Tensor, contexts: Sequence[Context]) -> Tensor:
         for processor in self.processors:
             if type(processor) in _SCORES_ONLY:
-                scores = processor(self.prompt_ids, scores)  # type: ignore[arg-type]
+                scores = processor(self.prompt_ids, scores)
             else:
                 scores = self._along_paths(processor, scores, contexts)
         return scores
@@ -115,7 +114,7 @@ class Sampler:
                 new_ids[row] = torch.tensor(contexts[index].new_ids, device=new_ids.device, dtype=new_ids.dtype)
             batch = scores[indices[0]].repeat(len(self.prompt_ids), 1)  # (batch, vocabulary)
             batch[rows] = scores[indices]
-            result[indices] = processor(torch.cat([self.prompt_ids, new_ids], dim=1), batch)[rows]  # type: ignore[arg-type]
+            result[indices] = processor(torch.cat([self.prompt_ids, new_ids], dim=1), batch)[rows]
         return result
 
     def _lift(self, processor: LogitsProcessor) -> LogitsProcessor | None:
@@ -128,4 +127,4 @@ class Sampler:
         if not isinstance(processor, logits_process.SuppressTokensLogitsProcessor):
             return processor
         kept = [token for token in processor.suppress_tokens.tolist() if token not in (self.fork, self.child)]
-        return logits_process.SuppressTokensLogitsProcessor(kept, device=self.prompt_ids.device) if kept else None
+        return logits_process.SuppressTokensLogitsProcessor(kept, device=str(self.prompt_ids.device)) if kept else None

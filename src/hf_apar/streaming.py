@@ -30,13 +30,13 @@ class Broadcast:
     """Tells a streamer what is new in the trees since the last step.
 
     Args:
-        streamer: an :class:`AparStreamer`, anything with ``put`` and ``end`` as transformers' streamers, or ``None``.
+        streamer: an :class:`AparStreamer`, anything with ``put`` and ``end`` as transformers' streamers, or ``None``;
+            a plain streamer gets an EOS last where every thread ended itself.
         device: where a plain streamer's tokens are put.
-        eos: ids that end a thread; a plain streamer gets the first one where every thread ended itself.
     """
 
-    def __init__(self, streamer: object | None, device: torch.device, eos: Sequence[int]) -> None:
-        self.streamer, self.device, self.eos = streamer, device, eos
+    def __init__(self, streamer: object | None, device: torch.device) -> None:
+        self.streamer, self.device = streamer, device
         self._told: dict[tuple[int, int], int] = {}  # (row, thread) -> tokens told, in order of creation
         self._ended: set[tuple[int, int]] = set()
         self._put = 0
@@ -47,9 +47,7 @@ class Broadcast:
             for row, tree in enumerate(trees):
                 self._tell(self.streamer, row, tree)
         elif self.streamer is not None:
-            settled = trees[0].settled_ids
-            if all(thread.finish_reason == "eos" for thread in trees[0].threads):
-                settled += self.eos[:1]
+            settled = trees[0].settled_ids + trees[0].closing_ids
             for token in settled[self._put :]:
                 self.streamer.put(torch.tensor([token], device=self.device))  # type: ignore[attr-defined]
             self._put = len(settled)
@@ -65,7 +63,9 @@ class Broadcast:
             if key not in self._told:
                 self._told[key] = 0
                 streamer.begin_thread(row, thread.index, thread.parent)
-            forks = [child for child in tree.threads[1:] if child.parent == thread.index and (row, child.index) not in self._told]
+            forks = [
+                child for child in tree.threads[1:] if child.parent == thread.index and (row, child.index) not in self._told
+            ]
             for position in range(self._told[key], len(thread.tokens) + 1):
                 for child in forks:
                     if child.fork_position == position:

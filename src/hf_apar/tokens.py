@@ -1,5 +1,8 @@
 """The control tokens [Fork] and [Child]: how a model gets them, and how a checkpoint tells its ids."""
 
+from collections.abc import Mapping
+from typing import cast
+
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -27,19 +30,26 @@ def add_control_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     new = [token for token in (FORK_TOKEN, CHILD_TOKEN) if token not in known]
     pieces = {token: tokenizer.encode(token, add_special_tokens=False) for token in new}
     tokenizer.add_tokens(new, special_tokens=True)
-    fork, child = tokenizer.convert_tokens_to_ids([FORK_TOKEN, CHILD_TOKEN])
+    vocabulary = tokenizer.get_vocab()
+    fork, child = vocabulary[FORK_TOKEN], vocabulary[CHILD_TOKEN]
     _grow_embeddings(model, max(len(tokenizer), fork + 1, child + 1))
-    layers = {id(layer.weight): layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer}
+    both = (model.get_input_embeddings(), model.get_output_embeddings())
+    weights = {id(layer.weight): cast(torch.Tensor, layer.weight) for layer in both if layer is not None}
     with torch.no_grad():
-        for layer in layers.values():  # one layer where input and output are tied
+        for weight in weights.values():  # one where input and output are tied
             for token in new:
-                layer.weight[tokenizer.convert_tokens_to_ids(token)] = layer.weight[pieces[token]].mean(dim=0)
+                weight[vocabulary[token]] = weight[pieces[token]].mean(dim=0)
     _record(model, fork, child)
     return fork, child
 
 
+def embedding_rows(model: PreTrainedModel) -> int:
+    """Return the size of the model's vocabulary, which may be padded beyond the tokenizer's."""
+    return cast(torch.Tensor, model.get_input_embeddings().weight).shape[0]
+
+
 def _grow_embeddings(model: PreTrainedModel, size: int) -> None:
-    if size <= model.get_input_embeddings().weight.shape[0]:
+    if size <= embedding_rows(model):
         return  # a vocabulary padded to a round number has room already; resizing to len(tokenizer) would shrink it
     try:
         model.resize_token_embeddings(size, mean_resizing=False)
@@ -55,8 +65,16 @@ def _record(model: PreTrainedModel, fork: int, child: int) -> None:
     if generation is None:
         raise ControlTokenError(f"{type(model).__name__} has no generation config; APAR needs a model that can generate")
     settings = dict(getattr(generation, "apar_config", None) or {})
-    generation.apar_config = settings | {"fork_token_id": fork, "child_token_id": child}
+    record_settings(model, settings | {"fork_token_id": fork, "child_token_id": child})
     generation.suppress_tokens = sorted({*(generation.suppress_tokens or ()), fork, child})
+
+
+def record_settings(model: PreTrainedModel, settings: Mapping[str, object]) -> None:
+    """Write APAR ``settings`` into ``model``'s generation config, as a plain ``dict`` that is saved with it."""
+    assert model.generation_config is not None
+    model.generation_config.apar_config = dict(settings)  # type: ignore[attr-defined]
+    # True for a model that had no generation config of its own, whose extra fields are then dropped when it is loaded
+    model.generation_config._from_model_config = False
 
 
 def checkpoint_config(model: PreTrainedModel) -> AparConfig:
@@ -77,7 +95,7 @@ def find_control_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
         fork, child = vocabulary.get(FORK_TOKEN), vocabulary.get(CHILD_TOKEN)
     if fork is None or child is None:
         raise ControlTokenError(
-            f"{type(model).__name__} has no {FORK_TOKEN} and {CHILD_TOKEN} tokens; call add_control_tokens(model, tokenizer) "
-            "before fine-tuning, or load a checkpoint that was fine-tuned for APAR"
+            f"{type(model).__name__} has no {FORK_TOKEN} and {CHILD_TOKEN} tokens; call add_control_tokens(model, "
+            "tokenizer) before fine-tuning, or load a checkpoint that was fine-tuned for APAR"
         )
     return fork, child

@@ -26,6 +26,7 @@ class Thread:
             with control tokens and without EOS and padding. The index in this list is the token's position.
         tokens: its own tokens, without control tokens and EOS.
         finish_reason: why it ended, ``None`` while it lives or waits.
+        eos_token_id: the EOS that it sampled, ``None`` if it did not end itself.
     """
 
     index: int
@@ -35,6 +36,7 @@ class Thread:
     path_ids: list[int]
     tokens: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    eos_token_id: int | None = None
 
 
 class ParagraphTree:
@@ -90,6 +92,12 @@ class ParagraphTree:
     def token_ids(self) -> list[int]:
         """The answer's tokens in reading order, control tokens and EOS left out."""
         return [token for _, tokens in self.reading_order() for token in tokens]
+
+    @property
+    def closing_ids(self) -> list[int]:
+        """The EOS with which the answer reads last, where every thread ended itself; else nothing."""
+        ended = all(thread.finish_reason == "eos" for thread in self.threads)
+        return [eos] if ended and (eos := self.threads[0].eos_token_id) is not None else []
 
     def text(self, tokenizer: Decodes) -> str:
         """Return the answer's text: the plain concatenation in reading order."""

@@ -147,8 +147,11 @@ class LiveTree(TreeView):
         super().end()
         self.close()
         # decoded as a whole: a tokenizer may drop the space that a lone segment starts with
-        text = self.tokenizer.decode(self.token_ids(), skip_special_tokens=True)
-        self.console.print(Text(str(text)), soft_wrap=True)
+        text = str(self.tokenizer.decode(self.token_ids(), skip_special_tokens=True))
+        if self.console.is_terminal:
+            self.console.print(Text(text), soft_wrap=True)
+        else:
+            self.console.file.write(f"{text}\n")  # as it is: rich drops control characters, such as a carriage return
 
     def close(self) -> None:
         """Take the live picture away, if there is one; safe to call twice, and after an interrupted answer."""

@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import LongTensor, Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_apar.cache import new_tree_cache
 from hf_apar.chat import encode_chat
 
 logger = logging.getLogger(__name__)
@@ -35,22 +36,12 @@ class Answer:
     response: str
 
 
-class _StragglersLeft(StoppingCriteria):
-    """Ends a batch once all but a ``share`` of its rows have ended: the last rows would cost as much as all others."""
-
-    def __init__(self, eos_token_id: int, prompt_length: int, share: float) -> None:
-        self.eos_token_id, self.prompt_length, self.share = eos_token_id, prompt_length, share
-
-    def __call__(self, input_ids: LongTensor, scores: Tensor, **kwargs: object) -> Tensor:  # type: ignore[override]
-        running = (input_ids[:, self.prompt_length :] != self.eos_token_id).all(dim=1)  # (batch,)
-        return torch.full_like(running, fill_value=bool(running.float().mean() <= self.share))
-
-
 def read_answers(path: Path) -> list[Answer]:
     """Read the answers that :func:`distill` wrote to ``path``, none if there is no such file."""
     if not path.exists():
         return []
-    return [Answer(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open(encoding="utf-8") as file:  # splitlines() would cut at U+2028 too
+        return [Answer(**json.loads(line)) for line in file]
 
 
 def distill(
@@ -64,9 +55,9 @@ def distill(
     temperature: float = 0.6,
     straggler_share: float = 0.25,
 ) -> Iterator[int]:
-    """Answer ``questions`` by sampling, append finished answers to ``path`` (JSON Lines), yield the questions done so far.
+    """Answer ``questions`` by sampling, append what ends to ``path`` (JSON Lines), yield how many are done so far.
 
-    A second call with the same questions goes on where the first one stopped: the position is kept in ``path`` + ``.done``.
+    A second call with the same questions goes on where the first one stopped: ``path`` + ``.done`` keeps the position.
 
     Args:
         batch_size: questions answered at once.
@@ -99,18 +90,60 @@ def _answer(
         for question in questions
     ]
     inputs = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
-    length = inputs["input_ids"].shape[1]
-    eos = int(tokenizer.eos_token_id)  # type: ignore[arg-type]
-    rows = model.generate(
-        **inputs,
-        max_new_tokens=max_new_tokens,
-        do_sample=True,
-        temperature=temperature,
-        top_k=50,
-        stopping_criteria=StoppingCriteriaList([_StragglersLeft(eos, length, straggler_share)]),
-    )[:, length:]
+    rows = _sample(
+        model,
+        inputs["input_ids"],
+        inputs["attention_mask"],
+        int(tokenizer.eos_token_id),
+        max_new_tokens,
+        temperature,
+        straggler_share,
+    )
     return [
-        Answer(question.prompt, question.opening + tokenizer.decode(row[: row.index(eos)], skip_special_tokens=True))
-        for question, row in zip(questions, rows.tolist(), strict=True)
-        if eos in row
+        Answer(questions[row].prompt, questions[row].opening + str(tokenizer.decode(tokens, skip_special_tokens=True)))
+        for row, tokens in sorted(rows.items())
     ]
+
+
+@torch.no_grad()
+def _sample(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    eos: int,
+    max_new_tokens: int,
+    temperature: float,
+    straggler_share: float,
+    top_k: int = 50,
+) -> dict[int, list[int]]:
+    """Return the tokens of the rows that end by themselves.
+
+    ``generate`` would draw from the whole vocabulary and keep finished rows in the batch; on a CPU that is two thirds of
+    the time. Here the draw is among the ``top_k`` best, and finished rows leave once they are a quarter of the batch.
+    """
+    cache, rows, finished = new_tree_cache(model.config), list(range(len(input_ids))), {}
+    written: dict[int, list[int]] = {row: [] for row in rows}
+    positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    while rows:
+        cache.prepare(None, attention_mask.shape[1], input_ids.shape[1])
+        logits = model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, past_key_values=cache,
+            use_cache=True, logits_to_keep=1,
+        ).logits[:, -1].float()  # fmt: skip
+        best = (logits / temperature).topk(top_k)
+        input_ids = best.indices.gather(1, torch.multinomial(best.values.softmax(-1), 1))  # (rows, 1)
+        for row, token in zip(rows, input_ids[:, 0].tolist(), strict=True):
+            if token == eos and row not in finished:
+                finished[row] = list(written[row])  # a copy: the row stays in the batch for a while
+            written[row].append(token)
+        running = [index for index, row in enumerate(rows) if row not in finished]
+        if len(running) <= straggler_share * len(written) or len(written[rows[0]]) == max_new_tokens:
+            break
+        attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(rows), 1)], dim=1)
+        positions = positions[:, -1:] + 1
+        if len(running) <= 0.75 * len(rows):
+            keep = torch.tensor(running, device=input_ids.device)
+            cache.keep_rows(keep)
+            input_ids, attention_mask, positions = input_ids[keep], attention_mask[keep], positions[keep]
+            rows = [rows[index] for index in running]
+    return finished

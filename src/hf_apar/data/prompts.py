@@ -66,7 +66,8 @@ _ROLE_TEMPLATES = (
 )
 _PIECES = (
     "a letter to a neighbour about a noisy dog", "an invitation to a school concert", "a review of a new restaurant",
-    "an email asking for a day off", "a speech for a wedding", "an article on healthy breakfasts", "a welcome note for new staff",
+    "an email asking for a day off", "a speech for a wedding", "an article on healthy breakfasts",
+    "a welcome note for new staff",
     "a travel guide to a small island", "a thank-you letter to a teacher", "a press note about a new library",
     "a blog post about winter walks", "a plan for a charity run", "a script for a radio show on gardens",
 )  # fmt: skip

@@ -2,11 +2,11 @@
 
 import re
 
-_ABBREVIATIONS = frozenset(
-    "mr mrs ms dr prof st mt jr sr rev gen sen rep gov capt sgt col lt hon messrs "
-    "vs etc al cf ca approx no nos vol vols fig figs eq sec ch pp ed eds est dept inc ltd co corp bros assn univ "
-    "jan feb mar apr jun jul aug sep sept oct nov dec mon tue wed thu fri sat sun ave blvd rd min max avg incl misc".split()
-)
+_ABBREVIATIONS = """
+    mr mrs ms dr prof st mt jr sr rev gen sen rep gov capt sgt col lt hon messrs
+    vs etc al cf ca approx nos vol vols fig figs eq sec ch pp ed eds est dept inc ltd co corp bros assn univ
+    jan feb mar apr jun jul aug sep sept oct nov dec mon tue wed thu fri sat sun ave blvd rd min max avg incl misc
+""".split()
 _STOP = re.compile(r"""[.!?]+["'”’)\]*_]*(?=\s)""")
 _NEXT = re.compile(r"""\s+["'“‘(\[*_]*(\w)""")
 _WORD = re.compile(r"(\S+)\Z")

