@@ -1,0 +1,85 @@
+"""Self-distillation: what ends is kept whole, what does not is left out, and a stop loses nothing."""
+
+import json
+
+import pytest
+import torch
+from byte_tokenizer import byte_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from hf_apar.chat import encode_chat
+from hf_apar.data.distill import Question, distill, read_answers
+from hf_apar.data.prompts import OPENINGS, template_questions
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return byte_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=4096, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.3)
+        model.lm_head.weight[tokenizer.eos_token_id] *= 2.0
+    return model
+
+
+QUESTIONS = [Question(f"Question {number}?", "1. **" if number % 2 else "") for number in range(12)]
+
+
+def run(model, tokenizer, path, **options):
+    torch.manual_seed(0)
+    return list(distill(model, tokenizer, QUESTIONS, path, **{"batch_size": 4, "max_new_tokens": 60} | options))
+
+
+def test_a_nearly_greedy_answer_is_what_generate_writes(model, tokenizer, tmp_path):
+    """Rows end at different times and leave the batch: each answer must still be the model's own, to the byte."""
+    path = tmp_path / "answers.jsonl"
+    assert run(model, tokenizer, path, temperature=1e-4, straggler_share=0.0) == [4, 8, 12]
+    expected = []
+    for question in QUESTIONS:
+        prompt = encode_chat(tokenizer, [{"role": "user", "content": question.prompt}])
+        prompt += tokenizer.encode(question.opening, add_special_tokens=False)
+        new = model.generate(torch.tensor([prompt]), max_new_tokens=60, do_sample=False)[0, len(prompt) :].tolist()
+        if tokenizer.eos_token_id in new:
+            text = tokenizer.decode(new[: new.index(tokenizer.eos_token_id)], skip_special_tokens=True)
+            expected.append((question.prompt, question.opening + text))
+    assert [(answer.prompt, answer.response) for answer in read_answers(path)] == expected
+    assert 0 < len(expected) < len(QUESTIONS), "some answers must end and some must not"
+
+
+def test_a_second_call_goes_on_where_the_first_one_stopped(model, tokenizer, tmp_path):
+    path = tmp_path / "answers.jsonl"
+    steps = distill(model, tokenizer, QUESTIONS, path, batch_size=4, max_new_tokens=30)
+    assert next(steps) == 4
+    steps.close()
+    before = path.read_text(encoding="utf-8")
+    assert run(model, tokenizer, path, max_new_tokens=30) == [8, 12]
+    assert path.read_text(encoding="utf-8").startswith(before)
+
+
+def test_unusual_line_ends_in_an_answer_survive_the_file(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    record = {"prompt": "a\u2028b", "response": "c\u0085d\ne"}
+    path.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+    (answer,) = read_answers(path)
+    assert (answer.prompt, answer.response) == (record["prompt"], record["response"])
+
+
+def test_template_questions_are_different_and_mostly_opened():
+    questions = template_questions(400, seed=3)
+    assert len({question.prompt for question in questions}) == 400
+    opened = [question for question in questions if question.opening]
+    assert {question.opening for question in opened} <= set(OPENINGS)
+    assert 0.5 < len(opened) / 400 < 0.75
+    with pytest.raises(ValueError, match="different prompts"):
+        template_questions(100_000)
