@@ -1,18 +1,16 @@
 """Input checks, once, at the boundary: what cannot follow a tree is refused with the way out."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import LongTensor, Tensor
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel, StoppingCriteriaList
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 from hf_apar.cache import layer_windows
 from hf_apar.config import AparConfig, ResolvedConfig
 from hf_apar.errors import ConfigurationError, ControlTokenError, UnsupportedModelError
-from hf_apar.streaming import AparStreamer
 from hf_apar.tokens import CHILD_TOKEN, FORK_TOKEN, embedding_rows
 
 _ATTENTION = ("eager", "sdpa")
@@ -70,19 +68,6 @@ def real_prompts(input_ids: LongTensor, attention_mask: Tensor | None, config: R
     return prompts
 
 
-def validate_positions(position_ids: Tensor | None, prompts: Sequence[Sequence[int]]) -> None:
-    """Raise :class:`ConfigurationError` unless each prompt stands at positions 0, 1, 2 and so on, as its threads go on."""
-    if position_ids is None:
-        return
-    for index, prompt in enumerate(prompts):
-        row = position_ids.expand(*position_ids.shape[:-2], len(prompts), -1)[..., index, -len(prompt) :]  # (..., prompt)
-        if not bool((row == torch.arange(len(prompt), device=row.device)).all()):
-            raise ConfigurationError(
-                f"position_ids of row {index} are not 0, 1, 2, ... from its first token on, which threads count from; leave "
-                "position_ids out, and images too"
-            )
-
-
 def validate_model(model: PreTrainedModel) -> None:
     """Raise :class:`UnsupportedModelError` for a model whose layers cannot attend along a tree."""
     name, config = type(model).__name__, model.config.get_text_config(decoder=True)
@@ -100,18 +85,6 @@ def validate_model(model: PreTrainedModel) -> None:
             f"{name} takes no position_ids (ALiBi, or positions from the cache's length); APAR needs them, since threads "
             "share positions: use a model with rotary or learned positions"
         )
-    if "past_key_values" not in inspect.signature(model.forward).parameters:
-        raise UnsupportedModelError(f"{name} takes no past_key_values; APAR's threads share a key-value cache")
-    if any(buffer.dtype == torch.bool and buffer.dim() == 4 for buffer in model.buffers()):
-        raise UnsupportedModelError(
-            f"{name} keeps a causal mask of its own (GPT-Neo), which takes the order of the cache for the order of the text; "
-            "use a model that takes its mask from attention_mask alone"
-        )
-    if getattr(model.prepare_inputs_for_generation, "__self__", model) is not model:
-        raise UnsupportedModelError(
-            f"this {name} runs inside a prompt-learning adapter, which puts virtual tokens before the prompt that a tree mask "
-            "does not know; use LoRA"
-        )
     if (attention := config._attn_implementation) not in _ATTENTION:
         raise UnsupportedModelError(
             f"{name} uses {attention} attention, which takes no tree mask while decoding; load it with "
@@ -125,8 +98,7 @@ def validate_generation(generation_config: GenerationConfig, model_kwargs: Mappi
     for name, plain in (
         ("num_beams", 1), ("num_beam_groups", 1), ("penalty_alpha", None), ("dola_layers", None),
         ("guidance_scale", 1), ("token_healing", False), ("cache_implementation", "dynamic"),
-        ("prompt_lookup_num_tokens", None), ("watermarking_config", None), ("stop_strings", None), ("use_mtp", False),
-        ("assistant_early_exit", None), ("constraints", None), ("force_words_ids", None),
+        ("prompt_lookup_num_tokens", None), ("watermarking_config", None), ("stop_strings", None),
         ("output_attentions", False), ("output_hidden_states", False), ("output_scores", False), ("output_logits", False),
     ):  # fmt: skip
         value = getattr(generation_config, name, None)
@@ -137,12 +109,6 @@ def validate_generation(generation_config: GenerationConfig, model_kwargs: Mappi
     cache = model_kwargs.get("past_key_values")
     if cache is not None and cache.get_seq_length() > 0:
         raise ConfigurationError("a filled past_key_values cannot be combined with apar; pass the whole prompt as input_ids")
-    offloaded = getattr(cache, "offloading", False)
-    if cache is not None and (type(cache) is not DynamicCache or offloaded):
-        raise ConfigurationError(
-            f"{'an offloaded' if offloaded else 'a'} {type(cache).__name__} as past_key_values cannot be combined with apar, "
-            "whose threads share a cache of their own; leave it out"
-        )
     if generation_config.use_cache is False:
         raise ConfigurationError("use_cache=False cannot be combined with apar, whose threads share the cache; leave it out")
 
@@ -159,5 +125,5 @@ def validate_stopping(criteria: StoppingCriteriaList) -> None:
 
 def validate_streamer(streamer: object | None, batch: int) -> None:
     """Raise :class:`ConfigurationError` for a plain streamer and more than one prompt."""
-    if streamer is not None and batch > 1 and not isinstance(streamer, AparStreamer):
+    if streamer is not None and batch > 1 and not hasattr(streamer, "begin_thread"):
         raise ConfigurationError(f"a {type(streamer).__name__} takes one prompt, got {batch}; use an AparStreamer")

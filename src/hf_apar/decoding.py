@@ -20,9 +20,7 @@ from hf_apar.checks import (
     resolve_config,
     validate_generation,
     validate_model,
-    validate_positions,
     validate_stopping,
-    validate_streamer,
 )
 from hf_apar.config import AparConfig, ResolvedConfig
 from hf_apar.growth import GrowingTree
@@ -53,8 +51,7 @@ class AparStats:
     Attributes:
         steps: forward passes that the row took part in, its prefill included.
         tokens: tokens of the answer, without control tokens and EOS.
-        critical_path: the steps with unbounded threads and no drafts: the longest path, where [Child] costs no step of its
-            own, since it is fed together with [Fork], and EOS costs one.
+        critical_path: tokens, control tokens included, on the longest path: the steps with unbounded threads.
         peak_threads: the most threads that lived at once.
         peak_kv: the most slots that were held or lay below a held one, without padding.
         kv_if_sequential: slots that plain decoding of the same text ends with.
@@ -161,7 +158,6 @@ class Decoder:
             is_first_iteration=True,
             **model_kwargs | {"use_cache": True},
         )
-        self.device = inputs["input_ids"].device  # the model's: generate takes prompts on the CPU for any model
         for row, stats in zip(self.rows, self.stats, strict=True):
             stats.steps, stats.peak_threads, stats.peak_kv = 1, 1, row.prompt_length
         return self.model(**inputs, return_dict=True).logits[:, -1:]  # type: ignore[no-any-return]
@@ -197,7 +193,7 @@ class Decoder:
             [row.pool.peek() for row in self.rows],
             self.windows,
             dtype=self.model.dtype,
-            device=self.device,
+            device=self.input_ids.device,
             high_water=max(row.pool.high_water for row in self.rows),
         )
         self.cache.prepare(inputs.slots, inputs.high_water, inputs.slots.shape[1])
@@ -316,7 +312,6 @@ def apar_decode(
     validate_model(model)
     validate_generation(generation_config, model_kwargs)
     validate_stopping(stopping_criteria)
-    validate_streamer(streamer, len(input_ids))
     config = resolve_config(apar, generation_config, model)
     eos = eos_token_ids(generation_config)
     pad = generation_config.pad_token_id if generation_config.pad_token_id is not None else next(iter(eos), 0)
@@ -324,12 +319,11 @@ def apar_decode(
         logits_processor, config, input_ids, pad_token_id=int(pad), do_sample=bool(generation_config.do_sample)
     )
     attention_mask = model_kwargs.pop("attention_mask", None)
-    broadcast = Broadcast(streamer)
+    broadcast = Broadcast(streamer, input_ids.device)
     model_kwargs.pop("past_key_values", None)  # the empty cache that generate made
     decoder = Decoder(
         model, input_ids, attention_mask, sampler, config, generation_config, broadcast, proposer or NoDrafts()
     )
-    validate_positions(model_kwargs.get("position_ids"), [row.tree.threads[0].path_ids for row in decoder.rows])
     decoder.run(**model_kwargs)
     broadcast.end()
     return _output(decoder, generation_config, pad=int(pad))
@@ -341,10 +335,7 @@ def _output(decoder: Decoder, generation_config: GenerationConfig, *, pad: int) 
         answer = row.tree.token_ids
         prompt = row.prompt_length
         stats.tokens = len(answer)
-        stats.critical_path = max(
-            len(thread.path_ids) - prompt - (thread.depth - 1) + (thread.finish_reason == "eos")
-            for thread in row.tree.threads
-        )
+        stats.critical_path = max(len(thread.path_ids) - prompt for thread in row.tree.threads)
         fed = len(answer) if row.tree.closing_ids else max(len(answer) - 1, 0)  # the last token is fed to get EOS alone
         stats.kv_if_sequential = prompt + fed
         stats.attended_if_sequential = sum(range(prompt + 1, prompt + fed + 1))

@@ -56,20 +56,22 @@ class AparGenerationMixin:
         plain = None if isinstance(streamer, AparStreamer) else streamer
         return super().generate(*args, custom_generate=decode, streamer=plain, **kwargs)  # type: ignore[misc]
 
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[type], dict[str, Any]]:
+        return _new_enabled, (_plain_class(type(self)),), self.__dict__
+
 
 def enable_apar(model: Model, tokenizer: PreTrainedTokenizerBase | None = None, config: AparConfig | None = None) -> Model:
     """Give this one ``model`` object ``generate(apar=...)``; a PEFT model's base is changed. Enabling twice changes nothing.
 
     Args:
         tokenizer: where the ids of [Fork] and [Child] are looked up if the checkpoint does not carry them.
-        config: the model's defaults from now on, kept in ``model.generation_config.apar_config`` as a plain ``dict``; what
-            is ``None`` in it stays as the checkpoint has it.
+        config: the model's defaults from now on, kept in ``model.generation_config.apar_config`` as a plain ``dict``.
 
     Returns:
         ``model`` itself.
 
     Raises:
-        ControlTokenError: if neither ``config`` nor the checkpoint nor the tokenizer knows the control tokens.
+        ControlTokenError: if neither the checkpoint nor the tokenizer knows the control tokens.
         UnsupportedModelError: if the model's layers cannot attend along a tree, or its ``generate`` is shadowed.
     """
     base = _base_model(model)
@@ -79,10 +81,8 @@ def enable_apar(model: Model, tokenizer: PreTrainedTokenizerBase | None = None, 
             "del model.generate"
         )
     validate_model(base)
-    settings = (config or AparConfig()).filled_from(checkpoint_config(base))
-    if settings.fork_token_id is None or settings.child_token_id is None:
-        fork, child = find_control_tokens(base, tokenizer)
-        settings = settings.filled_from(AparConfig(fork_token_id=fork, child_token_id=child))
+    fork, child = find_control_tokens(base, tokenizer)
+    settings = (config or checkpoint_config(base)).filled_from(AparConfig(fork_token_id=fork, child_token_id=child))
     record_settings(base, settings.to_dict())
     if not isinstance(base, AparGenerationMixin):
         base.__class__ = _enabled_class(type(base))  # type: ignore[arg-type]
@@ -90,10 +90,10 @@ def enable_apar(model: Model, tokenizer: PreTrainedTokenizerBase | None = None, 
 
 
 def disable_apar(model: Model) -> Model:
-    """Undo :func:`enable_apar`; a model that it did not enable is left as it is."""
+    """Undo :func:`enable_apar`; a model that is not enabled is left as it is."""
     base = _base_model(model)
-    if isinstance(base, AparGenerationMixin) and type(base) is _enabled_class(plain := _plain_class(type(base))):
-        base.__class__ = plain
+    if isinstance(base, AparGenerationMixin):
+        base.__class__ = _plain_class(type(base))
     return model
 
 
@@ -109,12 +109,9 @@ def _base_model(model: Any) -> Any:
 
 @cache
 def _enabled_class(plain: Any) -> Any:
-    names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__}
-    return type(plain.__name__, (AparGenerationMixin, plain), names | {"__reduce__": _reduce})
-
-
-def _reduce(enabled: Any) -> tuple[Callable[..., Any], tuple[type], dict[str, Any]]:
-    return _new_enabled, (_plain_class(type(enabled)),), enabled.__dict__
+    return type(
+        plain.__name__, (AparGenerationMixin, plain), {"__module__": plain.__module__, "__qualname__": plain.__qualname__}
+    )
 
 
 def _plain_class(enabled: type) -> type:

@@ -75,19 +75,17 @@ class Sampler:
 
     def __call__(self, logits: Tensor, contexts: Sequence[Context]) -> list[int]:
         """Return one token for each context; ``logits`` is (contexts, vocabulary)."""
-        scores = logits.to(self.prompt_ids.device, torch.float32, copy=True)
-        scores[:, self.fork] += self.fork_bias
-        # warpers must not count what is banned, and a processor of the user may lift a ban
-        scores = self._ban(self._process(self._ban(scores, contexts), contexts), contexts)
+        scores = self._process(self._ban(logits.float(), contexts), contexts)
         if self.do_sample:
             chosen = torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)  # (contexts,)
         else:
             chosen = scores.argmax(dim=-1)
         return chosen.tolist()  # the step's one copy to the host
 
-    def _ban(self, scores: Tensor, contexts: Sequence[Context]) -> Tensor:
-        scores = scores.clone()
+    def _ban(self, logits: Tensor, contexts: Sequence[Context]) -> Tensor:
+        scores = logits.clone()
         scores[:, self.child] = -torch.inf
+        scores[:, self.fork] += self.fork_bias
         forbidden = torch.tensor([not context.may_fork for context in contexts], device=scores.device)
         scores[:, self.fork] = scores[:, self.fork].masked_fill(forbidden, -torch.inf)
         return scores

@@ -31,11 +31,12 @@ class Broadcast:
 
     Args:
         streamer: an :class:`AparStreamer`, anything with ``put`` and ``end`` as transformers' streamers, or ``None``;
-            a plain streamer gets an EOS last where every thread ended itself, and tokens on the CPU as from generate.
+            a plain streamer gets an EOS last where every thread ended itself.
+        device: where a plain streamer's tokens are put.
     """
 
-    def __init__(self, streamer: object | None) -> None:
-        self.streamer = streamer
+    def __init__(self, streamer: object | None, device: torch.device) -> None:
+        self.streamer, self.device = streamer, device
         self._told: dict[tuple[int, int], int] = {}  # (row, thread) -> tokens told, in order of creation
         self._ended: set[tuple[int, int]] = set()
         self._put = 0
@@ -48,7 +49,7 @@ class Broadcast:
         elif self.streamer is not None:
             settled = trees[0].settled_ids + trees[0].closing_ids
             for token in settled[self._put :]:
-                self.streamer.put(torch.tensor([token]))  # type: ignore[attr-defined]
+                self.streamer.put(torch.tensor([token], device=self.device))  # type: ignore[attr-defined]
             self._put = len(settled)
 
     def end(self) -> None:
