@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from byte_tokenizer import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from byte_tokenizer import byte_tokenizer
 from hf_apar.chat import encode_chat
 from hf_apar.data.distill import Question, distill, read_answers
 from hf_apar.data.prompts import OPENINGS, template_questions

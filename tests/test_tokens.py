@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from byte_tokenizer import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from byte_tokenizer import byte_tokenizer
 from hf_apar import ControlTokenError, add_control_tokens, enable_apar
 
 
@@ -14,7 +14,7 @@ def llama(vocabulary, *, tied):
         LlamaConfig(
             vocab_size=vocabulary, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
             tie_word_embeddings=tied,
-        )  # fmt: skip
+        )
     )
 
 
