@@ -130,8 +130,8 @@ def train(
     structured_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the answers that fork.")] = 0.67,
     held_out: Annotated[float, typer.Option(min=0, max=1, help="Share of the answers kept for the metrics.")] = 0.05,
     fork_bias: Annotated[float, typer.Option(help="The checkpoint's default of generate's --fork-bias.")] = 0.0,
-    save_steps: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 40,
-    eval_steps: Annotated[int, typer.Option(min=1, help="Steps between two evaluations.")] = 200,
+    save_steps: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 10,
+    eval_steps: Annotated[int, typer.Option(min=1, help="Steps between two evaluations.")] = 100,
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 where it is safe.")] = False,
     seed: SeedOption = 0,
 ) -> None:
