@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LogitsProcessor, TextStreamer
+from transformers import GPT2Config, GPT2LMHeadModel, LogitsProcessor, StaticCache, TextStreamer
 
 from conftest import CHILD, EOS, FORK, left_padded, random_prompts, tiny_llama
 from hf_apar import (
@@ -158,8 +158,10 @@ REFUSED = {
     "dola_layers": ({"dola_layers": "low"}, "dola_layers"),
     "token_healing": ({"token_healing": True}, "token.healing"),
     "static cache": ({"cache_implementation": "static"}, "cache_implementation='static'"),
-    "stop strings": ({"stop_strings": ["x"]}, "stop_strings|tokenizer"),
-    "max_time": ({"max_time": 3.0}, "MaxTimeCriteria"),
+    "stop strings alone": ({"stop_strings": ["x"]}, "pass tokenizer=tokenizer"),
+    "static cache object": ({"past_key_values": StaticCache(tiny_llama().config, max_cache_len=64)}, "is a StaticCache"),
+    "positions of one's own": ({"position_ids": torch.ones_like(PROMPTS["input_ids"])}, "position_ids other than"),
+    "attentions": ({"output_attentions": True, "return_dict_in_generate": True}, "output_attentions=True"),
     "no cache": ({"use_cache": False}, "use_cache=False"),
     "a wrong apar": ({"apar": "yes"}, "pass True, False or an AparConfig"),
     "two strategies": ({"custom_generate": apar_decode}, "two decoding strategies"),

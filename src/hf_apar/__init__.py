@@ -3,9 +3,10 @@
 from hf_apar.chat import encode_chat
 from hf_apar.checkpoints import AparModelForCausalLM, load_default_model
 from hf_apar.config import AparConfig
-from hf_apar.decoding import AparOutput, AparStats, apar_decode
+from hf_apar.decoding import apar_decode
 from hf_apar.errors import AparError, ConfigurationError, ControlTokenError, DataError, UnsupportedModelError
 from hf_apar.generation import AparGenerationMixin, disable_apar, enable_apar
+from hf_apar.results import AparOutput, AparStats
 from hf_apar.streaming import AparStreamer
 from hf_apar.tokens import add_control_tokens
 from hf_apar.tree import ParagraphTree, Thread

@@ -6,7 +6,7 @@ What depends on the cache interface of a transformers release stands here and no
 from typing import Any
 
 from torch import LongTensor, Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 
 class TreeLayer(CacheLayerMixin):
@@ -82,6 +82,21 @@ class TreeCache(Cache):
         """Say where the next forward pass of ``width`` tokens writes and how far it reads."""
         self.slots, self.high_water, self.past = slots, high_water, high_water - width
 
+    def load(self, prefix: DynamicCache) -> None:
+        """Copy the keys and values of ``prefix`` into the first slots of an empty cache."""
+        length = prefix.get_seq_length()
+        self.prepare(None, length, length)
+        for layer, (keys, values) in zip(self.tree_layers, plain_layers(prefix), strict=True):
+            layer.update(keys, values)
+
+    def to_dynamic(self, length: int, config: Any) -> DynamicCache:
+        """Return a copy of the first ``length`` slots as the cache that ``generate`` makes for a model of ``config``."""
+        cache = DynamicCache(config=config.get_text_config(decoder=True))
+        for index, layer in enumerate(self.tree_layers):
+            assert layer.keys is not None and layer.values is not None
+            cache.update(layer.keys[:, :, :length].clone(), layer.values[:, :, :length].clone(), index)
+        return cache
+
     def keep_rows(self, rows: Tensor) -> None:
         """Keep the batch rows listed in ``rows`` (kept,), in that order."""
         for layer in self.tree_layers:
@@ -92,6 +107,11 @@ class TreeCache(Cache):
         """The size of all buffers in bytes."""
         buffers = [buffer for layer in self.tree_layers for buffer in (layer.keys, layer.values) if buffer is not None]
         return sum(buffer.numel() * buffer.element_size() for buffer in buffers)
+
+
+def plain_layers(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+    """Return the keys and values of each layer of a filled cache of transformers."""
+    return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[union-attr, misc]
 
 
 def layer_windows(config: Any) -> dict[str, int | None]:

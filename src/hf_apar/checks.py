@@ -4,13 +4,12 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from torch import LongTensor, Tensor
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
-from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+from transformers import GenerationConfig, PreTrainedModel
 
 from hf_apar.cache import layer_windows
 from hf_apar.config import AparConfig, ResolvedConfig
 from hf_apar.errors import ConfigurationError, ControlTokenError, UnsupportedModelError
+from hf_apar.streaming import as_list
 from hf_apar.tokens import CHILD_TOKEN, FORK_TOKEN, embedding_rows
 
 _ATTENTION = ("eager", "sdpa")
@@ -39,33 +38,6 @@ def eos_token_ids(generation_config: GenerationConfig) -> list[int]:
     """Return the ids that end a thread, the preferred one first."""
     eos = generation_config.eos_token_id
     return [] if eos is None else [int(token) for token in (eos if isinstance(eos, list | tuple) else [eos])]
-
-
-def real_prompts(input_ids: LongTensor, attention_mask: Tensor | None, config: ResolvedConfig) -> list[list[int]]:
-    """Return each row's prompt without its left padding.
-
-    Raises:
-        ControlTokenError: if a prompt holds a control token.
-        ConfigurationError: if a row is padded anywhere but on the left, or empty.
-    """
-    rows: list[list[int]] = input_ids.tolist()
-    masks = [[1] * len(row) for row in rows] if attention_mask is None else attention_mask.long().tolist()
-    prompts = []
-    for index, (row, mask) in enumerate(zip(rows, masks, strict=True)):
-        if mask != sorted(mask) or not mask or not mask[-1]:
-            raise ConfigurationError(
-                f"row {index} of attention_mask has zeros after its first token; pad on the left (tokenizer.padding_side = "
-                "'left') and leave at least one token"
-            )
-        prompt = row[len(row) - sum(mask) :]
-        for token, name in ((config.fork_token_id, FORK_TOKEN), (config.child_token_id, CHILD_TOKEN)):
-            if token in prompt:
-                raise ControlTokenError(
-                    f"the prompt of row {index} holds the control token {name} (id {token}); text must not fork: tokenise "
-                    "it with split_special_tokens=True, or use hf_apar.encode_chat"
-                )
-        prompts.append(prompt)
-    return prompts
 
 
 def validate_model(model: PreTrainedModel) -> None:
@@ -98,32 +70,29 @@ def validate_generation(generation_config: GenerationConfig, model_kwargs: Mappi
     for name, plain in (
         ("num_beams", 1), ("num_beam_groups", 1), ("penalty_alpha", None), ("dola_layers", None),
         ("guidance_scale", 1), ("token_healing", False), ("cache_implementation", "dynamic"),
-        ("prompt_lookup_num_tokens", None), ("watermarking_config", None), ("stop_strings", None),
-        ("output_attentions", False), ("output_hidden_states", False), ("output_scores", False), ("output_logits", False),
+        ("prompt_lookup_num_tokens", None), ("watermarking_config", None), ("assistant_early_exit", None),
+        ("use_mtp", False), ("constraints", None), ("force_words_ids", None),
+        ("output_attentions", False), ("output_hidden_states", False),
     ):  # fmt: skip
         value = getattr(generation_config, name, None)
         if value not in (None, plain, False):
             raise ConfigurationError(f"{name}={value!r} cannot be combined with apar; {instead}")
-    if model_kwargs.get("inputs_embeds") is not None:
-        raise ConfigurationError("inputs_embeds prompts cannot be combined with apar; pass input_ids")
-    cache = model_kwargs.get("past_key_values")
-    if cache is not None and cache.get_seq_length() > 0:
-        raise ConfigurationError("a filled past_key_values cannot be combined with apar; pass the whole prompt as input_ids")
     if generation_config.use_cache is False:
         raise ConfigurationError("use_cache=False cannot be combined with apar, whose threads share the cache; leave it out")
 
 
-def validate_stopping(criteria: StoppingCriteriaList) -> None:
-    """Raise :class:`ConfigurationError` for a criterion other than the length and the EOS tokens."""
-    for criterion in criteria:
-        if not isinstance(criterion, EosTokenCriteria | MaxLengthCriteria):
-            raise ConfigurationError(
-                f"stopping criterion {type(criterion).__name__} cannot be combined with apar yet; use max_new_tokens and "
-                "eos_token_id, or call generate without apar"
-            )
-
-
 def validate_streamer(streamer: object | None, batch: int) -> None:
     """Raise :class:`ConfigurationError` for a plain streamer and more than one prompt."""
-    if streamer is not None and batch > 1 and not hasattr(streamer, "begin_thread"):
-        raise ConfigurationError(f"a {type(streamer).__name__} takes one prompt, got {batch}; use an AparStreamer")
+    for one in as_list(streamer):
+        if batch > 1 and not hasattr(one, "begin_thread"):
+            raise ConfigurationError(f"a {type(one).__name__} takes one prompt, got {batch}; use an AparStreamer")
+
+
+def validate_length(span: int, model: PreTrainedModel) -> None:
+    """Raise :class:`ConfigurationError` for a prompt that reaches beyond the model's positions."""
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if limit is not None and span > limit:
+        raise ConfigurationError(
+            f"the prompt has {span} positions and {type(model).__name__} knows {limit}; shorten it, or load the model with "
+            "a larger max_position_embeddings"
+        )

@@ -96,13 +96,16 @@ def distill(
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered at once.")] = 64,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer answers are dropped.")] = 384,
     templates: Annotated[int, typer.Option(min=0, help="Add so many prompts from the package's own templates.")] = 0,
+    opened_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the prompts without an opening whose answers must hold a list.")
+    ] = 0.0,
     seed: SeedOption = 0,
     dtype: DtypeOption = Dtype.float32,
 ) -> None:
     """Let a model answer prompts in its own words: the text for `train`. Goes on where it stopped."""
     with _errors_in_one_line():
         questions = [] if prompts == "-" else _read_questions(Path(prompts))
-        questions += _template_questions(templates, seed)
+        questions = _opened(questions, opened_share, seed) + _template_questions(templates, seed)
         if not questions:
             raise DataError("there are no prompts; name a file of them, or ask for some with --templates N")
         import torch
@@ -223,6 +226,12 @@ def _read_questions(path: Path) -> "list[Question]":
             except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(f'{path}, line {number}: wanted {{"prompt": "..."}}, got {line.strip()[:80]}') from error
     return questions
+
+
+def _opened(questions: "list[Question]", share: float, seed: int) -> "list[Question]":
+    from hf_apar.data.prompts import open_lists
+
+    return open_lists(questions, share, seed=seed)
 
 
 def _template_questions(count: int, seed: int) -> "list[Question]":

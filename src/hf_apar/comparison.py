@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from hf_apar.config import AparConfig
-from hf_apar.decoding import AparStats
+from hf_apar.results import AparStats
 from hf_apar.visual import LiveTree
 
 

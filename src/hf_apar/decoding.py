@@ -4,30 +4,35 @@ Plain decoding is speculation with an empty draft, and a prompt is a root with m
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import LongTensor, Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
-from transformers.utils.generic import ModelOutput
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
 from hf_apar.cache import TreeCache, layer_windows, new_tree_cache
 from hf_apar.checks import (
     eos_token_ids,
-    real_prompts,
     resolve_config,
     validate_generation,
+    validate_length,
     validate_model,
-    validate_stopping,
+    validate_streamer,
 )
 from hf_apar.config import AparConfig, ResolvedConfig
 from hf_apar.growth import GrowingTree
 from hf_apar.layout import Query, lay_out
+from hf_apar.paths import Path
+from hf_apar.prompts import Prompts
+from hf_apar.results import AparOutput, AparStats
 from hf_apar.sampling import Context, Sampler
+from hf_apar.stopping import Stopper
 from hf_apar.streaming import Broadcast
-from hf_apar.tree import ParagraphTree, Thread
+from hf_apar.tree import Thread
+
+Item = TypeVar("Item")
 
 
 class Proposer(Protocol):
@@ -44,58 +49,6 @@ class NoDrafts:
         return [()] * len(threads)
 
 
-@dataclass
-class AparStats:
-    """What one row's answer cost; slots are KV cache entries of one layer.
-
-    Attributes:
-        steps: forward passes that the row took part in, its prefill included.
-        tokens: tokens of the answer, without control tokens and EOS.
-        critical_path: tokens, control tokens included, on the longest path: the steps with unbounded threads.
-        peak_threads: the most threads that lived at once.
-        peak_kv: the most slots that were held or lay below a held one, without padding.
-        kv_if_sequential: slots that plain decoding of the same text ends with.
-        attended: slots seen, summed over all tokens fed after the prompt.
-        attended_if_sequential: the same for plain decoding of the same text.
-        proposed: draft tokens fed.
-        accepted: draft tokens kept.
-        seconds: from the start of the batch's prefill to the row's last token.
-    """
-
-    steps: int = 0
-    tokens: int = 0
-    critical_path: int = 0
-    peak_threads: int = 0
-    peak_kv: int = 0
-    kv_if_sequential: int = 0
-    attended: int = 0
-    attended_if_sequential: int = 0
-    proposed: int = 0
-    accepted: int = 0
-    seconds: float = 0.0
-
-    @property
-    def tokens_per_step(self) -> float:
-        """Tokens of the answer for each forward pass; plain decoding has at most 1."""
-        return self.tokens / max(self.steps, 1)
-
-
-@dataclass
-class AparOutput(ModelOutput):
-    """What ``generate`` returns with ``return_dict_in_generate=True``.
-
-    Attributes:
-        sequences: (batch, prompt + new): prompt, then the answer in reading order, control tokens left out, padded on the
-            right; EOS last where every thread ended itself.
-        trees: the paragraph tree of each row.
-        stats: what each row cost.
-    """
-
-    sequences: LongTensor | None = None
-    trees: list[ParagraphTree] | None = None
-    stats: list[AparStats] | None = None
-
-
 @dataclass(frozen=True)
 class Turn:
     """What one thread feeds in a step: its path's last token and a draft; ``slots`` are theirs."""
@@ -105,62 +58,75 @@ class Turn:
     slots: Sequence[int]
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """A token that was chosen, whether its thread must stop there, and what it was chosen from where that is asked for."""
+
+    token: int
+    stops: bool
+    logprob: float | None = None
+    scores: Tensor | None = None
+    logits: Tensor | None = None
+
+
 class Decoder:
     """The state of one ``generate`` call over a batch."""
 
     def __init__(
         self,
         model: PreTrainedModel,
-        input_ids: LongTensor,
-        attention_mask: Tensor | None,
+        prompts: Prompts,
         sampler: Sampler,
+        stopper: Stopper,
         config: ResolvedConfig,
         generation_config: GenerationConfig,
         broadcast: Broadcast,
         proposer: Proposer,
     ) -> None:
-        self.model, self.sampler, self.config, self.proposer = model, sampler, config, proposer
-        self.input_ids, self.attention_mask, self.broadcast = input_ids, attention_mask, broadcast
+        self.model, self.prompts, self.config, self.generation_config = model, prompts, config, generation_config
+        self.sampler, self.stopper, self.broadcast, self.proposer = sampler, stopper, broadcast, proposer
+        self.device = prompts.input_ids.device
         self.cache: TreeCache = new_tree_cache(model.config)
         self.windows = layer_windows(model.config.get_text_config(decoder=True))
         self.eos = eos_token_ids(generation_config)
-        self.budget = [int(generation_config.max_length) - input_ids.shape[1]] * len(input_ids)  # tokens left to sample
+        keep = bool(generation_config.return_dict_in_generate)
+        self.keep_scores = keep and bool(generation_config.output_scores)
+        self.keep_logits = keep and bool(generation_config.output_logits)
+        rows = prompts.rows(config)
+        self.budget = [int(generation_config.max_length) - prompts.input_ids.shape[1]] * len(rows)  # tokens left to sample
         self.rows = [
             GrowingTree(
-                prompt,
-                padding=input_ids.shape[1] - len(prompt),
+                row.ids,
+                prompt_slots=row.slots,
+                padding=row.padding,
                 max_threads=config.max_threads,
                 fork_token_id=config.fork_token_id,
                 child_token_id=config.child_token_id,
             )
-            for prompt in real_prompts(input_ids, attention_mask, config)
+            for row in rows
         ]
         self.stats = [AparStats() for _ in self.rows]
         self.started = time.perf_counter()
 
+    @property
+    def forked(self) -> bool:
+        """Has any row of the batch forked?"""
+        return any(len(row.tree.threads) > 1 for row in self.rows)
+
     @torch.no_grad()
-    def run(self, **model_kwargs: Any) -> None:
+    def run(self) -> None:
         """Write the whole batch; the trees are in ``rows`` afterwards."""
         plan: list[list[Turn]] = [[Turn(row.live[0], (), row.slots(row.live[0])[-1:])] for row in self.rows]
-        logits = self.prefill(**model_kwargs)
+        logits = self.prefill()
         while self.advance(plan, self.choose(plan, logits)):
             plan = self.plan()
             logits = self.forward(plan)
 
-    def prefill(self, **model_kwargs: Any) -> Tensor:
-        """Feed the prompts as ``generate`` does; return the logits of their last tokens, (batch, 1, vocabulary)."""
-        length = self.input_ids.shape[1]
-        self.cache.prepare(None, length, length)
-        inputs = self.model.prepare_inputs_for_generation(  # type: ignore[operator]
-            self.input_ids,
-            attention_mask=self.attention_mask,
-            past_key_values=self.cache,
-            is_first_iteration=True,
-            **model_kwargs | {"use_cache": True},
-        )
+    def prefill(self) -> Tensor:
+        """Feed the prompts; return the logits of their last tokens, (batch, 1, vocabulary)."""
         for row, stats in zip(self.rows, self.stats, strict=True):
-            stats.steps, stats.peak_threads, stats.peak_kv = 1, 1, row.prompt_length
-        return self.model(**inputs, return_dict=True).logits[:, -1:]  # type: ignore[no-any-return]
+            stats.steps, stats.peak_threads, stats.peak_kv = 1, 1, row.prompt_slots
+        return self.prompts.prefill(self.model, self.cache, self.generation_config.prefill_chunk_size)
 
     def plan(self) -> list[list[Turn]]:
         """Give every live thread its last token and a draft to feed, and the draft its slots."""
@@ -193,7 +159,7 @@ class Decoder:
             [row.pool.peek() for row in self.rows],
             self.windows,
             dtype=self.model.dtype,
-            device=self.input_ids.device,
+            device=self.model.device,
             high_water=max(row.pool.high_water for row in self.rows),
         )
         self.cache.prepare(inputs.slots, inputs.high_water, inputs.slots.shape[1])
@@ -206,40 +172,55 @@ class Decoder:
             return_dict=True,
         ).logits
 
-    def choose(self, plan: list[list[Turn]], logits: Tensor) -> list[list[list[int]]]:
+    def choose(self, plan: list[list[Turn]], logits: Tensor) -> list[list[list[Sampled]]]:
         """Choose a token after every token that was fed, for all rows and threads at once.
 
         While nothing has forked, a finished row is still drawn for, so that sampling matches ``generate``.
         """
         places: list[tuple[int, int]] = []  # (row, column) of each choice in the logits
-        owners: list[list[int] | None] = []  # what each choice is added to
+        owners: list[list[Sampled] | None] = []  # what each choice is added to
         contexts: list[Context] = []
-        chosen: list[list[list[int]]] = [[[] for _ in turns] for turns in plan]
-        forked = any(len(row.tree.threads) > 1 for row in self.rows)
+        chosen: list[list[list[Sampled]]] = [[[] for _ in turns] for turns in plan]
         for index, (row, turns) in enumerate(zip(self.rows, plan, strict=True)):
-            found: list[tuple[Context, list[int] | None]] = [
+            found: list[tuple[Context, list[Sampled] | None]] = [
                 (context, owner)
                 for turn, owner in zip(turns, chosen[index], strict=True)
                 for context in self._contexts(index, row, turn)
             ]
-            if not found and not forked:
+            if not found and not self.forked:
                 found = [(self._idle_context(index, row), None)]
             places += [(index, column) for column in range(len(found))]
             contexts += [context for context, _ in found]
             owners += [owner for _, owner in found]
         rows, columns = torch.tensor(places, device=logits.device).T
-        for token, owner in zip(self.sampler(logits[rows, columns], contexts), owners, strict=True):
+        for sampled, owner in zip(self._sample(logits[rows, columns].to(self.device), contexts), owners, strict=True):
             if owner is not None:
-                owner.append(token)
+                owner.append(sampled)
         return chosen
 
-    def advance(self, plan: list[list[Turn]], chosen: list[list[list[int]]]) -> bool:
+    def _sample(self, logits: Tensor, contexts: Sequence[Context]) -> Iterator[Sampled]:
+        choices = self.sampler(logits, contexts)
+        stops = self.stopper([Path(context.row, context.new_ids) for context in contexts], choices.tokens)
+        logprobs = choices.logprobs() if self.keep_scores else None
+        for index, token in enumerate(choices.tokens):
+            yield Sampled(
+                token,
+                stops[index],
+                None if logprobs is None else logprobs[index],
+                choices.scores[index] if self.keep_scores else None,
+                choices.logits[index] if self.keep_logits else None,
+            )
+
+    def advance(self, plan: list[list[Turn]], chosen: list[list[list[Sampled]]]) -> bool:
         """Append what was chosen, fork, end and release; is there anything left to write?"""
+        out_of_time = self.stopper.out_of_time
         for index, (row, turns) in enumerate(zip(self.rows, plan, strict=True)):
             if not turns:
                 continue
             for turn, tokens in zip(turns, chosen[index], strict=True):
                 self._take(index, row, turn, tokens)
+            if out_of_time:
+                row.end_all("length")
             while len(live := row.live) > self.budget[index]:  # the last tokens go to threads in reading order
                 row.end_all("length") if self.budget[index] == 0 else row.end(live[-1], "length")
             if not row.unfinished:
@@ -247,22 +228,27 @@ class Decoder:
         self.broadcast.update([row.tree for row in self.rows])
         return any(row.unfinished for row in self.rows)
 
-    def _take(self, index: int, row: GrowingTree, turn: Turn, tokens: Sequence[int]) -> None:
-        """Let a thread write the chosen tokens up to the first one that its draft did not guess, a [Fork] or EOS."""
-        spare = list(turn.slots[1:])
-        for guess, token in zip([*turn.draft, None], tokens, strict=True):
+    def _take(self, index: int, row: GrowingTree, turn: Turn, tokens: Sequence[Sampled]) -> None:
+        """Let a thread write the chosen tokens up to the first one that its draft did not guess, a [Fork], a stop or EOS."""
+        thread, spare = turn.thread, list(turn.slots[1:])
+        for guess, sampled in zip([*turn.draft, None], tokens, strict=True):
+            if thread.finish_reason is not None:  # what a thread before it in the answer wrote just now has cut it off
+                break
+            token = sampled.token
             self.budget[index] -= 1
+            _keep(thread, sampled)
             if token in self.eos:
-                row.pool.release(spare)
-                turn.thread.eos_token_id = token
-                row.end(turn.thread, "eos")
-                return
-            if token != guess or token == self.config.fork_token_id:
-                row.pool.release(spare)
-                row.append(turn.thread, token)
-                return
-            row.append(turn.thread, token, spare.pop(0))
-            self.stats[index].accepted += 1
+                thread.eos_token_id = token
+                row.end(thread, "eos")
+                break
+            guessed = token == guess and token != self.config.fork_token_id
+            row.append(thread, token, spare.pop(0) if guessed else None)
+            self.stats[index].accepted += guessed
+            if sampled.stops:
+                row.stop(thread)
+            if not guessed:
+                break
+        row.pool.release(spare)
 
     def _queries(self, row: GrowingTree, turn: Turn) -> list[Query]:
         path = row.slots(turn.thread)
@@ -285,6 +271,17 @@ class Decoder:
         return Context(index, [*new_ids, *[self.sampler.pad_token_id] * (length - len(new_ids))], may_fork=False)
 
 
+def _keep(thread: Thread, sampled: Sampled) -> None:
+    """Note down with ``thread`` what ``sampled`` was chosen from."""
+    thread.logprobs = _extended(thread.logprobs, sampled.logprob)
+    thread.scores = _extended(thread.scores, sampled.scores)
+    thread.logits = _extended(thread.logits, sampled.logits)
+
+
+def _extended(values: list[Item] | None, value: Item | None) -> list[Item] | None:
+    return values if value is None else [*(values or ()), value]
+
+
 def apar_decode(
     model: PreTrainedModel,
     input_ids: LongTensor,
@@ -301,7 +298,8 @@ def apar_decode(
 
     Args:
         apar: settings; what is ``None`` in them, or all, is taken from ``generation_config.apar_config``.
-        streamer: an :class:`~hf_apar.streaming.AparStreamer`, or a streamer of transformers for one prompt.
+        streamer: an :class:`~hf_apar.streaming.AparStreamer`, a streamer of transformers for one prompt, or several in a
+            list.
         proposer: guesses what threads write next; none by default.
 
     Raises:
@@ -311,38 +309,44 @@ def apar_decode(
     """
     validate_model(model)
     validate_generation(generation_config, model_kwargs)
-    validate_stopping(stopping_criteria)
+    validate_streamer(streamer, len(input_ids))
     config = resolve_config(apar, generation_config, model)
+    prompts = Prompts.from_generate(input_ids, generation_config, model_kwargs)
+    validate_length(prompts.span, model)
     eos = eos_token_ids(generation_config)
-    pad = generation_config.pad_token_id if generation_config.pad_token_id is not None else next(iter(eos), 0)
-    sampler = Sampler(
-        logits_processor, config, input_ids, pad_token_id=int(pad), do_sample=bool(generation_config.do_sample)
-    )
-    attention_mask = model_kwargs.pop("attention_mask", None)
+    pad = int(generation_config.pad_token_id if generation_config.pad_token_id is not None else next(iter(eos), 0))
+    sampler = Sampler(logits_processor, config, input_ids, pad_token_id=pad, do_sample=bool(generation_config.do_sample))
+    stopper = Stopper(stopping_criteria, config, input_ids, pad_token_id=pad)
     broadcast = Broadcast(streamer, input_ids.device)
-    model_kwargs.pop("past_key_values", None)  # the empty cache that generate made
-    decoder = Decoder(
-        model, input_ids, attention_mask, sampler, config, generation_config, broadcast, proposer or NoDrafts()
-    )
-    decoder.run(**model_kwargs)
+    decoder = Decoder(model, prompts, sampler, stopper, config, generation_config, broadcast, proposer or NoDrafts())
+    if len(input_ids):
+        decoder.run()
     broadcast.end()
-    return _output(decoder, generation_config, pad=int(pad))
+    return _output(decoder, pad=pad)
 
 
-def _output(decoder: Decoder, generation_config: GenerationConfig, *, pad: int) -> AparOutput | LongTensor:
+def _output(decoder: Decoder, *, pad: int) -> AparOutput | LongTensor:
     answers = []
     for row, stats in zip(decoder.rows, decoder.stats, strict=True):
-        answer = row.tree.token_ids
-        prompt = row.prompt_length
+        answer, slots = row.tree.token_ids, row.prompt_slots
         stats.tokens = len(answer)
-        stats.critical_path = max(len(thread.path_ids) - prompt for thread in row.tree.threads)
+        stats.critical_path = max(thread.start + len(thread.sampled_ids) for thread in row.tree.threads) - row.prompt_length
         fed = len(answer) if row.tree.closing_ids else max(len(answer) - 1, 0)  # the last token is fed to get EOS alone
-        stats.kv_if_sequential = prompt + fed
-        stats.attended_if_sequential = sum(range(prompt + 1, prompt + fed + 1))
+        stats.kv_if_sequential = slots + fed
+        stats.attended_if_sequential = sum(range(slots + 1, slots + fed + 1))
         answers.append([*answer, *row.tree.closing_ids])
-    width = max(len(answer) for answer in answers)
+    width = max(map(len, answers), default=0)
+    prompt_ids = decoder.prompts.input_ids
     new_ids = torch.tensor([answer + [pad] * (width - len(answer)) for answer in answers], dtype=torch.long)
-    sequences: LongTensor = torch.cat([decoder.input_ids, new_ids.to(decoder.input_ids.device)], dim=1)  # type: ignore[assignment]
-    if not generation_config.return_dict_in_generate:
+    sequences: LongTensor = torch.cat([prompt_ids, new_ids.view(len(answers), width).to(prompt_ids.device)], dim=1)  # type: ignore[assignment]
+    if not decoder.generation_config.return_dict_in_generate:
         return sequences
-    return AparOutput(sequences=sequences, trees=[row.tree for row in decoder.rows], stats=decoder.stats)
+    trees = [row.tree for row in decoder.rows]
+    cache = None if decoder.forked or not trees else _plain_cache(decoder)
+    return AparOutput(sequences=sequences, trees=trees, stats=decoder.stats, past_key_values=cache)
+
+
+def _plain_cache(decoder: Decoder) -> DynamicCache:
+    """Return what a batch without forks has cached: all but the last token that each row wrote."""
+    longest = max(len(row.padding) + cost.kv_if_sequential for row, cost in zip(decoder.rows, decoder.stats, strict=True))
+    return decoder.cache.to_dynamic(longest, decoder.model.config)

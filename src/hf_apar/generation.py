@@ -10,7 +10,8 @@ from hf_apar.checks import validate_model, validate_streamer
 from hf_apar.config import AparConfig
 from hf_apar.decoding import Proposer, apar_decode
 from hf_apar.errors import ConfigurationError, UnsupportedModelError
-from hf_apar.streaming import AparStreamer
+from hf_apar.stopping import with_stop_strings
+from hf_apar.streaming import AparStreamer, PromptRelay, as_list
 from hf_apar.tokens import checkpoint_config, find_control_tokens, record_settings
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -28,6 +29,10 @@ class AparGenerationMixin:
         **kwargs: Any,
     ) -> Any:
         """Generate as transformers does, in parallel threads where ``apar`` is ``True`` or an :class:`AparConfig`.
+
+        Args:
+            streamer: also an :class:`~hf_apar.streaming.AparStreamer`, or several streamers in a list.
+            proposer: guesses what threads write next.
 
         Returns:
             As ``generate``: a LongTensor (batch, prompt + new), or with ``return_dict_in_generate=True`` an
@@ -48,13 +53,16 @@ class AparGenerationMixin:
             raise ConfigurationError("apar and custom_generate are two decoding strategies; pass one of them")
         if kwargs.get("assistant_model") is not None:
             raise ConfigurationError("assistant_model cannot be combined with apar yet; leave out one of them")
-        prompt = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
-        validate_streamer(streamer, 1 if prompt is None else len(prompt))
         decode = partial(
             apar_decode, apar=apar if isinstance(apar, AparConfig) else None, streamer=streamer, proposer=proposer
         )
-        plain = None if isinstance(streamer, AparStreamer) else streamer
-        return super().generate(*args, custom_generate=decode, streamer=plain, **kwargs)  # type: ignore[misc]
+        plain = [one for one in as_list(streamer) if not isinstance(one, AparStreamer)]
+        if plain:
+            prompt = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
+            validate_streamer(streamer, 1 if prompt is None else len(prompt))  # before the prompt is put
+        return super().generate(  # type: ignore[misc]
+            *args, custom_generate=decode, streamer=PromptRelay(plain) if plain else None, **with_stop_strings(self, kwargs)
+        )
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[type], dict[str, Any]]:
         return _new_enabled, (_plain_class(type(self)),), self.__dict__
@@ -65,7 +73,8 @@ def enable_apar(model: Model, tokenizer: PreTrainedTokenizerBase | None = None, 
 
     Args:
         tokenizer: where the ids of [Fork] and [Child] are looked up if the checkpoint does not carry them.
-        config: the model's defaults from now on, kept in ``model.generation_config.apar_config`` as a plain ``dict``.
+        config: the model's defaults from now on, kept in ``model.generation_config.apar_config`` as a plain ``dict``; what
+            it leaves open stays as the checkpoint has it.
 
     Returns:
         ``model`` itself.
@@ -81,8 +90,10 @@ def enable_apar(model: Model, tokenizer: PreTrainedTokenizerBase | None = None, 
             "del model.generate"
         )
     validate_model(base)
-    fork, child = find_control_tokens(base, tokenizer)
-    settings = (config or checkpoint_config(base)).filled_from(AparConfig(fork_token_id=fork, child_token_id=child))
+    settings = (config or AparConfig()).filled_from(checkpoint_config(base))
+    if settings.fork_token_id is None or settings.child_token_id is None:
+        fork, child = find_control_tokens(base, tokenizer)
+        settings = settings.filled_from(AparConfig(fork_token_id=fork, child_token_id=child))
     record_settings(base, settings.to_dict())
     if not isinstance(base, AparGenerationMixin):
         base.__class__ = _enabled_class(type(base))  # type: ignore[arg-type]

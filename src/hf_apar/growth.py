@@ -15,6 +15,7 @@ class GrowingTree:
 
     Args:
         prompt: token ids of the prompt, without padding.
+        prompt_slots: slots that the prompt takes, if not one for each of ``prompt``: ids are unknown for embeddings.
         padding: slots below the prompt's that are taken for good.
         max_threads: how many threads may live at once.
         fork_token_id: id of [Fork].
@@ -22,17 +23,24 @@ class GrowingTree:
     """
 
     def __init__(
-        self, prompt: Sequence[int], *, padding: int = 0, max_threads: int, fork_token_id: int, child_token_id: int
+        self,
+        prompt: Sequence[int],
+        *,
+        prompt_slots: int | None = None,
+        padding: int = 0,
+        max_threads: int,
+        fork_token_id: int,
+        child_token_id: int,
     ) -> None:
         self.max_threads, self.fork_token_id, self.child_token_id = max_threads, fork_token_id, child_token_id
         self.pool = SlotPool()
         self.padding = [self.pool.take() for _ in range(padding)]
-        root = Thread(0, None, 0, 1, list(prompt))
+        self.prompt_length, self.prompt_slots = len(prompt), len(prompt) if prompt_slots is None else prompt_slots
+        root = Thread(0, None, 0, 1, list(prompt), start=self.prompt_length)
         self.tree = ParagraphTree([root])
-        self._slots = {0: [self.pool.take() for _ in prompt]}  # of the threads that live or wait
+        self._slots = {0: [self.pool.take() for _ in range(self.prompt_slots)]}  # of the threads that live or wait
         self._order = [root]  # threads that live or wait, by the place in the answer where each goes on
         self._waiting: set[int] = set()
-        self.prompt_length = len(prompt)
 
     @property
     def unfinished(self) -> bool:
@@ -72,12 +80,21 @@ class GrowingTree:
 
     def end_all(self, reason: FinishReason) -> None:
         """End every thread that lives or waits."""
-        self._waiting.clear()
-        while self._order:
+        self._end_from(0, reason)
+
+    def stop(self, thread: Thread) -> None:
+        """End ``thread`` and cut the answer there: all threads that write what reads later end too."""
+        self.tree.stopped_by = thread.index
+        self._end_from(self._order.index(thread), "stop")
+
+    def _end_from(self, place: int, reason: FinishReason) -> None:
+        self._waiting -= {thread.index for thread in self._order[place:]}  # none of them may start now
+        while len(self._order) > place:
             self.end(self._order[-1], reason)
 
     def _fork(self, parent: Thread) -> None:
         child = Thread(len(self.tree.threads), parent.index, len(parent.tokens), parent.depth + 1, list(parent.path_ids))
+        child.start = len(child.path_ids)  # and one more once it starts with [Child]
         self.tree.threads.append(child)
         self.pool.hold(self._slots[parent.index])
         self._slots[child.index] = list(self._slots[parent.index])
@@ -91,4 +108,5 @@ class GrowingTree:
             self._waiting.remove(child.index)
             assert child.path_ids[-1] == self.fork_token_id
             child.path_ids.append(self.child_token_id)
+            child.start = len(child.path_ids)
             self._slots[child.index].append(self.pool.take())

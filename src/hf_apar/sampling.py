@@ -1,6 +1,5 @@
 """The choice of the next tokens: bans of the control tokens, logits processors on each thread's path, argmax or draw."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from transformers.generation import logits_process
 
 from hf_apar.config import ResolvedConfig
 from hf_apar.errors import ConfigurationError
+from hf_apar.paths import Path, rounds
 
 _SCORES_ONLY = tuple(
     getattr(logits_process, name)
@@ -35,15 +35,24 @@ _STATEFUL = tuple(
 
 
 @dataclass(frozen=True)
-class Context:
-    """What the choice of one token may look at: its row, and its path beyond the row's prompt.
+class Context(Path):
+    """What the choice of one token may look at; ``may_fork`` is False right after [Fork] or [Child] and at ``max_depth``."""
 
-    ``may_fork`` is False right after [Fork] or [Child], and in a thread at ``max_depth``.
-    """
-
-    row: int
-    new_ids: Sequence[int]
     may_fork: bool
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The tokens chosen, and what from: ``logits`` and, processed, ``scores`` (contexts, vocabulary)."""
+
+    tokens: list[int]
+    logits: Tensor
+    scores: Tensor
+
+    def logprobs(self) -> list[float]:
+        """Return the log probability of each token under its ``scores``."""
+        chosen = torch.tensor(self.tokens, device=self.scores.device)[:, None]
+        return self.scores.log_softmax(dim=-1).gather(1, chosen)[:, 0].tolist()
 
 
 class Sampler:
@@ -73,14 +82,15 @@ class Sampler:
         self.prompt_ids, self.pad_token_id, self.do_sample = prompt_ids, pad_token_id, do_sample
         self.processors = [lifted for one in processors if (lifted := self._lift(one)) is not None]
 
-    def __call__(self, logits: Tensor, contexts: Sequence[Context]) -> list[int]:
-        """Return one token for each context; ``logits`` is (contexts, vocabulary)."""
-        scores = self._process(self._ban(logits.float(), contexts), contexts)
+    def __call__(self, logits: Tensor, contexts: Sequence[Context]) -> Choices:
+        """Choose one token for each context; ``logits`` is (contexts, vocabulary)."""
+        raw = logits.float()
+        scores = self._process(self._ban(raw, contexts), contexts)
         if self.do_sample:
             chosen = torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)  # (contexts,)
         else:
             chosen = scores.argmax(dim=-1)
-        return chosen.tolist()  # the step's one copy to the host
+        return Choices(chosen.tolist(), raw, scores)  # the step's one copy to the host
 
     def _ban(self, logits: Tensor, contexts: Sequence[Context]) -> Tensor:
         scores = logits.clone()
@@ -99,22 +109,12 @@ class Sampler:
         return scores
 
     def _along_paths(self, processor: LogitsProcessor, scores: Tensor, contexts: Sequence[Context]) -> Tensor:
-        """Call ``processor`` with each path as the row of a batch-sized input, one path a row and one length a call."""
-        rounds: dict[tuple[int, int], list[int]] = defaultdict(list)
-        seen: dict[tuple[int, int], int] = defaultdict(int)
-        for index, context in enumerate(contexts):
-            length = len(context.new_ids)
-            rounds[length, seen[length, context.row]].append(index)
-            seen[length, context.row] += 1
+        """Call ``processor`` with each path as the row of a batch-sized input."""
         result = scores.clone()
-        for (length, _), indices in rounds.items():
-            new_ids = torch.full((len(self.prompt_ids), length), self.pad_token_id, device=self.prompt_ids.device)
-            rows = [contexts[index].row for index in indices]
-            for index, row in zip(indices, rows, strict=True):
-                new_ids[row] = torch.tensor(contexts[index].new_ids, device=new_ids.device, dtype=new_ids.dtype)
-            batch = scores[indices[0]].repeat(len(self.prompt_ids), 1)  # (batch, vocabulary)
-            batch[rows] = scores[indices]
-            result[indices] = processor(torch.cat([self.prompt_ids, new_ids], dim=1), batch)[rows]
+        for batch in rounds(self.prompt_ids, contexts, self.pad_token_id):
+            given = scores[batch.indices[0]].repeat(len(self.prompt_ids), 1)  # (batch, vocabulary)
+            given[batch.rows] = scores[batch.indices]
+            result[batch.indices] = processor(batch.input_ids, given)[batch.rows]
         return result
 
     def _lift(self, processor: LogitsProcessor) -> LogitsProcessor | None:

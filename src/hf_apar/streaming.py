@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from hf_apar.tree import FinishReason, ParagraphTree
 
@@ -27,49 +28,55 @@ class AparStreamer:
 
 
 class Broadcast:
-    """Tells a streamer what is new in the trees since the last step.
+    """Tells streamers what is new in the trees since the last step.
 
     Args:
-        streamer: an :class:`AparStreamer`, anything with ``put`` and ``end`` as transformers' streamers, or ``None``;
-            a plain streamer gets an EOS last where every thread ended itself.
+        streamer: an :class:`AparStreamer`, anything with ``put`` and ``end`` as transformers' streamers, several of them in
+            a list, or ``None``; a plain streamer gets an EOS last where every thread ended itself.
         device: where a plain streamer's tokens are put.
     """
 
     def __init__(self, streamer: object | None, device: torch.device) -> None:
-        self.streamer, self.device = streamer, device
-        self._told: dict[tuple[int, int], int] = {}  # (row, thread) -> tokens told, in order of creation
-        self._ended: set[tuple[int, int]] = set()
+        self.streamers = as_list(streamer)
+        self.device = device
+        self._told: dict[tuple[int, int, int], int] = {}  # (streamer, row, thread) -> tokens told
+        self._ended: set[tuple[int, int, int]] = set()
         self._put = 0
 
     def update(self, trees: Sequence[ParagraphTree]) -> None:
         """Pass on what was written since the last call."""
-        if isinstance(self.streamer, AparStreamer):
-            for row, tree in enumerate(trees):
-                self._tell(self.streamer, row, tree)
-        elif self.streamer is not None:
-            settled = trees[0].settled_ids + trees[0].closing_ids
-            for token in settled[self._put :]:
-                self.streamer.put(torch.tensor([token], device=self.device))  # type: ignore[attr-defined]
-            self._put = len(settled)
+        if not self.streamers:
+            return
+        settled = trees[0].settled_ids + trees[0].closing_ids
+        for number, streamer in enumerate(self.streamers):
+            if isinstance(streamer, AparStreamer):
+                for row, tree in enumerate(trees):
+                    self._tell(streamer, number, row, tree)
+            else:
+                for token in settled[self._put :]:
+                    streamer.put(torch.tensor([token], device=self.device))  # type: ignore[attr-defined]
+        self._put = len(settled)
 
     def end(self) -> None:
-        """Tell the streamer that the batch has ended."""
-        if self.streamer is not None:
-            self.streamer.end()  # type: ignore[attr-defined]
+        """Tell the streamers that the batch has ended."""
+        for streamer in self.streamers:
+            streamer.end()  # type: ignore[attr-defined]
 
-    def _tell(self, streamer: AparStreamer, row: int, tree: ParagraphTree) -> None:
+    def _tell(self, streamer: AparStreamer, number: int, row: int, tree: ParagraphTree) -> None:
         for thread in tree.threads:  # a fork is told after the parent's tokens before it
-            key = (row, thread.index)
+            key = (number, row, thread.index)
             if key not in self._told:
                 self._told[key] = 0
                 streamer.begin_thread(row, thread.index, thread.parent)
             forks = [
-                child for child in tree.threads[1:] if child.parent == thread.index and (row, child.index) not in self._told
+                child
+                for child in tree.threads[1:]
+                if child.parent == thread.index and (number, row, child.index) not in self._told
             ]
             for position in range(self._told[key], len(thread.tokens) + 1):
                 for child in forks:
                     if child.fork_position == position:
-                        self._told[row, child.index] = 0
+                        self._told[number, row, child.index] = 0
                         streamer.begin_thread(row, child.index, thread.index)
                 if position < len(thread.tokens):
                     streamer.put_token(row, thread.index, thread.parent, thread.tokens[position])
@@ -77,3 +84,24 @@ class Broadcast:
             if thread.finish_reason is not None and key not in self._ended:
                 self._ended.add(key)
                 streamer.end_thread(row, thread.index, thread.finish_reason)
+
+
+class PromptRelay:
+    """Hands the prompt that ``generate`` puts on to several plain streamers; what follows comes from :class:`Broadcast`."""
+
+    def __init__(self, streamers: Sequence[object]) -> None:
+        self.streamers = streamers
+
+    def put(self, value: Tensor) -> None:
+        for streamer in self.streamers:
+            streamer.put(value)  # type: ignore[attr-defined]
+
+    def end(self) -> None:
+        """The broadcast ends the streamers."""
+
+
+def as_list(streamer: object | None) -> list[object]:
+    """Return the streamers that a caller named: none, one, or a list of them."""
+    if streamer is None:
+        return []
+    return list(streamer) if isinstance(streamer, list | tuple) else [streamer]

@@ -1,10 +1,15 @@
-"""Threads and the paragraph tree that they write: plain Python, without tensors (paper, section 3.1)."""
+"""Threads and the paragraph tree that they write: plain Python (paper, section 3.1)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, Self
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
-FinishReason = Literal["eos", "length", "stop"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FinishReason = Literal["eos", "length", "stop"]  # EOS; a bound on tokens or time; a stop string or criterion
+
+_TENSORS = ("scores", "logits")
 
 
 class Decodes(Protocol):
@@ -27,6 +32,10 @@ class Thread:
         tokens: its own tokens, without control tokens and EOS.
         finish_reason: why it ended, ``None`` while it lives or waits.
         eos_token_id: the EOS that it sampled, ``None`` if it did not end itself.
+        start: how many of ``path_ids`` it was given; what follows it sampled.
+        logprobs: with ``output_scores``, the log probability of each of ``sampled_ids`` after all logits processors.
+        scores: with ``output_scores``, the processed scores (vocabulary,) that each of ``sampled_ids`` was chosen from.
+        logits: with ``output_logits``, the same before any processing.
     """
 
     index: int
@@ -37,18 +46,33 @@ class Thread:
     tokens: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     eos_token_id: int | None = None
+    start: int = 0
+    logprobs: list[float] | None = None
+    scores: "list[Tensor] | None" = None
+    logits: "list[Tensor] | None" = None
+
+    @property
+    def sampled_ids(self) -> list[int]:
+        """All that the thread sampled, [Fork] and EOS included, in order."""
+        return self.path_ids[self.start :] + ([] if self.eos_token_id is None else [self.eos_token_id])
 
 
 class ParagraphTree:
     """The threads of one answer, and the order in which they read.
+
+    Attributes:
+        threads: in the order of creation.
+        stopped_by: index of the thread whose stop string or criterion cut the answer: what reads after that thread's last
+            token is no part of the answer, though its threads still hold it; ``None`` for an answer that was not cut.
 
     >>> tree = ParagraphTree([Thread(0, None, 0, 1, [], tokens=[1, 2, 3]), Thread(1, 0, 2, 2, [], tokens=[7, 8])])
     >>> list(tree.reading_order())
     [(0, [1, 2]), (1, [7, 8]), (0, [3])]
     """
 
-    def __init__(self, threads: Sequence[Thread]) -> None:
+    def __init__(self, threads: Sequence[Thread], stopped_by: int | None = None) -> None:
         self.threads = list(threads)
+        self.stopped_by = stopped_by
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(threads={len(self.threads)}, tokens={sum(len(t.tokens) for t in self.threads)})"
@@ -58,7 +82,13 @@ class ParagraphTree:
         return [other for other in self.threads if other.parent == thread.index]
 
     def segments(self) -> Iterator[tuple[Thread, list[int], bool]]:
-        """Yield ``(thread, tokens, is it the thread's last segment?)`` depth first, empty segments too."""
+        """Yield ``(thread, tokens, is it the thread's last segment?)`` depth first up to the cut, empty segments too."""
+        for thread, tokens, is_last in self._all_segments():
+            yield thread, tokens, is_last
+            if is_last and thread.index == self.stopped_by:
+                return
+
+    def _all_segments(self) -> Iterator[tuple[Thread, list[int], bool]]:
         forks: dict[int, list[Thread]] = {}
         for thread in self.threads[1:]:
             assert thread.parent is not None
@@ -104,10 +134,12 @@ class ParagraphTree:
         return tokenizer.decode(self.token_ids, skip_special_tokens=True)
 
     def to_dict(self) -> dict[str, object]:
-        """Return plain lists and numbers that JSON can hold; :meth:`from_dict` reads them back."""
-        return {"threads": [dict(vars(thread)) for thread in self.threads]}
+        """Return plain lists and numbers that JSON can hold, all but ``scores`` and ``logits``; see :meth:`from_dict`."""
+        kept = [{name: value for name, value in vars(one).items() if name not in _TENSORS} for one in self.threads]
+        return {"threads": kept, "stopped_by": self.stopped_by}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Sequence[Mapping[str, object]]]) -> Self:
+    def from_dict(cls, values: Mapping[str, object]) -> Self:
         """Build the tree that :meth:`to_dict` wrote down."""
-        return cls([Thread(**thread) for thread in values["threads"]])  # type: ignore[arg-type]
+        threads: Sequence[Mapping[str, object]] = values["threads"]  # type: ignore[assignment]
+        return cls([Thread(**thread) for thread in threads], values.get("stopped_by"))  # type: ignore[arg-type]

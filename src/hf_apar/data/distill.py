@@ -11,18 +11,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_apar.cache import new_tree_cache
 from hf_apar.chat import encode_chat
+from hf_apar.data.sentences import first_sentence_end
 
 logger = logging.getLogger(__name__)
+
+LEAD_TOKENS = 48
 
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt, and the words that the answer must open with: an opened list makes a small model write one."""
+    """A prompt, and words that the answer must go on with after its first sentence, which is the model's own.
+
+    A list that has been opened makes a small model write one: ``"Here are some key points:\\n\\n1. **"``.
+    """
 
     prompt: str
     opening: str = ""
@@ -53,7 +58,7 @@ def distill(
     batch_size: int = 64,
     max_new_tokens: int = 384,
     temperature: float = 0.6,
-    straggler_share: float = 0.25,
+    straggler_share: float = 0.1,
 ) -> Iterator[int]:
     """Answer ``questions`` by sampling, append what ends to ``path`` (JSON Lines), yield how many are done so far.
 
@@ -84,47 +89,91 @@ def _answer(
     temperature: float,
     straggler_share: float,
 ) -> list[Answer]:
-    prompts = [
-        encode_chat(tokenizer, [{"role": "user", "content": question.prompt}])
-        + tokenizer.encode(question.opening, add_special_tokens=False)
-        for question in questions
+    prompts = [encode_chat(tokenizer, [{"role": "user", "content": question.prompt}]) for question in questions]
+    leads = _leads(model, tokenizer, questions, prompts, temperature)
+    started = [
+        [*prompt, *tokenizer.encode(lead, add_special_tokens=False)] for prompt, lead in zip(prompts, leads, strict=True)
     ]
-    inputs = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
-    rows = _sample(
-        model,
-        inputs["input_ids"],
-        inputs["attention_mask"],
-        int(tokenizer.eos_token_id),
-        max_new_tokens,
-        temperature,
-        straggler_share,
-    )
+    rows = _sample(model, tokenizer, started, max_new_tokens, temperature, straggler_share)
     return [
-        Answer(questions[row].prompt, questions[row].opening + str(tokenizer.decode(tokens, skip_special_tokens=True)))
-        for row, tokens in sorted(rows.items())
+        Answer(questions[row].prompt, leads[row] + str(tokenizer.decode(written.tokens, skip_special_tokens=True)))
+        for row, written in enumerate(rows)
+        if written.ended
     ]
+
+
+def _leads(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    prompts: Sequence[list[int]],
+    temperature: float,
+) -> list[str]:
+    """Return how each answer must start: with nothing, or with a sentence of its own and the question's opening."""
+    opened = [row for row, question in enumerate(questions) if question.opening]
+    leads = [""] * len(questions)
+    if opened:
+        written = _sample(model, tokenizer, [prompts[row] for row in opened], LEAD_TOKENS, temperature, 0.0)
+        for row, start in zip(opened, written, strict=True):
+            text = str(tokenizer.decode(start.tokens, skip_special_tokens=True))
+            leads[row] = opened_after(first_sentence(text), questions[row].opening)
+    return leads
+
+
+def first_sentence(text: str) -> str:
+    """Return the sentence that ``text`` starts with, "" where none is complete or it starts with markup.
+
+    >>> first_sentence("Trees help. They give shade."), first_sentence("Trees help:\\n\\n1. They"), first_sentence("1. **A")
+    ('Trees help.', 'Trees help:', '')
+    """
+    line = text.split("\n", 1)[0]
+    if not line[:1].isalpha():
+        return ""
+    end = first_sentence_end(line)
+    return line[:end] if end is not None else line.rstrip() if line.rstrip().endswith((".", "!", "?", ":")) else ""
+
+
+def opened_after(sentence: str, opening: str) -> str:
+    """Return ``sentence`` and ``opening``, whose own words are left out if the sentence announces a list already.
+
+    >>> opened_after("Trees help:", "Here is how:\\n\\n1. **")
+    'Trees help:\\n\\n1. **'
+    """
+    if not sentence:
+        return opening
+    if sentence.endswith(":") and "\n\n" in opening:
+        return sentence + opening[opening.index("\n\n") :]
+    return f"{sentence} {opening}"
+
+
+@dataclass(frozen=True)
+class _Written:
+    tokens: list[int]
+    ended: bool
 
 
 @torch.no_grad()
 def _sample(
     model: PreTrainedModel,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    eos: int,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
     max_new_tokens: int,
     temperature: float,
     straggler_share: float,
     top_k: int = 50,
-) -> dict[int, list[int]]:
-    """Return the tokens of the rows that end by themselves.
+) -> list[_Written]:
+    """Go on with each of ``prompts``, until all but ``straggler_share`` of them have ended by themselves.
 
     ``generate`` would draw from the whole vocabulary and keep finished rows in the batch; on a CPU that is two thirds of
     the time. Here the draw is among the ``top_k`` best, and finished rows leave once they are a quarter of the batch.
     """
-    cache, rows, finished = new_tree_cache(model.config), list(range(len(input_ids))), {}
-    written: dict[int, list[int]] = {row: [] for row in rows}
+    inputs = tokenizer.pad({"input_ids": list(prompts)}, padding_side="left", return_tensors="pt").to(model.device)
+    input_ids, attention_mask = inputs["input_ids"], inputs["attention_mask"]
+    eos = int(tokenizer.eos_token_id)
+    cache, rows, ended = new_tree_cache(model.config), list(range(len(prompts))), set()
+    written: list[list[int]] = [[] for _ in prompts]
     positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
-    while rows:
+    for _ in range(max_new_tokens):
         cache.prepare(None, attention_mask.shape[1], input_ids.shape[1])
         logits = model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, past_key_values=cache,
@@ -133,11 +182,12 @@ def _sample(
         best = (logits / temperature).topk(top_k)
         input_ids = best.indices.gather(1, torch.multinomial(best.values.softmax(-1), 1))  # (rows, 1)
         for row, token in zip(rows, input_ids[:, 0].tolist(), strict=True):
-            if token == eos and row not in finished:
-                finished[row] = list(written[row])  # a copy: the row stays in the batch for a while
-            written[row].append(token)
-        running = [index for index, row in enumerate(rows) if row not in finished]
-        if len(running) <= straggler_share * len(written) or len(written[rows[0]]) == max_new_tokens:
+            if token == eos:
+                ended.add(row)
+            elif row not in ended:  # a row that has ended stays in the batch for a while
+                written[row].append(token)
+        running = [index for index, row in enumerate(rows) if row not in ended]
+        if len(running) <= straggler_share * len(written):
             break
         attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(rows), 1)], dim=1)
         positions = positions[:, -1:] + 1
@@ -146,4 +196,4 @@ def _sample(
             cache.keep_rows(keep)
             input_ids, attention_mask, positions = input_ids[keep], attention_mask[keep], positions[keep]
             rows = [rows[index] for index in running]
-    return finished
+    return [_Written(tokens, row in ended) for row, tokens in enumerate(written)]

@@ -5,6 +5,8 @@ thousand prompts; :func:`template_questions` draws from them evenly over the kin
 """
 
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 
 from hf_apar.data.distill import Question
@@ -17,6 +19,11 @@ _ADVICE_TOPICS = (
     "making friends after thirty", "planning a family holiday", "starting a vegetable garden", "leading a new team",
     "taking better photographs", "studying for exams", "cutting the electricity bill", "cycling to work every day",
     "organising a community event", "teaching children to read", "buying a used laptop", "recovering after an injury",
+    "keeping a diary", "growing tomatoes on a balcony", "repairing an old bicycle", "starting a podcast",
+    "getting up early", "painting a room", "choosing a university course", "looking after an elderly parent",
+    "travelling alone", "brewing good coffee", "learning to swim as an adult", "working from home",
+    "paying off a debt", "starting a book club", "adopting a rescue cat", "giving up sugar", "drawing portraits",
+    "negotiating a salary", "managing anger", "camping with small children", "building a birdhouse",
 )  # fmt: skip
 _ADVICE_TEMPLATES = (
     "What are the best tips for {}?",
@@ -34,6 +41,10 @@ _SUBJECTS = (
     "sleep", "online shopping", "the Silk Road", "antibiotics", "satellites", "chess", "tropical rainforests",
     "bread making", "urban parks", "the immune system", "tea", "railways", "ocean currents", "team sports",
     "insurance", "museums", "glaciers", "open-source software", "tourism", "photosynthesis", "the stock market",
+    "earthquakes", "vaccines", "the telephone", "bridges", "forest fires", "taxation", "jazz", "the Industrial Revolution",
+    "whales", "recycling", "space telescopes", "the olive tree", "trade unions", "lighthouses", "deserts", "honey",
+    "the compass", "gravity", "universities", "the ozone layer", "rice farming", "castles", "the Olympic Games",
+    "microplastics", "advertising", "mountains", "memory", "refrigerators", "newspapers", "migration of birds",
 )  # fmt: skip
 _SUBJECT_TEMPLATES = (
     "What are the main features of {}?",
@@ -72,6 +83,32 @@ _PIECES = (
     "a blog post about winter walks", "a plan for a charity run", "a script for a radio show on gardens",
 )  # fmt: skip
 _PIECE_TEMPLATES = ("Write {}.", "Help me to write {}.")
+_EVERYDAY = (
+    "Why do leaves change colour in autumn?", "Why does bread go stale?", "Why do people yawn?",
+    "Why do some people write with their left hand?", "How can you tell that a melon is ripe?",
+    "Why do we put salt on icy roads?", "How do children learn their first language?", "Why do shops hold sales?",
+    "Why do cats purr?", "How can you tell that somebody is bored?", "Why do people keep souvenirs?",
+    "Why does the moon seem to change its shape?", "How does a thermos flask keep tea hot?",
+    "Why are manhole covers round?", "Why do people move to big cities?", "How do we remember faces?",
+    "Why do onions make us cry?", "How can you tell whether a used car is in good condition?",
+    "Why do some songs stay in our heads?", "How does a dishwasher work?", "Why do people tell jokes?",
+    "How can you tell that a plant needs water?", "Why do companies sponsor sports teams?",
+    "Why is it hard to change a habit?", "How do birds find their way south?", "Why do people collect stamps?",
+)  # fmt: skip
+_COUNTS = (
+    "piano tuners work in a large city", "cups of tea are drunk in England on one day", "books stand in a town library",
+    "trees grow in a big park", "bicycles are sold in a year in a small country", "litres of water a family uses in a year",
+    "steps a postman walks in his life", "words a person says in a week", "eggs a bakery needs in a month",
+    "light bulbs are there in a hospital", "phone calls are made in a city in an hour", "bricks are in a family house",
+)  # fmt: skip
+_COUNT_TEMPLATES = ("How could one estimate how many {}? Explain the steps.", "Roughly how many {}? Think it through.")
+_TURNS = (
+    "the wheel had never been invented", "people could breathe under water", "the Vikings had settled all of America",
+    "electricity had been found in Roman times", "there were no mosquitoes", "everybody spoke the same language",
+    "the dinosaurs had survived", "money did not exist", "humans lived for two hundred years", "paper was never invented",
+    "the earth had two moons", "nobody could lie", "Columbus had never sailed west", "plants could walk",
+)  # fmt: skip
+_TURN_TEMPLATES = ("What if {}?", "How would the world look if {}?", "Imagine that {}. What would be different?")
 _SHORT = (
     "What is the capital of {}?", "Which language is spoken in {}?", "On which continent is {}?",
 )  # fmt: skip
@@ -86,18 +123,19 @@ _SUMS = (
 
 
 OPENINGS = (
-    "Here are five points to consider:\n\n1. **",
-    "Here are four important things to know:\n\n1. **",
     "Here are some key points:\n\n1. **",
-    "There are several sides to this question:\n\n1. **",
+    "Here are five points to consider:\n\n1. **",
+    "Here are the most important ones:\n\n1. **",
+    "There are several sides to this:\n\n1. **",
+    "Let us look at them one by one:\n\n1. **",
+    "These are the main things to know:\n\n1. **",
     "Here is an overview:\n\n1. **",
-    "1. **",
-    "Let us look at the main points one by one:\n\n1. **",
-    "Here are six ideas:\n\n1. **",
-    "To answer this question, here are a few points:\n\n- **",
-    "Here are the most important points:\n\n- **",
+    "Consider the following:\n\n1. **",
+    "Here are four of them:\n\n1. **",
+    "In short:\n\n- **",
+    "The main points are:\n\n- **",
 )
-"""Openings of an answer that make a small model write a list whose items have a title and a detail."""
+"""Second sentences of an answer that make a small model write a list whose items have a title and a detail."""
 
 
 def template_questions(count: int, *, opened_share: float = 0.7, seed: int = 0) -> list[Question]:
@@ -117,9 +155,12 @@ def template_questions(count: int, *, opened_share: float = 0.7, seed: int = 0) 
         (_SUBJECT_TEMPLATES, _SUBJECTS),
         (_PAIR_TEMPLATES, _PAIRS),
         (_ROLE_TEMPLATES, _ROLES),
+        (_EVERYDAY, ("",)),
+        (_COUNT_TEMPLATES, _COUNTS),
+        (_TURN_TEMPLATES, _TURNS),
     )
     whole = ((_PIECE_TEMPLATES, _PIECES), (_SHORT, _COUNTRIES), (_SUMS, ("",)))
-    pool = [(prompt, True) for prompt in _fill(in_parts)] + [(prompt, False) for prompt in _fill(whole)]
+    pool = [(prompt, True) for prompt in dict.fromkeys(_fill(in_parts))] + [(prompt, False) for prompt in _fill(whole)]
     if count > len(pool):
         raise ValueError(f"the templates give {len(pool)} different prompts, {count} were asked for")
     draw = random.Random(seed)
@@ -131,3 +172,12 @@ def template_questions(count: int, *, opened_share: float = 0.7, seed: int = 0) 
 
 def _fill(families: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]) -> list[str]:
     return [template.format(topic) for templates, topics in families for template, topic in product(templates, topics)]
+
+
+def open_lists(questions: Sequence[Question], share: float, *, seed: int = 0) -> list[Question]:
+    """Return ``questions`` with one of :data:`OPENINGS` for about ``share`` of those that have no opening yet."""
+    draw = random.Random(seed)
+    return [
+        question if question.opening or draw.random() >= share else replace(question, opening=draw.choice(OPENINGS))
+        for question in questions
+    ]

@@ -1,0 +1,51 @@
+"""Each thread's path as the row of a batch: what logits processors and stopping criteria of transformers must get."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import LongTensor
+
+
+@dataclass(frozen=True)
+class Path:
+    """What the choice of one token may look at: its row, and its thread's path beyond the row's prompt."""
+
+    row: int
+    new_ids: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Round:
+    """Paths of one length, at most one of each row: ``input_ids`` is (batch, prompt + length).
+
+    ``indices`` are the paths' places in what :func:`rounds` was given, ``rows`` their rows in ``input_ids``; the rows of
+    ``input_ids`` that are not listed hold padding after the prompt.
+    """
+
+    input_ids: LongTensor
+    indices: list[int]
+    rows: list[int]
+
+
+def rounds(prompt_ids: LongTensor, paths: Sequence[Path], pad_token_id: int) -> Iterator[Round]:
+    """Split ``paths`` into as few batches as lengths and rows allow; ``prompt_ids`` is (batch, prompt), left-padded.
+
+    >>> paths = [Path(0, [5]), Path(1, [6]), Path(0, [7])]
+    >>> for batch in rounds(torch.tensor([[1], [2]]), paths, pad_token_id=0):
+    ...     print(batch.input_ids.tolist(), batch.indices)
+    [[1, 5], [2, 6]] [0, 1]
+    [[1, 7], [2, 0]] [2]
+    """
+    found: dict[tuple[int, int], list[int]] = defaultdict(list)
+    seen: dict[tuple[int, int], int] = defaultdict(int)
+    for index, path in enumerate(paths):
+        length = len(path.new_ids)
+        found[length, seen[length, path.row]].append(index)
+        seen[length, path.row] += 1
+    for (length, _), indices in found.items():
+        rows = [paths[index].row for index in indices]
+        new_ids = torch.full((len(prompt_ids), length), pad_token_id, dtype=torch.long)
+        new_ids[rows] = torch.tensor([list(paths[index].new_ids) for index in indices], dtype=torch.long)
+        yield Round(torch.cat([prompt_ids, new_ids.to(prompt_ids.device)], dim=1), indices, rows)  # type: ignore[arg-type]

@@ -1,0 +1,84 @@
+"""When a thread must stop: stop strings and stopping criteria, judged on each thread's path; and the clock."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import LongTensor
+from transformers import GenerationConfig, MaxTimeCriteria, StoppingCriteria, StoppingCriteriaList, StopStringCriteria
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+
+from hf_apar.config import ResolvedConfig
+from hf_apar.errors import ConfigurationError
+from hf_apar.paths import Path, rounds
+
+
+class Stopper:
+    """Judges every token that was chosen by the criteria that ``generate`` prepared.
+
+    A criterion sees a path as the answer reads: the [Fork] and [Child] between a prefix and its child are left out, so
+    that a stop string may begin in a title and end in its detail; a [Fork] after which the same thread goes on stays
+    in, since there the answer reads on elsewhere. EOS tokens and the length are the loop's own business.
+
+    Args:
+        criteria: what ``generate`` prepared; a custom criterion gets ``scores=None``.
+        prompt_ids: (batch, prompt), padded on the left.
+    """
+
+    def __init__(
+        self, criteria: StoppingCriteriaList, config: ResolvedConfig, prompt_ids: LongTensor, *, pad_token_id: int
+    ) -> None:
+        self.controls = (config.fork_token_id, config.child_token_id)
+        self.prompt_ids, self.pad_token_id = prompt_ids, pad_token_id
+        self.clocks = [one for one in criteria if isinstance(one, MaxTimeCriteria)]
+        ours = (EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria)
+        self.criteria: list[StoppingCriteria] = [one for one in criteria if not isinstance(one, ours)]
+
+    @property
+    def out_of_time(self) -> bool:
+        """Has ``max_time`` passed?"""
+        return any(bool(clock(self.prompt_ids, None).any()) for clock in self.clocks)
+
+    def __call__(self, paths: Sequence[Path], tokens: Sequence[int]) -> list[bool]:
+        """Return whether each path must stop once it has written its token; a control token is no text and never stops."""
+        stops = [False] * len(paths)
+        if not self.criteria:
+            return stops
+        texts = [Path(path.row, self._as_read([*path.new_ids, token])) for path, token in zip(paths, tokens, strict=True)]
+        for batch in rounds(self.prompt_ids, texts, self.pad_token_id):
+            for criterion in self.criteria:
+                verdict = criterion(batch.input_ids, None).tolist()
+                for index, row in zip(batch.indices, batch.rows, strict=True):
+                    stops[index] |= bool(verdict[row]) and tokens[index] not in self.controls
+        return stops
+
+    def _as_read(self, ids: Sequence[int]) -> list[int]:
+        read: list[int] = []
+        for token in ids:
+            if token == self.controls[1]:
+                read.pop()  # the [Fork] before it
+            else:
+                read.append(token)
+        return read
+
+
+def with_stop_strings(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of ``generate`` with stop strings as a criterion, since ``generate`` keeps the tokenizer from us.
+
+    Raises:
+        ConfigurationError: if there are stop strings and no tokenizer.
+    """
+    changed = dict(options)
+    given: GenerationConfig = changed.get("generation_config") or model.generation_config
+    strings, tokenizer = changed.pop("stop_strings", given.stop_strings), changed.pop("tokenizer", None)
+    if not strings:
+        return changed
+    if tokenizer is None:
+        raise ConfigurationError("stop_strings are found in text; pass tokenizer=tokenizer to generate too")
+    changed["stopping_criteria"] = StoppingCriteriaList(
+        [*(changed.get("stopping_criteria") or ()), StopStringCriteria(tokenizer, strings)]
+    )
+    if given.stop_strings:
+        changed["generation_config"] = copy.deepcopy(given)
+        changed["generation_config"].stop_strings = None
+    return changed
