@@ -8,8 +8,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from byte_tokenizer import byte_tokenizer
 from hf_apar.chat import encode_chat
-from hf_apar.data.distill import Question, distill, read_answers
-from hf_apar.data.prompts import OPENINGS, template_questions
+from hf_apar.data.distill import LEAD_TOKENS, Question, distill, first_sentence, opened_after, read_answers
+from hf_apar.data.prompts import OPENINGS, open_lists, template_questions
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +33,19 @@ def model(tokenizer):
     return model
 
 
-QUESTIONS = [Question(f"Question {number}?", "1. **" if number % 2 else "") for number in range(12)]
+QUESTIONS = [Question(f"Question {number}?", "Here:\n\n1. **" if number % 2 else "") for number in range(12)]
 
 
 def run(model, tokenizer, path, **options):
     torch.manual_seed(0)
     return list(distill(model, tokenizer, QUESTIONS, path, **{"batch_size": 4, "max_new_tokens": 60} | options))
+
+
+def greedy(model, tokenizer, prompt, limit):
+    new = model.generate(torch.tensor([prompt]), max_new_tokens=limit, do_sample=False)[0, len(prompt) :].tolist()
+    ended = tokenizer.eos_token_id in new
+    text = tokenizer.decode(new[: new.index(tokenizer.eos_token_id)] if ended else new, skip_special_tokens=True)
+    return text, ended
 
 
 def test_a_nearly_greedy_answer_is_what_generate_writes(model, tokenizer, tmp_path):
@@ -48,13 +55,27 @@ def test_a_nearly_greedy_answer_is_what_generate_writes(model, tokenizer, tmp_pa
     expected = []
     for question in QUESTIONS:
         prompt = encode_chat(tokenizer, [{"role": "user", "content": question.prompt}])
-        prompt += tokenizer.encode(question.opening, add_special_tokens=False)
-        new = model.generate(torch.tensor([prompt]), max_new_tokens=60, do_sample=False)[0, len(prompt) :].tolist()
-        if tokenizer.eos_token_id in new:
-            text = tokenizer.decode(new[: new.index(tokenizer.eos_token_id)], skip_special_tokens=True)
-            expected.append((question.prompt, question.opening + text))
+        lead = ""
+        if question.opening:
+            lead = opened_after(first_sentence(greedy(model, tokenizer, prompt, LEAD_TOKENS)[0]), question.opening)
+        text, ended = greedy(model, tokenizer, prompt + tokenizer.encode(lead, add_special_tokens=False), 60)
+        if ended:
+            expected.append((question.prompt, lead + text))
     assert [(answer.prompt, answer.response) for answer in read_answers(path)] == expected
     assert 0 < len(expected) < len(QUESTIONS), "some answers must end and some must not"
+
+
+def test_an_opened_answer_begins_with_a_sentence_of_its_own():
+    assert (
+        opened_after(first_sentence("Trees help. Very much so."), "Here is how:\n\n- **")
+        == "Trees help. Here is how:\n\n- **"
+    )
+    assert (
+        opened_after(first_sentence("Trees help in many ways:\n- **A"), "In short:\n\n- **")
+        == "Trees help in many ways:\n\n- **"
+    )
+    for text in ("", "1. **Shade**: it is cool.", "no end", "**Bold** start. More."):
+        assert opened_after(first_sentence(text), "In short:\n\n- **") == "In short:\n\n- **"
 
 
 def test_a_second_call_goes_on_where_the_first_one_stopped(model, tokenizer, tmp_path):
@@ -83,3 +104,12 @@ def test_template_questions_are_different_and_mostly_opened():
     assert 0.5 < len(opened) / 400 < 0.75
     with pytest.raises(ValueError, match="different prompts"):
         template_questions(100_000)
+
+
+def test_lists_are_opened_for_a_share_of_the_questions_that_have_no_opening():
+    questions = [Question(str(number), "mine" if number % 4 == 0 else "") for number in range(400)]
+    opened = open_lists(questions, 0.5, seed=1)
+    assert [one.prompt for one in opened] == [one.prompt for one in questions]
+    assert all(one.opening == "mine" for one in opened[::4])
+    assert 100 < sum(one.opening in OPENINGS for one in opened) < 200
+    assert open_lists(questions, 0.0) == questions and opened == open_lists(questions, 0.5, seed=1)

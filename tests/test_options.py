@@ -36,9 +36,7 @@ def tokenizer():
 
 
 def run(model, inputs=PROMPTS, **options):
-    return model.generate(
-        **inputs, **{"apar": True, "max_new_tokens": 300, "return_dict_in_generate": True} | options
-    )
+    return model.generate(**inputs, **{"apar": True, "max_new_tokens": 300, "return_dict_in_generate": True} | options)
 
 
 # stopping
@@ -75,7 +73,9 @@ def test_stop_strings_may_stand_in_a_generation_config(apar_llama, tokenizer):
         stop_strings=[stop], max_new_tokens=90, eos_token_id=EOS, pad_token_id=EOS,
         apar_config={"fork_token_id": FORK, "child_token_id": CHILD},
     )  # fmt: skip
-    new = apar_llama.generate(**one, apar=True, generation_config=config, tokenizer=tokenizer)[0, one["input_ids"].shape[1] :]
+    new = apar_llama.generate(**one, apar=True, generation_config=config, tokenizer=tokenizer)[
+        0, one["input_ids"].shape[1] :
+    ]
     assert tokenizer.decode(new) == stop and config.stop_strings == [stop]
 
 
@@ -107,7 +107,9 @@ def test_scores_logits_and_logprobs_belong_to_what_each_thread_sampled(plain_lla
     compared = 0
     for tree in out.trees:
         for thread in tree.threads:
-            assert len(thread.sampled_ids) == len(thread.logprobs or ()) == len(thread.scores or ()) == len(thread.logits or ())
+            assert (
+                len(thread.sampled_ids) == len(thread.logprobs or ()) == len(thread.scores or ()) == len(thread.logits or ())
+            )
             for index, token in enumerate(thread.sampled_ids):
                 path = thread.path_ids[: thread.start + index]
                 logits = plain_llama(input_ids=torch.tensor([path]), use_cache=False).logits[0, -1].float()

@@ -21,7 +21,7 @@ from hf_apar.training.recipe import train
 
 torch.set_num_threads(1)
 
-LIST = "\n".join(f"- {title}: a b c d e" for title in "ABC")
+LIST = "- A: a b c d e\n- B: f g h i j\n- C: k l m n o"
 ANSWERS = [Answer("list", LIST)] * 16 + [Answer("say", "no list")] * 40
 
 
@@ -149,6 +149,17 @@ def test_answers_that_cannot_be_trained_on(base, answers, options, message):
     model, tokenizer = loaded(base)
     with pytest.raises(DataError, match=message):
         mix(answers, tokenizer, add_control_tokens(model, tokenizer), **options)
+
+
+def test_what_repeats_itself_is_left_out(base):
+    model, tokenizer = loaded(base)
+    ids = add_control_tokens(model, tokenizer)
+    loop = Answer("loop", "It goes on and on and then. " * 9)
+    twice = Answer("twice", LIST.replace("B:", "A:"))
+    kept = mix([*ANSWERS, loop, twice], tokenizer, ids, structured_share=0.1, held_out=0.1)
+    assert len(kept.train) + len(kept.held_out) == len(ANSWERS)
+    everything = mix([*ANSWERS, loop, twice], tokenizer, ids, structured_share=0.1, held_out=0.1, max_repetition=1.0)
+    assert len(everything.train) + len(everything.held_out) == len(ANSWERS) + 2
 
 
 def test_metrics_of_nothing_are_zero():

@@ -131,6 +131,9 @@ def train(
     max_length: Annotated[int, typer.Option(min=1, help="Tokens of a row; several answers share one.")] = 1024,
     accumulation: Annotated[int, typer.Option(min=1, help="Rows of one optimizer step.")] = 1,
     structured_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the answers that fork.")] = 0.67,
+    max_repetition: Annotated[
+        float, typer.Option(min=0, max=1, help="Leave out answers that repeat more of themselves; 1 keeps all.")
+    ] = 0.1,
     held_out: Annotated[float, typer.Option(min=0, max=1, help="Share of the answers kept for the metrics.")] = 0.05,
     fork_bias: Annotated[float, typer.Option(help="The checkpoint's default of generate's --fork-bias.")] = 0.0,
     save_steps: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 10,
@@ -146,8 +149,8 @@ def train(
         metrics = fine_tune(
             answers, output, model=model or DEFAULT_BASE, rank=rank, learning_rate=learning_rate, token_rate=token_rate,
             epochs=epochs, max_steps=max_steps, max_length=max_length, accumulation=accumulation,
-            structured_share=structured_share, held_out=held_out, fork_bias=fork_bias, save_steps=save_steps,
-            eval_steps=eval_steps, bf16=bf16, seed=seed,
+            structured_share=structured_share, max_repetition=max_repetition, held_out=held_out, fork_bias=fork_bias,
+            save_steps=save_steps, eval_steps=eval_steps, bf16=bf16, seed=seed,
         )  # fmt: skip
     for name, value in metrics.items():
         typer.echo(f"{name:>24} {value:.4f}")

@@ -11,6 +11,7 @@ from hf_apar.chat import encode_chat
 from hf_apar.data.distill import Answer
 from hf_apar.data.features import TreeFeatures, tree_features
 from hf_apar.data.markdown import extract
+from hf_apar.data.repetition import repeated_share, repeats_a_title
 from hf_apar.data.text_tree import TextThread
 from hf_apar.errors import DataError
 
@@ -34,11 +35,13 @@ def mix(
     structured_share: float = 0.67,
     held_out: float = 0.05,
     max_length: int = 1024,
+    max_repetition: float = 0.1,
     seed: int = 0,
 ) -> Mixture:
     """Extract trees from ``answers`` and draw from the unstructured ones until ``structured_share`` are structured.
 
-    All structured answers are kept; answers of more than ``max_length`` tokens are left out.
+    All structured answers are kept but for those left out: of more than ``max_length`` tokens; that repeat more than
+    ``max_repetition`` of their runs of five words, or a title. With ``max_repetition=1`` repetition is no reason.
 
     Raises:
         DataError: if a share is out of its range, no answer is structured, or too few remain to hold any out.
@@ -48,11 +51,19 @@ def mix(
             f"structured_share is {structured_share} and held_out {held_out}; the first is above 0 and at most 1, the "
             "second between 0 and 1"
         )
-    pairs = [(answer, extract(answer.response)) for answer in answers if answer.response.strip()]
+    given = [(answer, extract(answer.response)) for answer in answers if answer.response.strip()]
+    pairs = [
+        (answer, tree)
+        for answer, tree in given
+        if max_repetition >= 1 or (repeated_share(answer.response) <= max_repetition and not repeats_a_title(tree))
+    ]
     structured = [pair for pair in pairs if pair[1].is_structured]
     whole = [pair for pair in pairs if not pair[1].is_structured]
     if not structured:
-        raise DataError(f"none of the {len(pairs)} answers has a structure to learn from; give answers with lists")
+        raise DataError(
+            f"none of the {len(given)} answers has a structure to learn from, those that repeat themselves left aside; give "
+            "answers with lists"
+        )
     draw = random.Random(seed)
     wanted = round(len(structured) * (1 - structured_share) / structured_share)
     chosen = structured + draw.sample(whole, min(wanted, len(whole)))
@@ -63,8 +74,9 @@ def mix(
     if aside >= len(fitting):
         raise DataError(f"{len(fitting)} answers of at most {max_length} tokens are too few to hold some out; give more")
     logger.info(
-        "%d answers: %d structured, %d of %d others drawn; %d too long; %d held out",
-        len(pairs), len(structured), len(chosen) - len(structured), len(whole), len(trees) - len(fitting), aside,
+        "%d answers, %d of them repetitive; %d structured, %d of %d others drawn; %d too long; %d held out",
+        len(given), len(given) - len(pairs), len(structured), len(chosen) - len(structured), len(whole),
+        len(trees) - len(fitting), aside,
     )  # fmt: skip
     features = [item for _, item in fitting]
     return Mixture(features[aside:], features[:aside], max(depth for depth, _ in fitting))

@@ -33,6 +33,7 @@ def train(
     max_length: int = 1024,
     accumulation: int = 1,
     structured_share: float = 0.67,
+    max_repetition: float = 0.1,
     held_out: float = 0.05,
     fork_bias: float = 0.0,
     save_steps: int = 10,
@@ -55,6 +56,7 @@ def train(
         max_length: tokens of a row; several answers share one.
         accumulation: rows of one optimizer step.
         structured_share: answers that fork, among all trained on.
+        max_repetition: answers that repeat more of themselves are left out (:func:`hf_apar.training.mixture.mix`).
         held_out: answers kept aside for the metrics.
         fork_bias: written into the checkpoint as the default of decoding.
         save_steps, eval_steps: steps between two checkpoints, two evaluations.
@@ -71,7 +73,8 @@ def train(
     control_ids = add_control_tokens(base, tokenizer)
     mixture = mix(
         read_answers(answers), tokenizer, control_ids,
-        structured_share=structured_share, held_out=held_out, max_length=max_length, seed=seed,
+        structured_share=structured_share, held_out=held_out, max_length=max_length,
+        max_repetition=max_repetition, seed=seed,
     )  # fmt: skip
     _record_settings(base, mixture.max_depth, fork_bias)
     arguments = TrainingArguments(
