@@ -13,24 +13,29 @@ torch.set_num_threads(1)
 VOCABULARY, EOS, FORK, CHILD = 48, 0, 46, 47
 
 
+def make_forks_likely(model, eos_scale=1.5):
+    """Give a random model sharp logits, and large rows of [Fork] and EOS in its head, so that both are drawn often."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and "router" not in name:
+                parameter.normal_(std=0.3)
+        head = model.get_output_embeddings().weight
+        head[FORK] *= 2.0
+        head[EOS] *= eos_scale
+    model.generation_config.apar_config = {"fork_token_id": FORK, "child_token_id": CHILD}
+    model.generation_config.suppress_tokens = [FORK, CHILD]
+    return model.eval()
+
+
 def tiny_llama(**changes):
-    """A Llama of two layers with sharp random logits, whose [Fork] and EOS rows are scaled so that both are drawn often."""
+    """A Llama of two layers with sharp random logits, that forks and ends often."""
     torch.manual_seed(changes.pop("seed", 0))
     settings = {
         "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": False,
         "eos_token_id": EOS, "pad_token_id": EOS, "bos_token_id": None,
     }  # fmt: skip
-    model = LlamaForCausalLM(LlamaConfig(**settings | changes)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.3)
-        model.lm_head.weight[FORK] *= 2.0
-        model.lm_head.weight[EOS] *= 1.5
-    model.generation_config.apar_config = {"fork_token_id": FORK, "child_token_id": CHILD}
-    model.generation_config.suppress_tokens = [FORK, CHILD]
-    return model
+    return make_forks_likely(LlamaForCausalLM(LlamaConfig(**settings | changes)))
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from conftest import CHILD, EOS, FORK, flat, left_padded, nested, random_prompts, tiny_llama, walk
 from hf_apar import AparConfig, AparStreamer, enable_apar
@@ -85,57 +84,6 @@ def test_drafts_change_the_number_of_steps_and_never_the_text(plain_llama, apar_
     assert sum(stats.steps for stats in out.stats) < sum(stats.steps for stats in plain.stats)
     if spoil == 1:
         assert all(stats.accepted < stats.proposed for stats in out.stats if stats.proposed)
-
-
-def forking(model):
-    """Make [Fork] and EOS likely in any random model, as in ``tiny_llama``."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1 and "router" not in name:
-                parameter.normal_(std=0.3)
-        head = model.get_output_embeddings().weight
-        head[FORK] *= 2.0
-        head[EOS] *= 1.5
-    model.generation_config.apar_config = {"fork_token_id": FORK, "child_token_id": CHILD}
-    return model.eval()
-
-
-SMALL = {
-    "vocab_size": 48, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": False, "eos_token_id": EOS, "pad_token_id": EOS,
-    "bos_token_id": None, "attn_implementation": "eager",
-}  # fmt: skip
-WINDOWED = {
-    "mistral: one kind of layer, windowed": lambda: MistralForCausalLM(MistralConfig(**SMALL, sliding_window=6)),
-    "gemma2: two kinds of layers": lambda: Gemma2ForCausalLM(Gemma2Config(**SMALL, sliding_window=6)),
-    "qwen2: two kinds of layers": lambda: Qwen2ForCausalLM(
-        Qwen2Config(
-            **{k: v for k, v in SMALL.items() if k != "head_dim"},
-            use_sliding_window=True,
-            sliding_window=6,
-            max_window_layers=1,
-        )
-    ),
-}
-
-
-@pytest.mark.parametrize("family", WINDOWED)
-def test_a_sliding_window_counts_positions_of_the_path(family):
-    torch.manual_seed(0)
-    plain = forking(WINDOWED[family]())
-    enabled = enable_apar(forking(WINDOWED[family]()))
-    enabled.load_state_dict(plain.state_dict())
-    beyond = 0
-    for seed in range(5):
-        prompts = random_prompts(3, seed, shortest=8, longest=16)
-        config = AparConfig(fork_token_id=FORK, child_token_id=CHILD)
-        expected = [walk(plain, prompt, ResolvedConfig(**config.to_dict()), LIMIT) for prompt in prompts]
-        out = enabled.generate(**left_padded(prompts), apar=config, max_new_tokens=400, return_dict_in_generate=True)
-        for answer, tree in zip(expected, out.trees, strict=True):
-            if answer is not None and all(thread.finish_reason == "eos" for thread in tree.threads):
-                assert nested(tree) == answer
-                beyond += len(tree.threads) > 1 and max(len(thread.path_ids) for thread in tree.threads) > 12
-    assert beyond, "some answer must fork and go beyond the window"
 
 
 def test_the_budget_bounds_all_sampled_tokens_and_the_last_go_in_reading_order(plain_llama, apar_llama):

@@ -118,7 +118,7 @@ def test_scores_logits_and_logprobs_belong_to_what_each_thread_sampled(plain_lla
                 assert thread.logprobs[index] == pytest.approx(expected)
                 assert thread.scores[index][CHILD] == -torch.inf
                 compared += 1
-    assert compared > 60
+    assert compared > 40
 
 
 def test_without_forks_scores_are_those_of_generate(plain_llama, apar_llama):

@@ -43,6 +43,11 @@ def eos_token_ids(generation_config: GenerationConfig) -> list[int]:
 def validate_model(model: PreTrainedModel) -> None:
     """Raise :class:`UnsupportedModelError` for a model whose layers cannot attend along a tree."""
     name, config = type(model).__name__, model.config.get_text_config(decoder=True)
+    # a PEFT model lends its base this method while it generates
+    if learns_prompts(model) or learns_prompts(getattr(model.prepare_inputs_for_generation, "__self__", None)):
+        raise UnsupportedModelError(
+            "a prompt-learning adapter puts virtual tokens before the prompt, which a tree mask does not know; use LoRA"
+        )
     if model.config.is_encoder_decoder:
         raise UnsupportedModelError(f"{name} is an encoder-decoder; APAR needs a decoder-only model")
     if unknown := set(layer_windows(config)) - {"full_attention", "sliding_attention"}:
@@ -62,6 +67,12 @@ def validate_model(model: PreTrainedModel) -> None:
             f"{name} uses {attention} attention, which takes no tree mask while decoding; load it with "
             f"attn_implementation='sdpa' or 'eager'"
         )
+
+
+def learns_prompts(model: object) -> bool:
+    """Does ``model`` carry a PEFT adapter that puts virtual tokens before the prompt?"""
+    adapters: Mapping[str, Any] = getattr(model, "peft_config", {})
+    return any(adapter.is_prompt_learning for adapter in adapters.values())
 
 
 def validate_generation(generation_config: GenerationConfig, model_kwargs: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_apar.checks import validate_model, validate_streamer
+from hf_apar.checks import learns_prompts, validate_model, validate_streamer
 from hf_apar.config import AparConfig
 from hf_apar.decoding import Proposer, apar_decode
 from hf_apar.errors import ConfigurationError, UnsupportedModelError
@@ -109,13 +109,10 @@ def disable_apar(model: Model) -> Model:
 
 
 def _base_model(model: Any) -> Any:
-    if not hasattr(model, "peft_config"):
-        return model
-    if any(config.is_prompt_learning for config in model.peft_config.values()):
-        raise UnsupportedModelError(
-            "a prompt-learning adapter puts virtual tokens before the prompt, which a tree mask does not know; use LoRA"
-        )
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    """Return the model inside a PEFT model, whose ``generate`` calls that one's."""
+    if hasattr(model, "peft_config") and hasattr(model, "get_base_model") and not learns_prompts(model):
+        return model.get_base_model()
+    return model
 
 
 @cache
