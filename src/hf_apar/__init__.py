@@ -6,6 +6,7 @@ from hf_apar.config import AparConfig
 from hf_apar.decoding import apar_decode
 from hf_apar.errors import AparError, ConfigurationError, ControlTokenError, DataError, UnsupportedModelError
 from hf_apar.generation import AparGenerationMixin, disable_apar, enable_apar
+from hf_apar.hub import export_custom_generate
 from hf_apar.results import AparOutput, AparStats
 from hf_apar.streaming import AparStreamer
 from hf_apar.tokens import add_control_tokens
@@ -30,5 +31,6 @@ __all__ = [
     "disable_apar",
     "enable_apar",
     "encode_chat",
+    "export_custom_generate",
     "load_default_model",
 ]

@@ -1,4 +1,4 @@
-"""The command line: ``hf-apar generate``, ``distill`` and ``train`` (needs the extra ``cli``).
+"""The command line: ``hf-apar generate``, ``distill``, ``train`` and ``merge`` (needs the extra ``cli``).
 
 What is slow to import is imported inside the commands, so that ``--help`` is quick.
 """
@@ -154,6 +154,21 @@ def train(
         )  # fmt: skip
     for name, value in metrics.items():
         typer.echo(f"{name:>24} {value:.4f}")
+
+
+@app.command()
+def merge(
+    output: Annotated[Path, typer.Argument(help="A new folder.", file_okay=False)],
+    model: ModelOption = None,
+    dtype: DtypeOption = Dtype.bfloat16,
+) -> None:
+    """Write an adapter and its base as one ordinary checkpoint in OUTPUT, which loads anywhere."""
+    with _errors_in_one_line():
+        from hf_apar.hub import save_merged
+
+        loaded, tokenizer = _load(model, dtype)
+        save_merged(loaded, tokenizer, output)
+    typer.echo(f"{output} decodes plainly with AutoModelForCausalLM, and with threads through hf_apar")
 
 
 @contextmanager

@@ -47,25 +47,41 @@ class AparGenerationMixin:
             if proposer is not None:
                 raise ConfigurationError("proposer needs apar; pass apar=True too")
             return super().generate(*args, streamer=streamer, **kwargs)  # type: ignore[misc]
-        if not isinstance(apar, AparConfig) and apar is not True:
-            raise ConfigurationError(f"apar is {apar!r}; pass True, False or an AparConfig")
-        if kwargs.get("custom_generate") is not None:
-            raise ConfigurationError("apar and custom_generate are two decoding strategies; pass one of them")
-        if kwargs.get("assistant_model") is not None:
-            raise ConfigurationError("assistant_model cannot be combined with apar yet; leave out one of them")
-        decode = partial(
-            apar_decode, apar=apar if isinstance(apar, AparConfig) else None, streamer=streamer, proposer=proposer
-        )
-        plain = [one for one in as_list(streamer) if not isinstance(one, AparStreamer)]
-        if plain:
-            prompt = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
-            validate_streamer(streamer, 1 if prompt is None else len(prompt))  # before the prompt is put
-        return super().generate(  # type: ignore[misc]
-            *args, custom_generate=decode, streamer=PromptRelay(plain) if plain else None, **with_stop_strings(self, kwargs)
-        )
+        generate = super().generate  # type: ignore[misc]
+        return generate_in_threads(self, generate, *args, apar=apar, streamer=streamer, proposer=proposer, **kwargs)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[type], dict[str, Any]]:
         return _new_enabled, (_plain_class(type(self)),), self.__dict__
+
+
+def generate_in_threads(
+    model: Any,
+    generate: Callable[..., Any],
+    *args: Any,
+    apar: bool | AparConfig = True,
+    streamer: Any = None,
+    proposer: Proposer | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Call ``model``'s own ``generate`` with APAR as its decoding loop; what :class:`AparGenerationMixin` does.
+
+    Raises:
+        ConfigurationError: for arguments that contradict each other, or that threads cannot follow.
+    """
+    if not isinstance(apar, AparConfig) and apar is not True:
+        raise ConfigurationError(f"apar is {apar!r}; pass True, False or an AparConfig")
+    if kwargs.get("custom_generate") is not None:
+        raise ConfigurationError("apar and custom_generate are two decoding strategies; pass one of them")
+    if kwargs.get("assistant_model") is not None:
+        raise ConfigurationError("assistant_model cannot be combined with apar yet; leave out one of them")
+    settings = apar if isinstance(apar, AparConfig) else None
+    decode = partial(apar_decode, apar=settings, streamer=streamer, proposer=proposer)
+    plain = [one for one in as_list(streamer) if not isinstance(one, AparStreamer)]
+    if plain:
+        prompt = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
+        validate_streamer(streamer, 1 if prompt is None else len(prompt))  # before the prompt is put
+    relay = PromptRelay(plain) if plain else None
+    return generate(*args, custom_generate=decode, streamer=relay, **with_stop_strings(model, kwargs))
 
 
 def enable_apar(model: Model, tokenizer: PreTrainedTokenizerBase | None = None, config: AparConfig | None = None) -> Model:

@@ -1,0 +1,72 @@
+"""Forms in which APAR travels without this package's API: a ``custom_generate`` repository, and merged checkpoints."""
+
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_apar.errors import ConfigurationError
+
+_GENERATE = '''"""APAR decoding for `model.generate(custom_generate=...)`: many threads write one answer (arXiv 2401.06761).
+
+The model must be fine-tuned for APAR, and carry the ids of [Fork] and [Child] in its generation config.
+"""
+
+from functools import partial
+
+from hf_apar import AparConfig
+from hf_apar.generation import generate_in_threads
+
+
+def generate(model, *, apar=True, **arguments):
+    """Generate as `model.generate` does, in threads; `apar` is True, an AparConfig, or a dict of its settings."""
+    settings = AparConfig.from_dict(apar) if isinstance(apar, dict) else apar
+    given = {name: value for name, value in arguments.items() if value is not None}
+    return generate_in_threads(model, partial(type(model).generate, model), apar=settings, **given)
+'''
+
+_CARD = """---
+library_name: transformers
+tags:
+  - custom_generate
+---
+
+# APAR decoding
+
+`model.generate(**inputs, custom_generate="THIS_REPOSITORY", trust_remote_code=True)` decodes one answer with many threads:
+auto-parallel auto-regressive decoding (arXiv 2401.06761), by the package hf_apar. The model must be fine-tuned for it.
+"""
+
+
+def export_custom_generate(folder: str | Path) -> Path:
+    """Write a repository for ``model.generate(custom_generate=folder, trust_remote_code=True)``; return its folder.
+
+    It holds ``custom_generate/generate.py``, what this needs in ``custom_generate/requirements.txt``, and a card.
+
+    Raises:
+        ConfigurationError: if ``folder`` holds another ``custom_generate/generate.py``.
+    """
+    target = Path(folder) / "custom_generate"
+    file = target / "generate.py"
+    if file.exists() and file.read_text(encoding="utf-8") != _GENERATE:
+        raise ConfigurationError(f"{file} exists and is not ours; name another folder, or remove it first")
+    target.mkdir(parents=True, exist_ok=True)
+    file.write_text(_GENERATE, encoding="utf-8")
+    (target / "requirements.txt").write_text("hf_apar\n", encoding="utf-8")
+    card = Path(folder) / "README.md"
+    if not card.exists():
+        card.write_text(_CARD, encoding="utf-8")
+    return Path(folder)
+
+
+def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> Path:
+    """Write ``model`` as an ordinary checkpoint, safetensors, that any program loads; return its folder.
+
+    Without hf_apar it decodes whole answers plainly, since both control tokens are suppressed in its generation config;
+    with hf_apar it forks.
+    """
+    target = Path(folder)
+    if target.exists() and any(target.iterdir()):
+        raise ConfigurationError(f"{target} is not empty; name a new folder")
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    return target

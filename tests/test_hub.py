@@ -1,0 +1,65 @@
+"""Checkpoints and ``custom_generate`` repositories, as programs without hf_apar's API use them."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from byte_tokenizer import byte_tokenizer
+from conftest import left_padded, random_prompts, tiny_llama
+from hf_apar import ConfigurationError, enable_apar, export_custom_generate
+from hf_apar.hub import save_merged
+
+PROMPTS = left_padded(random_prompts(3, seed=7))
+LIMIT = {"max_new_tokens": 80}
+
+
+@pytest.fixture(scope="module")
+def expected(apar_llama):
+    return apar_llama.generate(**PROMPTS, apar=True, **LIMIT).tolist()
+
+
+def test_a_model_that_is_not_enabled_decodes_through_the_repository(plain_llama, expected, tmp_path, capfd):
+    folder = str(export_custom_generate(tmp_path / "repository"))
+    got = plain_llama.generate(**PROMPTS, custom_generate=folder, trust_remote_code=True, **LIMIT)
+    assert got.tolist() == expected
+    narrow = {"max_threads": 1, "max_depth": 1}
+    plain = plain_llama.generate(**PROMPTS, custom_generate=folder, trust_remote_code=True, apar=narrow, **LIMIT)
+    assert plain.tolist() != expected
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        plain_llama.generate(**PROMPTS, custom_generate=folder, trust_remote_code=False, **LIMIT)
+
+
+def test_exporting_twice_is_the_same_and_overwrites_nothing_foreign(tmp_path):
+    export_custom_generate(export_custom_generate(tmp_path))
+    (tmp_path / "custom_generate" / "generate.py").write_text("mine")
+    with pytest.raises(ConfigurationError, match="not ours"):
+        export_custom_generate(tmp_path)
+
+
+def test_a_merged_checkpoint_forks_with_hf_apar_and_decodes_plainly_without(expected, plain_llama, tmp_path):
+    folder = save_merged(enable_apar(tiny_llama()), byte_tokenizer(), tmp_path / "merged")
+    assert list(folder.glob("*.safetensors"))
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert enable_apar(loaded).generate(**PROMPTS, apar=True, **LIMIT).tolist() == expected
+    code = (
+        "import sys, torch\nfrom transformers import AutoModelForCausalLM\n"
+        f"model = AutoModelForCausalLM.from_pretrained({str(folder)!r})\n"
+        f"ids = torch.tensor({PROMPTS['input_ids'].tolist()})\nmask = torch.tensor({PROMPTS['attention_mask'].tolist()})\n"
+        "print(model.generate(ids, attention_mask=mask, max_new_tokens=80).tolist())\n"
+        "assert 'hf_apar' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().splitlines()[-1] == str(plain_llama.generate(**PROMPTS, **LIMIT).tolist())
+    with pytest.raises(ConfigurationError, match="not empty"):
+        save_merged(loaded, byte_tokenizer(), folder)
+
+
+def test_a_wrong_setting_in_a_checkpoint_names_the_right_ones(tmp_path):
+    enable_apar(tiny_llama()).save_pretrained(tmp_path)
+    file = tmp_path / "generation_config.json"
+    file.write_text(file.read_text().replace('"fork_token_id"', '"max_thread": 3, "fork_token_id"'))
+    with pytest.raises(ConfigurationError, match="unknown APAR setting max_thread; the settings are fork_token_id"):
+        enable_apar(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32))
