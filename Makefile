@@ -5,7 +5,10 @@ PROMPT ?= Give me five practical ideas for saving water at home.
 # Every worker runs tiny models: one thread of its own is faster than workers that fight over the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4
 
-.PHONY: demo test clean
+# What touches transformers' seams; the rest is the same on every release.
+CONTRACT := decoding generation options scripted families pipeline adapters hub
+
+.PHONY: demo test test-lowest clean
 
 demo: $(VENV)/.stamp
 	$(BIN)/hf-apar generate --compare "$(PROMPT)"
@@ -14,6 +17,15 @@ test: $(VENV)/.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict src
 	$(PYTEST)
+
+# The lowest supported transformers, laid over the other packages.
+test-lowest: $(VENV)/lowest/.stamp
+	PYTHONPATH=$(VENV)/lowest $(PYTEST) $(CONTRACT:%=tests/test_%.py)
+
+$(VENV)/lowest/.stamp: $(VENV)/.stamp requirements-lowest.lock
+	rm -rf $(@D)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(@D) -r requirements-lowest.lock
+	touch $@
 
 $(VENV)/.stamp: requirements.lock requirements-nodeps.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

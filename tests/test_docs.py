@@ -8,23 +8,35 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# a fenced block, or the last cell of a row in a table of lines of code
+CODE = re.compile(
+    r"^```python\n(?P<block>.*?)^```$|^\|[^\n]*\| `(?P<line>[^\n`]*[(\[][^\n`]*)` \|$", re.MULTILINE | re.DOTALL
+)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
-def padded_blocks(page: Path) -> list[str]:
-    """Return the blocks, each after as many empty lines as stand before it: tracebacks then name the page's lines."""
+def padded_code(page: Path) -> list[str]:
+    """Return the code, each piece after as many empty lines as stand before it: tracebacks then name the page's lines."""
     text = page.read_text(encoding="utf-8")
-    return ["\n" * text.count("\n", 0, match.start(1)) + match[1] for match in BLOCK.finditer(text)]
+    pieces = []
+    for match in CODE.finditer(text):
+        kind = "block" if match["block"] is not None else "line"
+        pieces.append("\n" * text.count("\n", 0, match.start(kind)) + match[kind])
+    return pieces
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
+def test_the_code_of_a_page_runs_in_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "__main__"}
-    for block in padded_blocks(page):
-        exec(compile(block, str(page), "exec"), namespace)
+    for piece in padded_code(page):
+        exec(compile(piece, str(page), "exec"), namespace)
+
+
+def test_every_line_of_the_options_table_is_run():
+    pieces = padded_code(ROOT / "docs" / "generation.md")
+    assert sum("generate(" in piece for piece in pieces) > 25
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)

@@ -83,7 +83,9 @@ def test_several_answers_streaming_and_stop_sequences(both, pipe):
     assert "".join(streamer) == out[0]["generated_text"]
     whole = out[0]["generated_text"]
     stop = whole[2:4]
-    cut = pipe(QUESTIONS[0], apar=True, return_full_text=False, stop_sequence=stop, **OPTIONS)[0]["generated_text"]
+    cut = pipe(QUESTIONS[0], apar=True, return_full_text=False, stop_strings=stop, tokenizer=both[1], **OPTIONS)[0][
+        "generated_text"
+    ]
     assert cut == whole[: whole.index(stop) + len(stop)]
 
 
