@@ -206,6 +206,8 @@ def test_models_that_cannot_attend_along_a_tree_are_refused_by_property():
         T5ForConditionalGeneration,
     )
 
+    flash = tiny_llama()
+    flash.config._attn_implementation_internal = "flash_attention_2"  # as if loaded with it, which needs a GPU
     small = {"vocab_size": 48, "hidden_size": 16, "num_hidden_layers": 1}
     refused = [
         (BloomForCausalLM(BloomConfig(**small, n_layer=1, n_head=2)), "position_ids"),
@@ -214,7 +216,7 @@ def test_models_that_cannot_attend_along_a_tree_are_refused_by_property():
             T5ForConditionalGeneration(T5Config(vocab_size=48, d_model=16, d_ff=16, num_layers=1, num_heads=2)),
             "encoder-decoder",
         ),
-        (tiny_llama(attn_implementation="flex_attention"), "flex_attention"),
+        (flash, "flash_attention_2 attention, which takes no tree mask"),
     ]
     for model, message in refused:
         model.generation_config.apar_config = {"fork_token_id": FORK, "child_token_id": CHILD}

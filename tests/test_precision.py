@@ -69,14 +69,14 @@ def test_quantised_weights(folder, bits):
         assert model.generate(**PROMPTS, apar=NO_FORK, **LIMIT).tolist() == model.generate(**PROMPTS, **LIMIT).tolist()
 
 
-def test_weights_offloaded_to_disk(folder, tmp_path):
+@pytest.mark.parametrize("first", ["cpu", "disk"])
+def test_weights_offloaded_to_disk(folder, tmp_path, first):
     whole = run(enable_apar(LlamaForCausalLM.from_pretrained(folder)))
-    spread = LlamaForCausalLM.from_pretrained(
-        folder,
-        device_map={"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "cpu",
-                    "model.rotary_emb": "cpu", "lm_head": "disk"},
-        offload_folder=tmp_path,
-    )  # fmt: skip
+    places = {
+        "model.embed_tokens": first, "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "cpu",
+        "model.rotary_emb": "cpu", "lm_head": "disk",
+    }  # fmt: skip
+    spread = LlamaForCausalLM.from_pretrained(folder, device_map=places, offload_folder=tmp_path)
     assert {parameter.device.type for parameter in spread.parameters()} == {"cpu", "meta"}
     assert run(enable_apar(spread)).sequences.tolist() == whole.sequences.tolist()
 

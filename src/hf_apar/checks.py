@@ -12,7 +12,7 @@ from hf_apar.errors import ConfigurationError, ControlTokenError, UnsupportedMod
 from hf_apar.streaming import as_list
 from hf_apar.tokens import CHILD_TOKEN, FORK_TOKEN, embedding_rows
 
-_ATTENTION = ("eager", "sdpa")
+_ATTENTION = ("eager", "sdpa", "flex_attention")
 
 
 def resolve_config(given: AparConfig | None, generation_config: GenerationConfig, model: PreTrainedModel) -> ResolvedConfig:

@@ -159,7 +159,7 @@ class Decoder:
             [row.pool.peek() for row in self.rows],
             self.windows,
             dtype=self.model.dtype,
-            device=self.model.device,
+            device=self.prompts.device(self.model),
             high_water=max(row.pool.high_water for row in self.rows),
         )
         self.cache.prepare(inputs.slots, inputs.high_water, inputs.slots.shape[1])

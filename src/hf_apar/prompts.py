@@ -68,6 +68,10 @@ class Prompts:
         """Positions that the prefix holds."""
         return 0 if self.prefix is None else self.prefix.get_seq_length()
 
+    def device(self, model: PreTrainedModel) -> torch.device:
+        """Return where the model takes its inputs: its own device, the prompts' where its weights are offloaded."""
+        return self.input_ids.device if model.device.type == "meta" else model.device
+
     def rows(self, config: ResolvedConfig) -> list[PromptRow]:
         """Return each row without its left padding.
 
@@ -99,17 +103,18 @@ class Prompts:
         """Feed the prompts in chunks of ``chunk_size``; return the logits of their last tokens, (batch, 1, vocabulary)."""
         if self.prefix is not None:
             cache.load(self.prefix)
-        logits = None
-        positions = self._positions()
+        logits, device = None, self.device(model)
+        positions = self._positions().to(device)
+        mask = None if self.attention_mask is None else self.attention_mask.to(device)
         for start in range(self.past, self.span, chunk_size or self.span):
             end = min(start + (chunk_size or self.span), self.span)
             cache.prepare(None, end, end - start)
-            known = self.input_ids[:, : self.input_ids.shape[1] - (self.span - end)]
+            known = self.input_ids[:, : self.input_ids.shape[1] - (self.span - end)].to(device)
             embeds = self.model_kwargs.get("inputs_embeds")
             inputs = model.prepare_inputs_for_generation(  # type: ignore[operator]
                 known,
                 next_sequence_length=end - start,
-                attention_mask=None if self.attention_mask is None else self.attention_mask[:, :end],
+                attention_mask=None if mask is None else mask[:, :end],
                 position_ids=positions[:, :end],
                 past_key_values=cache,
                 is_first_iteration=True,
