@@ -40,11 +40,12 @@ class TreeLayer(CacheLayerMixin):
             grown = buffer.new_zeros(*buffer.shape[:2], max(2 * capacity, self.cache.high_water), buffer.shape[3])
             grown[:, :, :capacity] = buffer
             buffer = grown
-        if self.cache.slots is None:
+        if self.cache.places is None:
             buffer[:, :, self.cache.high_water - states.shape[2] : self.cache.high_water] = states
             return buffer
-        index = self.cache.slots.to(states.device)[:, None, :, None].expand_as(states)  # (batch, heads, width, dim)
-        return buffer.scatter_(2, index, states)
+        rows, slots = (index.to(states.device) for index in self.cache.places)
+        buffer[rows, :, slots] = states.transpose(1, 2).flatten(0, 1)  # (queries, heads, dim)
+        return buffer
 
     def keep_rows(self, rows: Tensor) -> None:
         assert self.keys is not None and self.values is not None
@@ -67,20 +68,21 @@ class TreeCache(Cache):
         layers: the number of layers of the model.
 
     Attributes:
-        slots: where the next forward pass writes, (batch, width); ``None`` for the next ``width`` slots of every row.
+        places: rows and slots, both (queries,), that the next forward pass writes, row by row; ``None`` for the next slots
+            of every row.
         high_water: attention reads the slots below it.
         past: the slots below it are older than the next forward pass; what the model takes for the sequence length.
     """
 
     def __init__(self, layers: int) -> None:
-        self.slots: LongTensor | None = None
+        self.places: tuple[LongTensor, LongTensor] | None = None
         self.high_water = self.past = 0
         self.tree_layers = [TreeLayer(self) for _ in range(layers)]
         super().__init__(layers=list(self.tree_layers))
 
-    def prepare(self, slots: LongTensor | None, high_water: int, width: int) -> None:
-        """Say where the next forward pass of ``width`` tokens writes and how far it reads."""
-        self.slots, self.high_water, self.past = slots, high_water, high_water - width
+    def prepare(self, places: tuple[LongTensor, LongTensor] | None, high_water: int, width: int) -> None:
+        """Say where the next forward pass of ``width`` tokens a row writes and how far it reads."""
+        self.places, self.high_water, self.past = places, high_water, max(high_water - width, 0)
 
     def load(self, prefix: DynamicCache) -> None:
         """Copy the keys and values of ``prefix`` into the first slots of an empty cache."""

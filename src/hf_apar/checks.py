@@ -6,13 +6,14 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
+from hf_apar.attention import TREE_ATTENTION
 from hf_apar.cache import layer_windows
 from hf_apar.config import AparConfig, ResolvedConfig
 from hf_apar.errors import ConfigurationError, ControlTokenError, UnsupportedModelError
 from hf_apar.streaming import as_list
 from hf_apar.tokens import CHILD_TOKEN, FORK_TOKEN, embedding_rows
 
-_ATTENTION = ("eager", "sdpa", "flex_attention")
+_ATTENTION = ("eager", "sdpa", "flex_attention", TREE_ATTENTION)
 
 
 def resolve_config(given: AparConfig | None, generation_config: GenerationConfig, model: PreTrainedModel) -> ResolvedConfig:

@@ -12,6 +12,7 @@ import torch
 from torch import LongTensor, Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
+from hf_apar.attention import TREE_ATTENTION, tree_step
 from hf_apar.cache import TreeCache, layer_windows, new_tree_cache
 from hf_apar.checks import (
     eos_token_ids,
@@ -86,6 +87,7 @@ class Decoder:
         self.model, self.prompts, self.config, self.generation_config = model, prompts, config, generation_config
         self.sampler, self.stopper, self.broadcast, self.proposer = sampler, stopper, broadcast, proposer
         self.device = prompts.input_ids.device
+        self.pack = model.config.get_text_config(decoder=True)._attn_implementation == TREE_ATTENTION
         self.cache: TreeCache = new_tree_cache(model.config)
         self.windows = layer_windows(model.config.get_text_config(decoder=True))
         self.eos = eos_token_ids(generation_config)
@@ -123,7 +125,7 @@ class Decoder:
             logits = self.forward(plan)
 
     def prefill(self) -> Tensor:
-        """Feed the prompts; return the logits of their last tokens, (batch, 1, vocabulary)."""
+        """Feed the prompts; return the logits of their last tokens, (batch, vocabulary)."""
         for row, stats in zip(self.rows, self.stats, strict=True):
             stats.steps, stats.peak_threads, stats.peak_kv = 1, 1, row.prompt_slots
         return self.prompts.prefill(self.model, self.cache, self.generation_config.prefill_chunk_size)
@@ -147,7 +149,7 @@ class Decoder:
         return plan
 
     def forward(self, plan: list[list[Turn]]) -> Tensor:
-        """Run the model over the plan once; return logits (batch, width, vocabulary)."""
+        """Run the model over the plan once; return its logits in the order of the plan, (queries, vocabulary)."""
         queries = [
             [query for turn in turns for query in self._queries(row, turn)]
             for row, turns in zip(self.rows, plan, strict=True)
@@ -161,39 +163,37 @@ class Decoder:
             dtype=self.model.dtype,
             device=self.prompts.device(self.model),
             high_water=max(row.pool.high_water for row in self.rows),
+            pack=self.pack,
         )
-        self.cache.prepare(inputs.slots, inputs.high_water, inputs.slots.shape[1])
-        return self.model(  # type: ignore[no-any-return]
-            input_ids=inputs.input_ids,
-            position_ids=inputs.position_ids,
-            attention_mask=inputs.attention_mask,
-            past_key_values=self.cache,
-            use_cache=True,
-            return_dict=True,
-        ).logits
+        self.cache.prepare((inputs.rows, inputs.slots), inputs.high_water, inputs.input_ids.shape[1])
+        with tree_step(inputs.packing):
+            logits = self.model(
+                input_ids=inputs.input_ids,
+                position_ids=inputs.position_ids,
+                attention_mask=inputs.attention_mask,
+                past_key_values=self.cache,
+                use_cache=True,
+                return_dict=True,
+            ).logits
+        return inputs.in_plan_order(logits)
 
     def choose(self, plan: list[list[Turn]], logits: Tensor) -> list[list[list[Sampled]]]:
         """Choose a token after every token that was fed, for all rows and threads at once.
 
         While nothing has forked, a finished row is still drawn for, so that sampling matches ``generate``.
         """
-        places: list[tuple[int, int]] = []  # (row, column) of each choice in the logits
         owners: list[list[Sampled] | None] = []  # what each choice is added to
         contexts: list[Context] = []
         chosen: list[list[list[Sampled]]] = [[[] for _ in turns] for turns in plan]
         for index, (row, turns) in enumerate(zip(self.rows, plan, strict=True)):
-            found: list[tuple[Context, list[Sampled] | None]] = [
-                (context, owner)
-                for turn, owner in zip(turns, chosen[index], strict=True)
-                for context in self._contexts(index, row, turn)
-            ]
-            if not found and not self.forked:
-                found = [(self._idle_context(index, row), None)]
-            places += [(index, column) for column in range(len(found))]
-            contexts += [context for context, _ in found]
-            owners += [owner for _, owner in found]
-        rows, columns = torch.tensor(places, device=logits.device).T
-        for sampled, owner in zip(self._sample(logits[rows, columns].to(self.device), contexts), owners, strict=True):
+            for place, turn in enumerate(turns):
+                found = self._contexts(index, row, turn)
+                contexts += found
+                owners += [chosen[index][place]] * len(found)
+            if not turns and not self.forked:
+                contexts.append(self._idle_context(index, row))
+                owners.append(None)
+        for sampled, owner in zip(self._sample(_spread(logits.to(self.device), owners), contexts), owners, strict=True):
             if owner is not None:
                 owner.append(sampled)
         return chosen
@@ -269,6 +269,15 @@ class Decoder:
         length = max(len(other.path_ids) - another.prompt_length for another in self.rows for other in another.live)
         new_ids = row.tree.threads[0].path_ids[row.prompt_length :]
         return Context(index, [*new_ids, *[self.sampler.pad_token_id] * (length - len(new_ids))], may_fork=False)
+
+
+def _spread(logits: Tensor, owners: Sequence[object | None]) -> Tensor:
+    """Return ``logits`` (queries, vocabulary) with a row of zeros wherever a choice belongs to nobody."""
+    if None not in owners:
+        return logits
+    spread = logits.new_zeros(len(owners), logits.shape[1])
+    spread[[index for index, owner in enumerate(owners) if owner is not None]] = logits
+    return spread
 
 
 def _keep(thread: Thread, sampled: Sampled) -> None:

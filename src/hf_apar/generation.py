@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_apar import attention
 from hf_apar.checks import learns_prompts, validate_model, validate_streamer
 from hf_apar.config import AparConfig
 from hf_apar.decoding import Proposer, apar_decode
@@ -87,6 +88,8 @@ def generate_in_threads(
 def enable_apar(model: Model, tokenizer: PreTrainedTokenizerBase | None = None, config: AparConfig | None = None) -> Model:
     """Give this one ``model`` object ``generate(apar=...)``; a PEFT model's base is changed. Enabling twice changes nothing.
 
+    A model that uses sdpa is switched to :func:`hf_apar.attention.tree_attention`, which is sdpa outside the loop.
+
     Args:
         tokenizer: where the ids of [Fork] and [Child] are looked up if the checkpoint does not carry them.
         config: the model's defaults from now on, kept in ``model.generation_config.apar_config`` as a plain ``dict``; what
@@ -113,6 +116,9 @@ def enable_apar(model: Model, tokenizer: PreTrainedTokenizerBase | None = None, 
     record_settings(base, settings.to_dict())
     if not isinstance(base, AparGenerationMixin):
         base.__class__ = _enabled_class(type(base))  # type: ignore[arg-type]
+    if base.config._attn_implementation == "sdpa" and base._supports_attention_backend:
+        attention.register()
+        base.set_attn_implementation(attention.TREE_ATTENTION)
     return model
 
 
@@ -121,6 +127,8 @@ def disable_apar(model: Model) -> Model:
     base = _base_model(model)
     if isinstance(base, AparGenerationMixin):
         base.__class__ = _plain_class(type(base))
+    if base.config._attn_implementation == attention.TREE_ATTENTION:
+        base.set_attn_implementation("sdpa")
     return model
 
 
@@ -143,5 +151,6 @@ def _plain_class(enabled: type) -> type:
 
 
 def _new_enabled(plain: type) -> Any:
+    attention.register()  # a pickled model may come to a process that has enabled none
     enabled = _enabled_class(plain)
     return enabled.__new__(enabled)

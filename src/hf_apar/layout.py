@@ -1,4 +1,4 @@
-"""From the flat plan of a step to the tensors of its forward pass; a packed layout would replace this module alone."""
+"""From the flat plan of a step to the tensors of its forward pass, and from its logits back to the plan."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import LongTensor, Tensor
 
+from hf_apar.attention import Packing
 from hf_apar.masks import additive, slots_mask
 
 
@@ -26,29 +27,39 @@ class Query:
 
 @dataclass(frozen=True)
 class StepInputs:
-    """The tensors of one forward pass: ``input_ids``, ``position_ids`` and ``slots`` are (batch, width).
+    """The tensors of one forward pass.
 
-    ``attention_mask`` is ``None`` where every query sees every slot below ``high_water``, (batch, slots) for one query a
-    row, the additive (batch, 1, width, slots) otherwise, or a ``dict`` of these by kind of layer.
+    ``input_ids`` and ``position_ids`` are (batch, width), or (1, queries) where ``packing`` is given; ``rows`` and ``slots``
+    (queries,) say where each token goes in the cache. ``attention_mask`` is ``None`` where every query sees every slot
+    below ``high_water``, (batch, slots) for one query a row, the additive (batch, 1, width, slots) otherwise, or a ``dict``
+    of these by kind of layer.
     """
 
     input_ids: LongTensor
     position_ids: LongTensor
+    rows: LongTensor
     slots: LongTensor
     attention_mask: Tensor | dict[str, Tensor] | None
     high_water: int
+    packing: Packing | None
+    places: tuple[LongTensor, LongTensor]
+
+    def in_plan_order(self, logits: Tensor) -> Tensor:
+        """Return (queries, vocabulary): what the model gave for each query of the plan, row by row."""
+        return logits[0] if self.packing is not None or len(logits) == 1 else logits[self.places]
 
 
 def lay_out(
-    rows: Sequence[Sequence[Query]],
+    plan: Sequence[Sequence[Query]],
     scratch: Sequence[int],
     windows: Mapping[str, int | None],
     *,
     dtype: torch.dtype,
     device: torch.device,
     high_water: int = 0,
+    pack: bool = False,
 ) -> StepInputs:
-    """Lay out the queries of each row, padded on the right to the widest row.
+    """Lay out the queries of each row, side by side if ``pack``, else padded on the right to the widest row.
 
     A padding query is token 0, goes to the row's free slot ``scratch[row]`` and sees that slot alone: a query that sees
     nothing would give NaN.
@@ -56,36 +67,47 @@ def lay_out(
     Args:
         windows: how many positions each kind of layer sees, ``None`` for all (:func:`hf_apar.cache.layer_windows`).
         high_water: lower bound of the slots that attention reads.
+        pack: rows of different widths stand in one row of tokens, which takes
+            :func:`hf_apar.attention.tree_attention`; rows of one width are never packed.
     """
-    width = max(len(queries) for queries in rows)
+    width = max(len(queries) for queries in plan)
+    pack = pack and any(len(queries) < width for queries in plan)
     padded = [
-        [*queries, *[Query(0, free, [free])] * (width - len(queries))] for queries, free in zip(rows, scratch, strict=True)
+        [*queries, *[Query(0, free, [free])] * (width - len(queries))] for queries, free in zip(plan, scratch, strict=True)
     ]
-    high_water = max([high_water, *(query.slot + 1 for queries in padded for query in queries)])
+    fed = plan if pack else padded
+    high_water = max([high_water, *(query.slot + 1 for queries in fed for query in queries)])
     masks = {
         kind: slots_mask(
-            [[q.sees if window is None else q.sees[-window:] for q in row] for row in padded], width, high_water
+            [[q.sees if window is None else q.sees[-window:] for q in queries] for queries in fed], width, high_water
         )
         for kind, window in windows.items()
     }  # each (batch, width, slots)
+    shape = (1, -1) if pack else (len(plan), width)
+    rows = _tensor([row for row, queries in enumerate(fed) for _ in queries], device)
+    places = [(row, column) for row, queries in enumerate(plan) for column in range(len(queries))]
+    columns = _tensor([column for _, column in places], device)
     return StepInputs(
-        input_ids=_tensor([[query.token for query in row] for row in padded], device),
-        position_ids=_tensor([[len(query.sees) - 1 for query in row] for row in padded], device),
-        slots=_tensor([[query.slot for query in row] for row in padded], device),
-        attention_mask=_attention_mask(masks, windows, dtype, device),
+        input_ids=_tensor([query.token for queries in fed for query in queries], device).view(shape),  # type: ignore[arg-type]
+        position_ids=_tensor([len(query.sees) - 1 for queries in fed for query in queries], device).view(shape),  # type: ignore[arg-type]
+        rows=rows,
+        slots=_tensor([query.slot for queries in fed for query in queries], device),
+        attention_mask=_attention_mask(masks, windows, dtype, device, dense=pack),
         high_water=high_water,
+        packing=Packing(rows, columns, len(plan), width) if pack else None,
+        places=(_tensor([row for row, _ in places], device), columns),
     )
 
 
 def _attention_mask(
-    masks: Mapping[str, Tensor], windows: Mapping[str, int | None], dtype: torch.dtype, device: torch.device
+    masks: Mapping[str, Tensor], windows: Mapping[str, int | None], dtype: torch.dtype, device: torch.device, *, dense: bool
 ) -> Tensor | dict[str, Tensor] | None:
     (first, *others) = masks.values()
-    if not others and set(windows.values()) == {None} and first.shape[1] == 1:
+    if not dense and not others and set(windows.values()) == {None} and first.shape[1] == 1:
         return None if bool(first.all()) else first[:, 0].to(device)  # (batch, slots): what generate passes
-    dense = {kind: additive(mask[:, None].to(device), dtype) for kind, mask in masks.items()}  # type: ignore[arg-type]
-    return dense if others else next(iter(dense.values()))
+    added = {kind: additive(mask[:, None].to(device), dtype) for kind, mask in masks.items()}  # type: ignore[arg-type]
+    return added if others else next(iter(added.values()))
 
 
-def _tensor(values: Sequence[Sequence[int]], device: torch.device) -> LongTensor:
+def _tensor(values: Sequence[int], device: torch.device) -> LongTensor:
     return torch.tensor(values, dtype=torch.long, device=device)  # type: ignore[return-value]

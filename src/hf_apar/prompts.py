@@ -100,7 +100,7 @@ class Prompts:
         return PromptRow(known, self.span - padding, padding)
 
     def prefill(self, model: PreTrainedModel, cache: TreeCache, chunk_size: int | None = None) -> Tensor:
-        """Feed the prompts in chunks of ``chunk_size``; return the logits of their last tokens, (batch, 1, vocabulary)."""
+        """Feed the prompts in chunks of ``chunk_size``; return the logits of their last tokens, (batch, vocabulary)."""
         if self.prefix is not None:
             cache.load(self.prefix)
         logits, device = None, self.device(model)
@@ -122,7 +122,7 @@ class Prompts:
             )
             logits = model(**inputs, return_dict=True).logits
         assert logits is not None
-        return logits[:, -1:]  # type: ignore[no-any-return]
+        return logits[:, -1]  # type: ignore[no-any-return]
 
     def _positions(self) -> LongTensor:
         """Return the position of each token among its row's own, (batch or 1, span)."""

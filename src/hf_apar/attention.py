@@ -1,0 +1,101 @@
+"""Attention for the steps of a tree: grouped heads without copies of the cache, and ragged batches without padding.
+
+``enable_apar`` switches a model that uses sdpa to this function, under a name of its own, and ``disable_apar`` switches
+back. Outside the decoding loop it is sdpa. What depends on a transformers release's attention interface stands here.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import LongTensor, Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+TREE_ATTENTION = "apar_sdpa"
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the queries of a ragged batch belong: query ``i`` of (1, queries) to ``rows[i]``, ``columns[i]``."""
+
+    rows: LongTensor
+    columns: LongTensor
+    batch: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward pass of the loop; ``masks`` keeps the masks repeated for the heads of a group, for all its layers."""
+
+    packing: Packing | None
+    masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+
+# set for the time of one forward pass, in the thread that runs it
+_STEP: ContextVar[Step | None] = ContextVar("hf_apar_step", default=None)
+
+
+@contextmanager
+def tree_step(packing: Packing | None) -> Iterator[None]:
+    """Let :func:`tree_attention` know that the forward pass within is a step of the loop."""
+    token = _STEP.set(Step(packing))
+    try:
+        yield
+    finally:
+        _STEP.reset(token)
+
+
+def register() -> None:
+    """Add the function, and the masks of sdpa under its name, to transformers' registries; again changes nothing."""
+    AttentionInterface.register(TREE_ATTENTION, tree_attention)
+    AttentionMaskInterface.register(TREE_ATTENTION, sdpa_mask)
+
+
+def tree_attention(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Attend as sdpa does; ``query`` is (batch, heads, width, dim), or (1, heads, queries, dim) where the step is packed.
+
+    ``key`` and ``value`` are (batch, groups, slots, dim), the result (batch, width, heads, dim) or (1, queries, heads, dim).
+    """
+    step = _STEP.get()
+    if step is None:
+        return _plain(module, query, key, value, attention_mask, **kwargs)
+    packing = step.packing
+    if packing is not None:
+        padded = query.new_zeros(packing.batch, packing.width, *query.shape[1::2])  # (batch, width, heads, dim)
+        padded[packing.rows, packing.columns] = query[0].transpose(0, 1)
+        query = padded.transpose(1, 2)
+    group = query.shape[1] // key.shape[1]
+    if attention_mask is None or group == 1 or query.shape[2] == 1:
+        output, _ = _plain(module, query, key, value, attention_mask, **kwargs)
+    else:
+        output = _grouped(step, query, key, value, attention_mask, group, kwargs.get("scaling"))
+    return (output if packing is None else output[packing.rows, packing.columns][None]), None
+
+
+def _grouped(
+    step: Step, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, group: int, scaling: float | None
+) -> Tensor:
+    """Attend with the heads that share keys as more queries of one head, so that no key is copied for them."""
+    batch, heads, width, dim = query.shape
+    if (repeated := step.masks.get((id(mask), group))) is None:
+        repeated = mask.repeat(1, 1, group, 1)  # (batch, 1, group * width, slots)
+        step.masks[id(mask), group] = repeated
+    folded = query.reshape(batch, heads // group, group * width, dim)
+    output = scaled_dot_product_attention(folded, key, value, attn_mask=repeated, scale=scaling)
+    return output.reshape(batch, heads, width, value.shape[-1]).transpose(1, 2)
+
+
+def _plain(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    return output, None
