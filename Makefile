@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4
 # What touches transformers' seams; the rest is the same on every release.
 CONTRACT := decoding generation options scripted families pipeline adapters hub
 
-.PHONY: demo test test-lowest clean
+.PHONY: demo test test-lowest bench clean
 
 demo: $(VENV)/.stamp
 	$(BIN)/hf-apar generate --compare "$(PROMPT)"
@@ -33,6 +33,13 @@ $(VENV)/.stamp: requirements.lock requirements-nodeps.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements-nodeps.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
+
+# Nothing else may run meanwhile. VICUNA is FastChat's vicuna_bench/question.jsonl, which is not part of this package.
+bench: $(VENV)/.stamp
+	$(BIN)/python benchmarks/loop.py
+	$(BIN)/python benchmarks/no_fork.py
+	$(BIN)/python benchmarks/growth.py
+	test -z "$(VICUNA)" || $(BIN)/python benchmarks/batches.py "$(VICUNA)"
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

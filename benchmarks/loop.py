@@ -1,0 +1,82 @@
+"""What the loop adds to a step: a whole answer against the bare model calls of the same widths and lengths, replayed."""
+
+import torch
+from common import QUESTIONS, encode, interleaved, load, parser, publish, ratios, spread, timed
+
+from hf_apar import decoding
+from hf_apar.attention import tree_step
+from hf_apar.cache import new_tree_cache
+
+
+def main() -> None:
+    options = parser(__doc__).parse_args()
+    model, tokenizer = load(options.dtype)
+    rows, data = [], {}
+    for name, questions in (("1 question", QUESTIONS[:1]), ("6 questions in a batch", QUESTIONS)):
+        inputs = encode(tokenizer, questions)
+        generate(model, inputs, limit=8)
+        steps = recorded(model, inputs)
+        found = interleaved(
+            {
+                "generate": lambda inputs=inputs: timed(lambda: generate(model, inputs))[0],
+                "bare": lambda inputs=inputs, steps=steps: timed(lambda: replay(model, inputs, steps))[0],
+            },
+            options.repeats,
+        )
+        width = sum(step.input_ids.numel() for step in steps) / len(steps)
+        rows.append(
+            [name, str(len(steps)), f"{width:.1f}", spread(found["bare"]), spread(ratios(found, "generate", "bare"))]
+        )
+        data[name] = found
+    publish(
+        "loop",
+        "What the loop adds to a step",
+        ["answers", "steps", "tokens a step", "bare model calls, s", "generate / bare"],
+        rows,
+        f"{options.dtype}, greedy, 256 new tokens a row at most; prefill included on both sides. Aim: at most 1.05.",
+        data,
+    )
+
+
+def generate(model, inputs, limit=256):
+    return model.generate(**inputs, apar=True, do_sample=False, max_new_tokens=limit, return_dict_in_generate=True)
+
+
+def recorded(model, inputs):
+    """The tensors of each step of an answer."""
+    steps, lay_out = [], decoding.lay_out
+
+    def record(*args, **kwargs):
+        steps.append(lay_out(*args, **kwargs))
+        return steps[-1]
+
+    decoding.lay_out = record
+    try:
+        generate(model, inputs)
+    finally:
+        decoding.lay_out = lay_out
+    return steps
+
+
+@torch.no_grad()
+def replay(model, inputs, steps):
+    cache, length = new_tree_cache(model.config), inputs["input_ids"].shape[1]
+    cache.prepare(None, length, length)
+    positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    mask = None if bool(inputs["attention_mask"].all()) else inputs["attention_mask"]
+    model(
+        input_ids=inputs["input_ids"], attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
+    )
+    for step in steps:
+        cache.prepare((step.rows, step.slots), step.high_water, step.input_ids.shape[1])
+        with tree_step(step.packing):
+            model(
+                input_ids=step.input_ids,
+                position_ids=step.position_ids,
+                attention_mask=step.attention_mask,
+                past_key_values=cache,
+            )
+
+
+if __name__ == "__main__":
+    main()
