@@ -58,20 +58,20 @@ class Oracle:
     def __init__(self, model, spoil, length=3):
         self.model, self.spoil, self.length, self.calls = model, spoil, length, 0
 
+    def propose(self, rows):
+        return [[self.draft(thread) for thread in row.live] for row in rows]
+
     @torch.no_grad()
-    def propose(self, row, threads):
-        drafts = []
-        for thread in threads:
-            path = list(thread.path_ids)
-            for _ in range(self.length):
-                logits = self.model(input_ids=torch.tensor([path]), use_cache=False).logits[0, -1]
-                logits[[CHILD, *([FORK] if path[-1] in (FORK, CHILD) or thread.depth >= 3 else [])]] = -torch.inf
-                path.append(int(logits.argmax()))
-            self.calls += 1
-            if self.spoil and self.calls % self.spoil == 0:
-                path[-2] = 1 + path[-2] % 40
-            drafts.append(path[len(thread.path_ids) :])
-        return drafts
+    def draft(self, thread):
+        path = list(thread.path_ids)
+        for _ in range(self.length):
+            logits = self.model(input_ids=torch.tensor([path]), use_cache=False).logits[0, -1]
+            logits[[CHILD, *([FORK] if path[-1] in (FORK, CHILD) or thread.depth >= 3 else [])]] = -torch.inf
+            path.append(int(logits.argmax()))
+        self.calls += 1
+        if self.spoil and self.calls % self.spoil == 0:
+            path[-2] = 1 + path[-2] % 40
+        return path[len(thread.path_ids) :]
 
 
 @pytest.mark.parametrize("spoil", [0, 1, 3])

@@ -57,16 +57,16 @@ class Guesses:
     def __init__(self, reference, prompts, pattern):
         self.reference, self.prompts, self.pattern, self.calls = reference, prompts, pattern, 0
 
-    def propose(self, row, threads):
-        drafts = []
-        for thread in threads:
-            path, draft = list(thread.path_ids), []
-            for right in self.pattern:
-                token = self.reference.choose(path, thread.depth, len(self.prompts[row]))
-                draft.append(token if right else 1 + token % 10)
-                path.append(draft[-1])
-            drafts.append(draft)
-        return drafts
+    def propose(self, rows):
+        return [[self.draft(thread, self.prompts[number]) for thread in row.live] for number, row in enumerate(rows)]
+
+    def draft(self, thread, prompt):
+        path, draft = list(thread.path_ids), []
+        for right in self.pattern:
+            token = self.reference.choose(path, thread.depth, len(prompt))
+            draft.append(token if right else 1 + token % 10)
+            path.append(draft[-1])
+        return draft
 
 
 @settings(max_examples=150, deadline=None)

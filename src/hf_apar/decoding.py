@@ -6,7 +6,7 @@ Plain decoding is speculation with an empty draft, and a prompt is a root with m
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import LongTensor, Tensor
@@ -29,25 +29,12 @@ from hf_apar.paths import Path
 from hf_apar.prompts import Prompts
 from hf_apar.results import AparOutput, AparStats
 from hf_apar.sampling import Context, Sampler
+from hf_apar.speculation.proposer import NoDrafts, Proposer
 from hf_apar.stopping import Stopper
 from hf_apar.streaming import Broadcast
 from hf_apar.tree import Thread
 
 Item = TypeVar("Item")
-
-
-class Proposer(Protocol):
-    """Guesses what threads write next; a guess changes the number of steps and never the text."""
-
-    def propose(self, row: int, threads: Sequence[Thread]) -> Sequence[Sequence[int]]:
-        """Return a draft, possibly empty, for each of the live ``threads`` of ``row``."""
-
-
-class NoDrafts:
-    """The proposer of plain decoding."""
-
-    def propose(self, row: int, threads: Sequence[Thread]) -> Sequence[Sequence[int]]:
-        return [()] * len(threads)
 
 
 @dataclass(frozen=True)
@@ -133,11 +120,12 @@ class Decoder:
     def plan(self) -> list[list[Turn]]:
         """Give every live thread its last token and a draft to feed, and the draft its slots."""
         plan = []
+        drafts = self.proposer.propose(self.rows)
         for index, (row, stats) in enumerate(zip(self.rows, self.stats, strict=True)):
             live = row.live
             spare = self.budget[index] - len(live)  # each thread samples one token for sure
             turns = []
-            for thread, draft in zip(live, self.proposer.propose(index, live), strict=True):
+            for thread, draft in zip(live, drafts[index], strict=True):
                 draft = list(draft)[: max(spare, 0)]
                 spare -= len(draft)
                 turns.append(Turn(thread, draft, [row.slots(thread)[-1], *(row.pool.take() for _ in draft)]))

@@ -1,17 +1,20 @@
 """``model.generate(apar=True)``: a mixin for one model object, and how it gets it and loses it again."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any, TypeVar
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_apar import attention
 from hf_apar.checks import learns_prompts, validate_model, validate_streamer
 from hf_apar.config import AparConfig
-from hf_apar.decoding import Proposer, apar_decode
+from hf_apar.decoding import apar_decode
 from hf_apar.errors import ConfigurationError, UnsupportedModelError
-from hf_apar.stopping import with_stop_strings
+from hf_apar.speculation.lookup import PromptLookup
+from hf_apar.speculation.proposer import Proposer
+from hf_apar.stopping import stop_string_criteria
 from hf_apar.streaming import AparStreamer, PromptRelay, as_list
 from hf_apar.tokens import checkpoint_config, find_control_tokens, record_settings
 
@@ -76,13 +79,37 @@ def generate_in_threads(
     if kwargs.get("assistant_model") is not None:
         raise ConfigurationError("assistant_model cannot be combined with apar yet; leave out one of them")
     settings = apar if isinstance(apar, AparConfig) else None
+    taken, kwargs = _taken(model, kwargs, "stop_strings", "prompt_lookup_num_tokens", "max_matching_ngram_size")
+    kwargs["stopping_criteria"] = [
+        *(kwargs.get("stopping_criteria") or ()),
+        *stop_string_criteria(taken["stop_strings"], kwargs.pop("tokenizer", None)),
+    ]
+    if (drafts := taken["prompt_lookup_num_tokens"]) is not None:
+        if proposer is not None:
+            raise ConfigurationError("prompt_lookup_num_tokens and proposer both make drafts; pass one of them")
+        proposer = PromptLookup(drafts, max_ngram=taken["max_matching_ngram_size"] or 2)
     decode = partial(apar_decode, apar=settings, streamer=streamer, proposer=proposer)
     plain = [one for one in as_list(streamer) if not isinstance(one, AparStreamer)]
     if plain:
         prompt = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
         validate_streamer(streamer, 1 if prompt is None else len(prompt))  # before the prompt is put
     relay = PromptRelay(plain) if plain else None
-    return generate(*args, custom_generate=decode, streamer=relay, **with_stop_strings(model, kwargs))
+    return generate(*args, custom_generate=decode, streamer=relay, **kwargs)
+
+
+def _taken(model: Any, options: Mapping[str, Any], *names: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Take options that are ours to serve out of a call and its generation config; return them, and the call's others.
+
+    ``generate`` would want a tokenizer that it keeps from the loop, or take the call for assisted generation.
+    """
+    rest = dict(options)
+    given: GenerationConfig = rest.get("generation_config") or model.generation_config
+    taken = {name: rest.pop(name, getattr(given, name, None)) for name in names}
+    if any(getattr(given, name, None) is not None for name in names):
+        rest["generation_config"] = copy.deepcopy(given)
+        for name in names:
+            setattr(rest["generation_config"], name, None)
+    return taken, rest
 
 
 def enable_apar(model: Model, tokenizer: PreTrainedTokenizerBase | None = None, config: AparConfig | None = None) -> Model:

@@ -1,11 +1,15 @@
 """When a thread must stop: stop strings and stopping criteria, judged on each thread's path; and the clock."""
 
-import copy
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import LongTensor
-from transformers import GenerationConfig, MaxTimeCriteria, StoppingCriteria, StoppingCriteriaList, StopStringCriteria
+from transformers import (
+    MaxTimeCriteria,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 from hf_apar.config import ResolvedConfig
@@ -62,23 +66,16 @@ class Stopper:
         return read
 
 
-def with_stop_strings(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of ``generate`` with stop strings as a criterion, since ``generate`` keeps the tokenizer from us.
+def stop_string_criteria(
+    strings: str | Sequence[str] | None, tokenizer: PreTrainedTokenizerBase | None
+) -> list[StoppingCriteria]:
+    """Return stop strings as a criterion: none, or one.
 
     Raises:
         ConfigurationError: if there are stop strings and no tokenizer.
     """
-    changed = dict(options)
-    given: GenerationConfig = changed.get("generation_config") or model.generation_config
-    strings, tokenizer = changed.pop("stop_strings", given.stop_strings), changed.pop("tokenizer", None)
     if not strings:
-        return changed
+        return []
     if tokenizer is None:
         raise ConfigurationError("stop_strings are found in text; pass tokenizer=tokenizer to generate too")
-    changed["stopping_criteria"] = StoppingCriteriaList(
-        [*(changed.get("stopping_criteria") or ()), StopStringCriteria(tokenizer, strings)]
-    )
-    if given.stop_strings:
-        changed["generation_config"] = copy.deepcopy(given)
-        changed["generation_config"].stop_strings = None
-    return changed
+    return [StopStringCriteria(tokenizer, list(strings) if not isinstance(strings, str) else strings)]

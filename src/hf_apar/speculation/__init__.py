@@ -1,0 +1,1 @@
+"""Guesses of what threads write next; the loop verifies them."""

@@ -1,0 +1,69 @@
+"""Prompt lookup: what followed the same words before, in the prompt or in any thread, may follow them again.
+
+Source: Saxena, prompt lookup decoding; ``generate(prompt_lookup_num_tokens=...)`` of transformers for one sequence. A
+thread's drafts may come from threads that it does not see, since a draft is only a guess: nothing leaks.
+"""
+
+from collections.abc import Sequence
+
+from hf_apar.growth import GrowingTree
+from hf_apar.tree import Thread
+
+
+class PromptLookup:
+    """Proposes what followed the last occurrence of a thread's last tokens.
+
+    Args:
+        num_tokens: the longest draft.
+        max_ngram: how many last tokens are looked up at most; fewer if those occur nowhere.
+    """
+
+    def __init__(self, num_tokens: int, *, max_ngram: int = 2) -> None:
+        self.num_tokens, self.max_ngram = num_tokens, max_ngram
+        self._indices: dict[int, NgramIndex] = {}
+
+    def propose(self, rows: Sequence[GrowingTree]) -> Sequence[Sequence[Sequence[int]]]:
+        return [self._of_row(number, row) for number, row in enumerate(rows)]
+
+    def _of_row(self, number: int, row: GrowingTree) -> list[Sequence[int]]:
+        index = self._indices.setdefault(number, NgramIndex(self.max_ngram))
+        index.update(row.tree.threads)
+        return [_without(index.following(thread.path_ids, self.num_tokens), row.child_token_id) for thread in row.live]
+
+
+class NgramIndex:
+    """Where each run of tokens was last followed by something, over the paths of all threads of a row.
+
+    >>> index = NgramIndex(2)
+    >>> index.update([Thread(0, None, 0, 1, [5, 6, 7, 8])])
+    >>> index.following([1, 5, 6], 2), index.following([9, 6], 2), index.following([8], 2)
+    ([7, 8], [7, 8], [])
+    """
+
+    def __init__(self, max_ngram: int) -> None:
+        self.max_ngram = max_ngram
+        self._found: dict[tuple[int, ...], tuple[list[int], int]] = {}  # a run -> a path that holds it, and what is next
+        self._read: dict[int, int] = {}  # thread -> how much of its path has been read
+
+    def update(self, threads: Sequence[Thread]) -> None:
+        """Read what the threads have written since the last call; a child's inherited path is its parent's business."""
+        for thread in threads:
+            path = thread.path_ids
+            first = max(self._read.get(thread.index, 1), 1 if thread.parent is None else thread.start)
+            for following in range(first, len(path)):
+                for length in range(1, min(self.max_ngram, following) + 1):
+                    self._found[tuple(path[following - length : following])] = (path, following)
+            self._read[thread.index] = max(first, len(path))
+
+    def following(self, path: Sequence[int], count: int) -> list[int]:
+        """Return up to ``count`` tokens that followed the longest run that ``path`` ends with."""
+        for length in range(min(self.max_ngram, len(path)), 0, -1):
+            if (found := self._found.get(tuple(path[-length:]))) is not None:
+                other, following = found
+                return other[following : following + count]
+        return []
+
+
+def _without(draft: Sequence[int], child_token_id: int) -> Sequence[int]:
+    """Cut ``draft`` before [Child], which is injected and never sampled."""
+    return draft[: draft.index(child_token_id)] if child_token_id in draft else draft

@@ -1,0 +1,82 @@
+"""Proposers: the text is the same with and without them."""
+
+import pytest
+import torch
+
+from conftest import CHILD, FORK, left_padded, random_prompts
+from hf_apar import AparConfig, ConfigurationError
+from hf_apar.speculation.lookup import PromptLookup
+
+NO_FORK = AparConfig(fork_bias=float("-inf"))
+
+
+def run(model, inputs, **options):
+    return model.generate(**inputs, **{"apar": True, "max_new_tokens": 400, "return_dict_in_generate": True} | options)
+
+
+def repetitive_prompts(count):
+    return [prompt * 3 for prompt in random_prompts(count, seed=3, shortest=4, longest=7)]
+
+
+@pytest.mark.parametrize("max_threads", [1, 3, 64])
+def test_prompt_lookup_writes_the_same_text_in_fewer_steps(apar_llama, max_threads):
+    inputs, config = left_padded(random_prompts(5, seed=3)), AparConfig(max_threads=max_threads)
+    alone = run(apar_llama, inputs, apar=config)
+    out = run(apar_llama, inputs, apar=config, prompt_lookup_num_tokens=4)
+    assert [tree.token_ids for tree in out.trees] == [tree.token_ids for tree in alone.trees]
+    assert 0 < sum(stats.accepted for stats in out.stats) <= sum(stats.proposed for stats in out.stats)
+    assert sum(stats.steps for stats in out.stats) < sum(stats.steps for stats in alone.stats)
+
+
+def test_without_forks_it_is_generate_for_any_batch(plain_llama, apar_llama):
+    inputs = left_padded(repetitive_prompts(4))
+    expected = plain_llama.generate(**inputs, max_new_tokens=60)
+    for lookup in ({"prompt_lookup_num_tokens": 3}, {"prompt_lookup_num_tokens": 8, "max_matching_ngram_size": 1}):
+        assert run(apar_llama, inputs, apar=NO_FORK, max_new_tokens=60, **lookup).sequences.tolist() == expected.tolist()
+    several = run(apar_llama, inputs, do_sample=True, num_return_sequences=2, prompt_lookup_num_tokens=3)
+    assert len(several.trees) == 8
+
+
+def test_drafts_come_from_all_threads_and_hold_no_child():
+    from hf_apar.growth import GrowingTree
+
+    row = GrowingTree([1, 2, 3], max_threads=8, fork_token_id=FORK, child_token_id=CHILD)
+    root = row.live[0]
+    for token in (4, 5, FORK):
+        row.append(root, token)
+    child, root = row.live
+    for token in (7, 8, 9):
+        row.append(child, token)
+    row.append(root, 7)  # a sibling's words, which the root does not see
+    lookup = PromptLookup(4)
+    assert lookup.propose([row]) == [[[], [8, 9]]]
+    for token in (1, 2):
+        row.append(root, token)
+    assert lookup.propose([row]) == [[[], [3, 4, 5, FORK]]], "and on to what followed in the prompt, [Child] left out"
+    assert all(CHILD not in draft for draft in PromptLookup(9).propose([row])[0])
+
+
+def test_two_sources_of_drafts_are_one_too_many(apar_llama):
+    inputs = left_padded(random_prompts(1, seed=3))
+    with pytest.raises(ConfigurationError, match="both make drafts"):
+        run(apar_llama, inputs, prompt_lookup_num_tokens=3, proposer=PromptLookup(2))
+
+
+def test_sampling_with_drafts_keeps_the_distribution(apar_llama):
+    """A chi-square test of three tokens over many answers, with drafts and without."""
+    prompt = torch.tensor([[5, 6, 5, 6, 5]])
+    warped = {"do_sample": True, "max_new_tokens": 3, "top_k": 3, "eos_token_id": None}
+    counts = []
+    for seed, lookup in ((0, {}), (1, {"prompt_lookup_num_tokens": 1})):
+        torch.manual_seed(seed)
+        out = run(apar_llama, {"input_ids": prompt.repeat(3000, 1)}, apar=NO_FORK, **warped, **lookup)
+        words = (out.sequences[:, 5:] * torch.tensor([48 * 48, 48, 1])).sum(1)
+        counts.append(torch.bincount(words, minlength=48**3).double())
+        if lookup:
+            assert sum(stats.proposed for stats in out.stats) > 0
+    both = counts[0] + counts[1]
+    common = both >= 20
+    difference = ((counts[0] - counts[1]) ** 2 / both)[common].sum()
+    freedom = int(common.sum()) - 1
+    assert freedom >= 3
+    assert difference < freedom + 4 * (2 * freedom) ** 0.5, "four standard deviations above the mean of chi-square"
