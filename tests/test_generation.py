@@ -165,7 +165,8 @@ REFUSED = {
     "no cache": ({"use_cache": False}, "use_cache=False"),
     "a wrong apar": ({"apar": "yes"}, "pass True, False or an AparConfig"),
     "two strategies": ({"custom_generate": apar_decode}, "two decoding strategies"),
-    "assistant": ({"assistant_model": object()}, "assistant_model"),
+    "two sources of drafts": ({"assistant_model": object(), "prompt_lookup_num_tokens": 3}, "all make drafts"),
+    "another vocabulary": ({"assistant_model": tiny_llama(vocab_size=200)}, "knows 200 tokens and the model 48"),
 }
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from conftest import CHILD, FORK, left_padded, random_prompts
-from hf_apar import AparConfig, ConfigurationError
+from conftest import CHILD, FORK, left_padded, random_prompts, tiny_llama
+from hf_apar import AparConfig, ConfigurationError, enable_apar
 from hf_apar.speculation.lookup import PromptLookup
 
 NO_FORK = AparConfig(fork_bias=float("-inf"))
@@ -37,6 +37,39 @@ def test_without_forks_it_is_generate_for_any_batch(plain_llama, apar_llama):
     assert len(several.trees) == 8
 
 
+def without_controls():
+    """A model with the same words and no control tokens: the target's own weights but for those rows."""
+    model = tiny_llama()
+    model.resize_token_embeddings(FORK)
+    model.generation_config.apar_config = None
+    return model
+
+
+ASSISTANTS = {
+    "the model itself": lambda: enable_apar(tiny_llama()),
+    "the model itself, eager": lambda: tiny_llama(attn_implementation="eager"),
+    "without control tokens": without_controls,
+    "another model": lambda: tiny_llama(seed=5, num_hidden_layers=1),
+}
+
+
+@pytest.mark.parametrize("kind", ASSISTANTS)
+@pytest.mark.parametrize("max_threads", [2, 64])
+def test_an_assistant_follows_the_tree_and_changes_no_text(apar_llama, kind, max_threads):
+    inputs, config = left_padded(random_prompts(5, seed=3)), AparConfig(max_threads=max_threads)
+    alone = run(apar_llama, inputs, apar=config)
+    out = run(
+        apar_llama, inputs, apar=config, assistant_model=ASSISTANTS[kind](), num_assistant_tokens=3,
+        assistant_confidence_threshold=0.1,
+    )  # fmt: skip
+    assert [tree.token_ids for tree in out.trees] == [tree.token_ids for tree in alone.trees]
+    proposed, accepted = (sum(getattr(stats, name) for stats in out.stats) for name in ("proposed", "accepted"))
+    steps, before = (sum(stats.steps for stats in one.stats) for one in (out, alone))
+    assert 0 < accepted <= proposed and steps < before
+    if "itself" in kind:
+        assert accepted > 0.45 * proposed, "all but what a [Fork] or EOS cut off, and these are frequent here"
+
+
 def test_drafts_come_from_all_threads_and_hold_no_child():
     from hf_apar.growth import GrowingTree
 
@@ -58,7 +91,7 @@ def test_drafts_come_from_all_threads_and_hold_no_child():
 
 def test_two_sources_of_drafts_are_one_too_many(apar_llama):
     inputs = left_padded(random_prompts(1, seed=3))
-    with pytest.raises(ConfigurationError, match="both make drafts"):
+    with pytest.raises(ConfigurationError, match="all make drafts"):
         run(apar_llama, inputs, prompt_lookup_num_tokens=3, proposer=PromptLookup(2))
 
 

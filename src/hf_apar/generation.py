@@ -12,6 +12,7 @@ from hf_apar.checks import learns_prompts, validate_model, validate_streamer
 from hf_apar.config import AparConfig
 from hf_apar.decoding import apar_decode
 from hf_apar.errors import ConfigurationError, UnsupportedModelError
+from hf_apar.speculation.assistant import AssistantDrafts
 from hf_apar.speculation.lookup import PromptLookup
 from hf_apar.speculation.proposer import Proposer
 from hf_apar.stopping import stop_string_criteria
@@ -76,18 +77,13 @@ def generate_in_threads(
         raise ConfigurationError(f"apar is {apar!r}; pass True, False or an AparConfig")
     if kwargs.get("custom_generate") is not None:
         raise ConfigurationError("apar and custom_generate are two decoding strategies; pass one of them")
-    if kwargs.get("assistant_model") is not None:
-        raise ConfigurationError("assistant_model cannot be combined with apar yet; leave out one of them")
     settings = apar if isinstance(apar, AparConfig) else None
-    taken, kwargs = _taken(model, kwargs, "stop_strings", "prompt_lookup_num_tokens", "max_matching_ngram_size")
+    taken, kwargs = _taken(model, kwargs, *_OURS)
     kwargs["stopping_criteria"] = [
         *(kwargs.get("stopping_criteria") or ()),
         *stop_string_criteria(taken["stop_strings"], kwargs.pop("tokenizer", None)),
     ]
-    if (drafts := taken["prompt_lookup_num_tokens"]) is not None:
-        if proposer is not None:
-            raise ConfigurationError("prompt_lookup_num_tokens and proposer both make drafts; pass one of them")
-        proposer = PromptLookup(drafts, max_ngram=taken["max_matching_ngram_size"] or 2)
+    proposer = _proposer(model, settings, proposer, kwargs.pop("assistant_model", None), taken)
     decode = partial(apar_decode, apar=settings, streamer=streamer, proposer=proposer)
     plain = [one for one in as_list(streamer) if not isinstance(one, AparStreamer)]
     if plain:
@@ -97,11 +93,39 @@ def generate_in_threads(
     return generate(*args, custom_generate=decode, streamer=relay, **kwargs)
 
 
-def _taken(model: Any, options: Mapping[str, Any], *names: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Take options that are ours to serve out of a call and its generation config; return them, and the call's others.
+# options that generate would want a tokenizer for which it keeps from the loop, or take for its own assisted generation
+_OURS = (
+    "stop_strings", "prompt_lookup_num_tokens", "max_matching_ngram_size", "num_assistant_tokens",
+    "assistant_confidence_threshold",
+)  # fmt: skip
 
-    ``generate`` would want a tokenizer that it keeps from the loop, or take the call for assisted generation.
-    """
+
+def _proposer(
+    model: Any, config: AparConfig | None, proposer: Proposer | None, assistant: Any, options: Mapping[str, Any]
+) -> Proposer | None:
+    """Return what makes drafts, from transformers' own options or as it was given."""
+    lookup = options["prompt_lookup_num_tokens"]
+    if sum(source is not None for source in (proposer, assistant, lookup)) > 1:
+        raise ConfigurationError("assistant_model, prompt_lookup_num_tokens and proposer all make drafts; pass one of them")
+    if lookup is not None:
+        return PromptLookup(lookup, max_ngram=options["max_matching_ngram_size"] or 2)
+    if assistant is None:
+        return proposer
+    ids = (config or AparConfig()).filled_from(checkpoint_config(model))
+    if ids.fork_token_id is None or ids.child_token_id is None:
+        raise ConfigurationError("an assistant needs the ids of the control tokens; call enable_apar(model) first")
+    default = assistant.generation_config
+    return AssistantDrafts(
+        assistant,
+        model,
+        (ids.fork_token_id, ids.child_token_id),
+        num_tokens=options["num_assistant_tokens"] or default.num_assistant_tokens or 5,
+        confidence=options["assistant_confidence_threshold"] or default.assistant_confidence_threshold or 0.0,
+    )
+
+
+def _taken(model: Any, options: Mapping[str, Any], *names: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Take options that are ours to serve out of a call and its generation config; return them, and the call's others."""
     rest = dict(options)
     given: GenerationConfig = rest.get("generation_config") or model.generation_config
     taken = {name: rest.pop(name, getattr(given, name, None)) for name in names}

@@ -1,0 +1,187 @@
+"""A smaller model drafts for every live thread at once: k draft tokens for all of them take k of its forward passes.
+
+It follows the same tree in a cache of its own. A thread's drafts are the assistant's likeliest tokens, so that what the
+model itself chooses at each place, greedy or sampled, decides alone: the text keeps the model's distribution exactly.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import LongTensor, Tensor
+from transformers import PreTrainedModel
+
+from hf_apar.attention import TREE_ATTENTION, tree_step
+from hf_apar.cache import layer_windows, new_tree_cache
+from hf_apar.checks import eos_token_ids, validate_model
+from hf_apar.errors import ConfigurationError
+from hf_apar.growth import GrowingTree
+from hf_apar.layout import Query, lay_out
+from hf_apar.prompts import Prompts
+from hf_apar.slots import SlotPool
+from hf_apar.tokens import embedding_rows
+from hf_apar.tree import Thread
+
+
+@dataclass
+class Cached:
+    """What the assistant has cached of one thread's path: the tokens that it saw, and their slots."""
+
+    tokens: list[int]
+    slots: list[int]
+
+
+@dataclass
+class Shadow:
+    """The assistant's side of one row."""
+
+    pool: SlotPool = field(default_factory=SlotPool)
+    cached: dict[int, Cached] = field(default_factory=dict)  # of the threads that live or wait
+
+    def follow(self, row: GrowingTree, leave_out: frozenset[int]) -> list[tuple[Thread, list[int]]]:
+        """Forget what is on no path any more; return each live thread with the tokens that are not cached yet."""
+        waiting, live = row.waiting, row.live
+        for thread in [*waiting, *live]:
+            if thread.index not in self.cached:
+                assert thread.parent is not None
+                parent = self.cached[thread.parent]
+                self.pool.hold(parent.slots)
+                self.cached[thread.index] = Cached(list(parent.tokens), list(parent.slots))
+        behind = []
+        for thread in [*waiting, *live]:
+            path = [token for token in thread.path_ids if token not in leave_out]
+            missing = self._cut(self.cached[thread.index], path)
+            if thread in live:
+                behind.append((thread, missing))
+        for index in self.cached.keys() - {thread.index for thread in [*waiting, *live]}:
+            self.pool.release(self.cached.pop(index).slots)
+        return behind
+
+    def _cut(self, cached: Cached, path: Sequence[int]) -> list[int]:
+        """Keep of ``cached`` what ``path`` begins with, short of its last token; return the rest of the path."""
+        limit = min(len(cached.tokens), len(path) - 1)
+        same = next((place for place in range(limit) if cached.tokens[place] != path[place]), limit)
+        self.pool.release(cached.slots[same:])
+        del cached.tokens[same:], cached.slots[same:]
+        return list(path[same:])
+
+    def feed(self, thread: Thread, tokens: Sequence[int]) -> list[Query]:
+        """Give ``tokens`` of ``thread`` slots, and return what feeds them."""
+        cached, queries = self.cached[thread.index], []
+        for token in tokens:
+            cached.tokens.append(token)
+            cached.slots.append(self.pool.take())
+            queries.append(Query(token, cached.slots[-1], list(cached.slots)))
+        return queries
+
+
+class AssistantDrafts:
+    """Proposes what ``assistant`` would write.
+
+    Args:
+        assistant: a model with the target's vocabulary, the control tokens may be missing: they leave its path then, and
+            it never proposes them.
+        num_tokens: the longest draft.
+        confidence: a draft ends with the first token that the assistant gives less than this probability.
+
+    Raises:
+        ConfigurationError: if the vocabularies differ by more than the control tokens.
+        UnsupportedModelError: if the assistant cannot attend along a tree.
+    """
+
+    def __init__(
+        self,
+        assistant: PreTrainedModel,
+        target: PreTrainedModel,
+        control_ids: tuple[int, int],
+        *,
+        num_tokens: int,
+        confidence: float = 0.0,
+    ) -> None:
+        validate_model(assistant)
+        ours, theirs = embedding_rows(assistant), embedding_rows(target)
+        if not min(control_ids) <= ours <= theirs:
+            raise ConfigurationError(
+                f"the assistant knows {ours} tokens and the model {theirs}; pass an assistant with the model's own "
+                "tokenizer, with or without the control tokens"
+            )
+        self.assistant, self.num_tokens, self.confidence = assistant, num_tokens, confidence
+        settings = getattr(assistant.generation_config, "apar_config", None) or {}
+        forks = (settings.get("fork_token_id"), settings.get("child_token_id")) == control_ids
+        self.leave_out = frozenset() if forks else frozenset(control_ids)
+        self.banned = [token for token in ((control_ids[1],) if forks else control_ids) if token < ours]
+        assert target.generation_config is not None
+        self.last = {*eos_token_ids(target.generation_config), control_ids[0]}  # nothing is drafted beyond these
+        self.cache = new_tree_cache(assistant.config)
+        config = assistant.config.get_text_config(decoder=True)
+        self.windows, self.pack = layer_windows(config), config._attn_implementation == TREE_ATTENTION
+        self.rows: list[Shadow] = []
+
+    @torch.no_grad()
+    def propose(self, rows: Sequence[GrowingTree]) -> Sequence[Sequence[Sequence[int]]]:
+        if not self.rows:
+            self._prefill(rows)
+        plan = [shadow.follow(row, self.leave_out) for shadow, row in zip(self.rows, rows, strict=True)]
+        drafts: list[dict[int, list[int]]] = [{thread.index: [] for thread, _ in turns} for turns in plan]
+        for _ in range(self.num_tokens):
+            going = [(number, thread) for number, turns in enumerate(plan) for thread, _ in turns]
+            if not going:
+                break
+            tokens, sure = self._forward(plan)
+            plan = [[] for _ in rows]
+            for (number, thread), token, probability in zip(going, tokens, sure, strict=True):
+                if probability >= self.confidence:
+                    drafts[number][thread.index].append(token)
+                    if token not in self.last:
+                        plan[number].append((thread, [token]))
+        return [[drafts[number][thread.index] for thread in row.live] for number, row in enumerate(rows)]
+
+    def _prefill(self, rows: Sequence[GrowingTree]) -> None:
+        """Feed the prompts, padded on the left as the target has them, so that each has its slots below any path's."""
+        prompts = [row.tree.threads[0].path_ids[: row.prompt_length] for row in rows]
+        if any(row.prompt_slots != row.prompt_length for row in rows):
+            raise ConfigurationError(
+                "an assistant needs the prompt's tokens; pass input_ids, all of them, without embeddings"
+            )
+        span = max(map(len, prompts))
+        ids = torch.tensor([[0] * (span - len(prompt)) + list(prompt) for prompt in prompts])
+        mask = torch.tensor([[0] * (span - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        whole = Prompts(_as_long(ids), None if bool(mask.all()) else mask, span, None, {})
+        whole.prefill(self.assistant, self.cache)
+        for prompt in prompts:
+            shadow = Shadow()
+            taken = [shadow.pool.take() for _ in range(span)]
+            shadow.cached[0] = Cached(list(prompt), taken[span - len(prompt) :])
+            self.rows.append(shadow)
+
+    def _forward(self, plan: Sequence[Sequence[tuple[Thread, list[int]]]]) -> tuple[list[int], list[float]]:
+        """Feed each thread its tokens; return the likeliest next token of each, and its probability."""
+        fed = [[shadow.feed(*turn) for turn in turns] for shadow, turns in zip(self.rows, plan, strict=True)]
+        inputs = lay_out(
+            [[query for queries in row for query in queries] for row in fed],
+            [shadow.pool.peek() for shadow in self.rows],
+            self.windows,
+            dtype=self.assistant.dtype,
+            device=self.assistant.device,
+            high_water=max(shadow.pool.high_water for shadow in self.rows),
+            pack=self.pack,
+        )
+        self.cache.prepare((inputs.rows, inputs.slots), inputs.high_water, inputs.input_ids.shape[1])
+        with tree_step(inputs.packing):
+            logits: Tensor = self.assistant(
+                input_ids=inputs.input_ids,
+                position_ids=inputs.position_ids,
+                attention_mask=inputs.attention_mask,
+                past_key_values=self.cache,
+                use_cache=True,
+                return_dict=True,
+            ).logits
+        ends = torch.tensor([len(queries) for row in fed for queries in row]).cumsum(0) - 1
+        last = inputs.in_plan_order(logits)[ends.to(logits.device)].float()  # (threads, vocabulary)
+        last[:, self.banned] = -torch.inf
+        best = last.softmax(dim=-1).max(dim=-1)
+        return best.indices.tolist(), best.values.tolist()
+
+
+def _as_long(ids: Tensor) -> LongTensor:
+    return ids.long()  # type: ignore[return-value]
