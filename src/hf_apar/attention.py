@@ -37,6 +37,14 @@ class Step:
     packing: Packing | None
     masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
+    def repeated(self, mask: Tensor, group: int) -> Tensor:
+        """Return ``mask`` (batch, 1, width, slots) for the heads of a group, (batch, 1, group * width, slots)."""
+        if torch.compiler.is_compiling():  # a graph finds the same repetitions by itself
+            return mask.repeat(1, 1, group, 1)
+        if (known := self.masks.get((id(mask), group))) is None:
+            known = self.masks[id(mask), group] = mask.repeat(1, 1, group, 1)
+        return known
+
 
 # set for the time of one forward pass, in the thread that runs it
 _STEP: ContextVar[Step | None] = ContextVar("hf_apar_step", default=None)
@@ -65,7 +73,7 @@ def tree_attention(
 
     ``key`` and ``value`` are (batch, groups, slots, dim), the result (batch, width, heads, dim) or (1, queries, heads, dim).
     """
-    step = _STEP.get()
+    step = _current_step(attention_mask)
     if step is None:
         return _plain(module, query, key, value, attention_mask, **kwargs)
     packing = step.packing
@@ -81,14 +89,19 @@ def tree_attention(
     return (output if packing is None else output[packing.rows, packing.columns][None]), None
 
 
+def _current_step(attention_mask: Tensor | None) -> Step | None:
+    if not torch.compiler.is_compiling():
+        return _STEP.get()
+    # a graph cannot look up the step; the loop packs nothing when compiled, and its masks alone are additive
+    return Step(None) if attention_mask is not None and attention_mask.is_floating_point() else None
+
+
 def _grouped(
     step: Step, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, group: int, scaling: float | None
 ) -> Tensor:
     """Attend with the heads that share keys as more queries of one head, so that no key is copied for them."""
     batch, heads, width, dim = query.shape
-    if (repeated := step.masks.get((id(mask), group))) is None:
-        repeated = mask.repeat(1, 1, group, 1)  # (batch, 1, group * width, slots)
-        step.masks[id(mask), group] = repeated
+    repeated = step.repeated(mask, group)
     folded = query.reshape(batch, heads // group, group * width, dim)
     output = scaled_dot_product_attention(folded, key, value, attn_mask=repeated, scale=scaling)
     return output.reshape(batch, heads, width, value.shape[-1]).transpose(1, 2)

@@ -8,9 +8,20 @@ from typing import Any
 from torch import LongTensor, Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
+SMALLEST = 256  # slots of a buffer
+
+
+def power_of_two(slots: int) -> int:
+    """Return the capacity for ``slots``: the smallest power of two that is enough, so that buffers have few shapes.
+
+    >>> power_of_two(3), power_of_two(257)
+    (256, 512)
+    """
+    return max(SMALLEST, 1 << (slots - 1).bit_length())
+
 
 class TreeLayer(CacheLayerMixin):
-    """Keys and values of one layer: buffers (batch, heads, capacity, head_dim), grown by doubling.
+    """Keys and values of one layer: buffers (batch, heads, capacity, head_dim), whose capacity is a power of two.
 
     Keys and values may differ in ``head_dim``. RoPE is applied before caching, so the order of slots is free.
     """
@@ -37,7 +48,7 @@ class TreeLayer(CacheLayerMixin):
         capacity = buffer.shape[2]
         if self.cache.high_water > capacity:
             # zero-filled, since a masked NaN still poisons attention
-            grown = buffer.new_zeros(*buffer.shape[:2], max(2 * capacity, self.cache.high_water), buffer.shape[3])
+            grown = buffer.new_zeros(*buffer.shape[:2], power_of_two(self.cache.high_water), buffer.shape[3])
             grown[:, :, :capacity] = buffer
             buffer = grown
         if self.cache.places is None:

@@ -74,7 +74,9 @@ class Decoder:
         self.model, self.prompts, self.config, self.generation_config = model, prompts, config, generation_config
         self.sampler, self.stopper, self.broadcast, self.proposer = sampler, stopper, broadcast, proposer
         self.device = prompts.input_ids.device
-        self.pack = model.config.get_text_config(decoder=True)._attn_implementation == TREE_ATTENTION
+        self.compiled = generation_config.compile_config is not None
+        self.call = model.get_compiled_call(generation_config.compile_config) if self.compiled else model
+        self.pack = not self.compiled and model.config.get_text_config(decoder=True)._attn_implementation == TREE_ATTENTION
         self.cache: TreeCache = new_tree_cache(model.config)
         self.windows = layer_windows(model.config.get_text_config(decoder=True))
         self.eos = eos_token_ids(generation_config)
@@ -152,10 +154,11 @@ class Decoder:
             device=self.prompts.device(self.model),
             high_water=max(row.pool.high_water for row in self.rows),
             pack=self.pack,
+            buckets=self.compiled,
         )
         self.cache.prepare((inputs.rows, inputs.slots), inputs.high_water, inputs.input_ids.shape[1])
         with tree_step(inputs.packing):
-            logits = self.model(
+            logits = self.call(
                 input_ids=inputs.input_ids,
                 position_ids=inputs.position_ids,
                 attention_mask=inputs.attention_mask,

@@ -7,6 +7,7 @@ import torch
 from torch import LongTensor, Tensor
 
 from hf_apar.attention import Packing
+from hf_apar.cache import power_of_two
 from hf_apar.masks import additive, slots_mask
 
 
@@ -46,7 +47,7 @@ class StepInputs:
 
     def in_plan_order(self, logits: Tensor) -> Tensor:
         """Return (queries, vocabulary): what the model gave for each query of the plan, row by row."""
-        return logits[0] if self.packing is not None or len(logits) == 1 else logits[self.places]
+        return logits[0] if self.packing is not None else logits[self.places]
 
 
 def lay_out(
@@ -58,6 +59,7 @@ def lay_out(
     device: torch.device,
     high_water: int = 0,
     pack: bool = False,
+    buckets: bool = False,
 ) -> StepInputs:
     """Lay out the queries of each row, side by side if ``pack``, else padded on the right to the widest row.
 
@@ -69,14 +71,18 @@ def lay_out(
         high_water: lower bound of the slots that attention reads.
         pack: rows of different widths stand in one row of tokens, which takes
             :func:`hf_apar.attention.tree_attention`; rows of one width are never packed.
+        buckets: round the width and ``high_water`` up to powers of two and mask densely, so that a compiled model meets
+            few shapes.
     """
     width = max(len(queries) for queries in plan)
+    width = 1 << (width - 1).bit_length() if buckets else width
     pack = pack and any(len(queries) < width for queries in plan)
     padded = [
         [*queries, *[Query(0, free, [free])] * (width - len(queries))] for queries, free in zip(plan, scratch, strict=True)
     ]
     fed = plan if pack else padded
     high_water = max([high_water, *(query.slot + 1 for queries in fed for query in queries)])
+    high_water = power_of_two(high_water) if buckets else high_water
     masks = {
         kind: slots_mask(
             [[q.sees if window is None else q.sees[-window:] for q in queries] for queries in fed], width, high_water
@@ -92,7 +98,7 @@ def lay_out(
         position_ids=_tensor([len(query.sees) - 1 for queries in fed for query in queries], device).view(shape),  # type: ignore[arg-type]
         rows=rows,
         slots=_tensor([query.slot for queries in fed for query in queries], device),
-        attention_mask=_attention_mask(masks, windows, dtype, device, dense=pack),
+        attention_mask=_attention_mask(masks, windows, dtype, device, dense=pack or buckets),
         high_water=high_water,
         packing=Packing(rows, columns, len(plan), width) if pack else None,
         places=(_tensor([row for row, _ in places], device), columns),
