@@ -32,6 +32,10 @@ OPTIONS = {
     "sampled, typical and penalised": {"do_sample": True, "typical_p": 0.9, "repetition_penalty": 1.3},
     "bad words": {"bad_words_ids": [[3], [5, 6]], "suppress_tokens": [7, 8, FORK, CHILD]},
     "allowed tokens": {"do_sample": True, "prefix_allowed_tokens_fn": lambda row, ids: list(range(row, 20 + len(ids) % 5))},
+    "sequence bias": {"sequence_bias": [[[5], 3.0], [[6, 7], -9.0]], "min_new_tokens": 3, "do_sample": True},
+    "rare warpers": {"do_sample": True, "epsilon_cutoff": 0.01, "eta_cutoff": 0.01, "top_h": 0.9, "renormalize_logits": True},
+    "lengths": {"min_length": 20, "forced_eos_token_id": 9, "exponential_decay_length_penalty": (12, 1.3)},
+    "penalised prompt": {"encoder_repetition_penalty": 1.4, "encoder_no_repeat_ngram_size": 2},
     "two EOS tokens": {"eos_token_id": [9, EOS], "do_sample": True},
 }
 
@@ -131,6 +135,18 @@ def test_enabling_is_reversible_idempotent_and_keeps_names():
     assert type(disable_apar(model)) is plain
     with pytest.raises((TypeError, ValueError), match="apar"):
         model.generate(**PROMPTS, apar=True)
+
+
+def test_enabling_one_model_leaves_others_alone():
+    one, other = tiny_llama(), tiny_llama(seed=1)
+    enable_apar(one)
+    assert not isinstance(other, AparGenerationMixin) and other.config._attn_implementation == "sdpa"
+    with pytest.raises((TypeError, ValueError), match="apar"):
+        other.generate(**PROMPTS, apar=True)
+    enable_apar(other, config=AparConfig(max_threads=2))
+    assert one.generation_config.apar_config.get("max_threads") is None
+    alone = enable_apar(tiny_llama()).generate(**PROMPTS, apar=True, max_new_tokens=50)
+    assert one.generate(**PROMPTS, apar=True, max_new_tokens=50).tolist() == alone.tolist()
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
