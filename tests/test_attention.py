@@ -6,11 +6,12 @@ import sys
 import pytest
 import torch
 from torch import nn
+from transformers import GenerationConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from conftest import left_padded, random_prompts, tiny_llama
-from hf_apar import disable_apar, enable_apar
-from hf_apar.attention import TREE_ATTENTION, Packing, tree_attention, tree_step
+from hf_apar import enable_apar
+from hf_apar.attention import TREE_ATTENTION, Packing, tree_attention, tree_attention_for, tree_step
 from hf_apar.masks import additive
 
 
@@ -64,13 +65,35 @@ def test_rows_of_different_widths_cost_no_padding(plain_llama):
     assert padded.generate(**inputs, apar=True, max_new_tokens=300).tolist() == out.sequences.tolist()
 
 
-def test_enabling_switches_sdpa_alone_and_disabling_switches_back(tmp_path):
+def test_a_model_is_switched_for_the_time_of_a_run_alone(plain_llama):
+    seen = []
     for attention, expected in (("sdpa", TREE_ATTENTION), ("eager", "eager")):
         model = enable_apar(tiny_llama(attn_implementation=attention))
-        assert model.config._attn_implementation == expected
-        model.save_pretrained(tmp_path / attention)
-        assert TREE_ATTENTION not in (tmp_path / attention / "config.json").read_text()
-        assert disable_apar(model).config._attn_implementation == attention
+        watch = [lambda ids, scores, model=model: seen.append(model.config._attn_implementation) or ids[:, -1] < 0]
+        model.generate(**left_padded(random_prompts(2, seed=3)), apar=True, max_new_tokens=9, stopping_criteria=watch)
+        assert set(seen) == {expected} and model.config._attn_implementation == attention
+        seen.clear()
+    with tree_attention_for(plain_llama) as packs, tree_attention_for(plain_llama):
+        assert packs and plain_llama.config._attn_implementation == TREE_ATTENTION
+    assert plain_llama.config._attn_implementation == "sdpa"
+
+
+def test_continuous_batching_still_works_on_an_enabled_model():
+    model = enable_apar(tiny_llama())
+    out = model.generate_batch([[1, 2, 3]], generation_config=GenerationConfig(max_new_tokens=4, eos_token_id=-1))
+    assert [len(one.generated_tokens) for one in out.values()] == [4]
+
+
+@pytest.mark.parametrize("how", ["compile", "forward"])
+def test_a_model_that_the_user_compiled_writes_the_same(apar_llama, how):
+    torch._dynamo.reset()
+    model, inputs = enable_apar(tiny_llama()), left_padded(random_prompts(3, seed=2))
+    if how == "compile":
+        model.compile(backend="eager")
+    else:
+        model.forward = torch.compile(model.forward, backend="eager")
+    expected = apar_llama.generate(**inputs, apar=True, max_new_tokens=60)
+    assert model.generate(**inputs, apar=True, max_new_tokens=60).tolist() == expected.tolist()
 
 
 def test_importing_registers_nothing():

@@ -33,7 +33,13 @@ OPTIONS = {
     "bad words": {"bad_words_ids": [[3], [5, 6]], "suppress_tokens": [7, 8, FORK, CHILD]},
     "allowed tokens": {"do_sample": True, "prefix_allowed_tokens_fn": lambda row, ids: list(range(row, 20 + len(ids) % 5))},
     "sequence bias": {"sequence_bias": [[[5], 3.0], [[6, 7], -9.0]], "min_new_tokens": 3, "do_sample": True},
-    "rare warpers": {"do_sample": True, "epsilon_cutoff": 0.01, "eta_cutoff": 0.01, "top_h": 0.9, "renormalize_logits": True},
+    "rare warpers": {
+        "do_sample": True,
+        "epsilon_cutoff": 0.01,
+        "eta_cutoff": 0.01,
+        "top_h": 0.9,
+        "renormalize_logits": True,
+    },
     "lengths": {"min_length": 20, "forced_eos_token_id": 9, "exponential_decay_length_penalty": (12, 1.3)},
     "penalised prompt": {"encoder_repetition_penalty": 1.4, "encoder_no_repeat_ngram_size": 2},
     "two EOS tokens": {"eos_token_id": [9, EOS], "do_sample": True},
@@ -140,7 +146,7 @@ def test_enabling_is_reversible_idempotent_and_keeps_names():
 def test_enabling_one_model_leaves_others_alone():
     one, other = tiny_llama(), tiny_llama(seed=1)
     enable_apar(one)
-    assert not isinstance(other, AparGenerationMixin) and other.config._attn_implementation == "sdpa"
+    assert not isinstance(other, AparGenerationMixin) and "max_threads" not in other.generation_config.apar_config
     with pytest.raises((TypeError, ValueError), match="apar"):
         other.generate(**PROMPTS, apar=True)
     enable_apar(other, config=AparConfig(max_threads=2))
@@ -179,6 +185,10 @@ REFUSED = {
     "positions of one's own": ({"position_ids": torch.ones_like(PROMPTS["input_ids"])}, "position_ids other than"),
     "attentions": ({"output_attentions": True, "return_dict_in_generate": True}, "output_attentions=True"),
     "no cache": ({"use_cache": False}, "use_cache=False"),
+    "paged cache": ({"cache_implementation": "paged"}, "cache_implementation='paged'"),
+    "synced ranks": ({"synced_gpus": True}, "synced_gpus cannot"),
+    "token types": ({"token_type_ids": torch.ones_like(PROMPTS["input_ids"])}, "token_type_ids"),
+    "drafts of no token": ({"prompt_lookup_num_tokens": 0}, "must be 1 or more"),
     "a wrong apar": ({"apar": "yes"}, "pass True, False or an AparConfig"),
     "two strategies": ({"custom_generate": apar_decode}, "two decoding strategies"),
     "two sources of drafts": ({"assistant_model": object(), "prompt_lookup_num_tokens": 3}, "all make drafts"),

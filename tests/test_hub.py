@@ -28,6 +28,9 @@ def test_a_model_that_is_not_enabled_decodes_through_the_repository(plain_llama,
     narrow = {"max_threads": 1, "max_depth": 1}
     plain = plain_llama.generate(**PROMPTS, custom_generate=folder, trust_remote_code=True, apar=narrow, **LIMIT)
     assert plain.tolist() != expected
+    endless = {"eos_token_id": None, "trust_remote_code": True, "custom_generate": folder}
+    assert plain_llama.generate(**PROMPTS, **endless, **LIMIT).shape[1] > len(expected[0])
+    assert plain_llama.generate(**PROMPTS, **endless, apar=False, **LIMIT).shape[1] == PROMPTS["input_ids"].shape[1] + 80
     with pytest.raises(ValueError, match="trust_remote_code"):
         plain_llama.generate(**PROMPTS, custom_generate=folder, trust_remote_code=False, **LIMIT)
 

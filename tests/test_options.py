@@ -79,6 +79,22 @@ def test_stop_strings_may_stand_in_a_generation_config(apar_llama, tokenizer):
     assert tokenizer.decode(new) == stop and config.stop_strings == [stop]
 
 
+@pytest.mark.parametrize("positional", [False, True])
+def test_options_may_stand_in_the_models_own_generation_config(tokenizer, positional):
+    model = enable_apar(tiny_llama())
+    one = {name: value[:1] for name, value in PROMPTS.items()}
+    whole = run(model, one)
+    model.generation_config.stop_strings = [tokenizer.decode(whole.trees[0].token_ids[:2])]
+    model.generation_config.prompt_lookup_num_tokens = 2
+    if positional:
+        config = GenerationConfig(max_new_tokens=300, return_dict_in_generate=True)
+        out = model.generate(one["input_ids"], config, attention_mask=one["attention_mask"], apar=True, tokenizer=tokenizer)
+    else:
+        out = run(model, one, tokenizer=tokenizer)
+    assert out.trees[0].token_ids == whole.trees[0].token_ids[:2]
+    assert model.generation_config.prompt_lookup_num_tokens == 2
+
+
 def test_without_forks_stopping_is_that_of_generate(plain_llama, apar_llama, tokenizer):
     class Third(StoppingCriteria):
         def __call__(self, input_ids, scores, **kwargs):
@@ -150,6 +166,11 @@ def test_the_cache_is_returned_where_nothing_forked_and_serves_the_next_turn(pla
     for mine, other in zip(ours.past_key_values.layers, theirs.past_key_values.layers, strict=True):
         torch.testing.assert_close(mine.keys, other.keys)
         torch.testing.assert_close(mine.values, other.values)
+    for drafts in ({"prompt_lookup_num_tokens": 3}, {"assistant_model": tiny_llama(seed=5)}):
+        drafted = run(apar_llama, first, apar=NO_FORK, max_new_tokens=8, eos_token_id=None, **drafts)
+        assert drafted.stats[0].proposed > 0
+        for mine, other in zip(drafted.past_key_values.layers, theirs.past_key_values.layers, strict=True):
+            torch.testing.assert_close(mine.keys, other.keys)
     longer = torch.cat([ours.sequences, torch.tensor([[3, 4, 5]])], dim=1)
     mask = torch.cat([first["attention_mask"], torch.ones(1, 11, dtype=torch.long)], dim=1)
     fresh = run(apar_llama, {"input_ids": longer, "attention_mask": mask})
@@ -210,6 +231,8 @@ def test_an_empty_batch_gives_an_empty_answer(apar_llama):
 
 
 def test_a_prompt_beyond_the_positions_is_an_error(apar_llama):
+    padded = {"input_ids": torch.ones(1, 600, dtype=torch.long), "attention_mask": torch.tensor([[0] * 500 + [1] * 100])}
+    assert run(apar_llama, padded, max_new_tokens=2).trees, "padding is no position"
     with pytest.raises(ConfigurationError, match="513 positions and LlamaForCausalLM knows 512"):
         run(apar_llama, {"input_ids": torch.ones(1, 513, dtype=torch.long)})
 

@@ -51,7 +51,7 @@ def answers(tmp_path_factory):
 def trained(base, answers, tmp_path_factory):
     output = tmp_path_factory.mktemp("trained")
     options = {"model": str(base), "rank": 8, "learning_rate": 2e-2, "token_rate": 2.0, "max_length": 256, "save_steps": 40}
-    metrics = train(answers, output, max_steps=80, fork_bias=0.5, held_out=0.2, **options)
+    metrics = train(answers, output, max_steps=80, fork_bias=0.5, repetition_penalty=1.2, held_out=0.2, **options)
     return output, options, metrics
 
 

@@ -1,19 +1,22 @@
 """Attention for the steps of a tree: grouped heads without copies of the cache, and ragged batches without padding.
 
-``enable_apar`` switches a model that uses sdpa to this function, under a name of its own, and ``disable_apar`` switches
-back. Outside the decoding loop it is sdpa. What depends on a transformers release's attention interface stands here.
+A model that uses sdpa is switched to this function, under a name of its own, for the time of a decoding run. Outside the
+loop's steps it is sdpa, so that a plain pass in another thread of the process meanwhile is what it was. What depends on a
+transformers release's attention interface stands here.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import LongTensor, Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -29,21 +32,31 @@ class Packing:
     batch: int
     width: int
 
+    def to(self, device: torch.device) -> "Packing":
+        """Return the same on ``device``, where a layer's weights are."""
+        if self.rows.device == device:
+            return self
+        return replace(self, rows=self.rows.to(device), columns=self.columns.to(device))  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class Step:
     """One forward pass of the loop; ``masks`` keeps the masks repeated for the heads of a group, for all its layers."""
 
     packing: Packing | None
-    masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    masks: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def repeated(self, mask: Tensor, group: int) -> Tensor:
         """Return ``mask`` (batch, 1, width, slots) for the heads of a group, (batch, 1, group * width, slots)."""
         if torch.compiler.is_compiling():  # a graph finds the same repetitions by itself
             return mask.repeat(1, 1, group, 1)
-        if (known := self.masks.get((id(mask), group))) is None:
-            known = self.masks[id(mask), group] = mask.repeat(1, 1, group, 1)
-        return known
+        known = self.masks.get((id(mask), group))  # the mask is kept too: one that dies leaves its id to another
+        if known is None:
+            known = self.masks[id(mask), group] = (
+                mask,
+                mask.repeat(1, 1, group, 1),
+            )
+        return known[1]
 
 
 # set for the time of one forward pass, in the thread that runs it
@@ -60,10 +73,34 @@ def tree_step(packing: Packing | None) -> Iterator[None]:
         _STEP.reset(token)
 
 
-def register() -> None:
-    """Add the function, and the masks of sdpa under its name, to transformers' registries; again changes nothing."""
-    AttentionInterface.register(TREE_ATTENTION, tree_attention)
-    AttentionMaskInterface.register(TREE_ATTENTION, sdpa_mask)
+_RUNS: Counter[int] = Counter()  # decoding runs that need a configuration switched, by its id
+_LOCK = Lock()
+
+
+@contextmanager
+def tree_attention_for(model: PreTrainedModel) -> Iterator[bool]:
+    """Let ``model`` use :func:`tree_attention` meanwhile, if it uses sdpa; yield whether rows may be packed then.
+
+    Runs of several threads may overlap: the last one to end switches back.
+    """
+    config = model.config.get_text_config(decoder=True)
+    with _LOCK:
+        packs = config._attn_implementation in ("sdpa", TREE_ATTENTION) and model._supports_attention_backend
+        if packs:
+            AttentionInterface.register(TREE_ATTENTION, tree_attention)
+            AttentionMaskInterface.register(TREE_ATTENTION, sdpa_mask)
+            _RUNS[id(config)] += 1
+            config._attn_implementation = TREE_ATTENTION
+    try:
+        # in a graph that the user compiled there is no looking up of the step
+        yield packs and model._compiled_call_impl is None and not hasattr(model.forward, "_torchdynamo_orig_callable")
+    finally:
+        with _LOCK:
+            if packs:
+                _RUNS[id(config)] -= 1
+                if not _RUNS[id(config)]:
+                    del _RUNS[id(config)]
+                    config._attn_implementation = "sdpa"
 
 
 def tree_attention(
@@ -78,11 +115,13 @@ def tree_attention(
         return _plain(module, query, key, value, attention_mask, **kwargs)
     packing = step.packing
     if packing is not None:
+        packing = packing.to(query.device)
         padded = query.new_zeros(packing.batch, packing.width, *query.shape[1::2])  # (batch, width, heads, dim)
         padded[packing.rows, packing.columns] = query[0].transpose(0, 1)
         query = padded.transpose(1, 2)
     group = query.shape[1] // key.shape[1]
-    if attention_mask is None or group == 1 or query.shape[2] == 1:
+    special = any(kwargs.get(name) for name in ("dropout", "softcap")) or kwargs.get("position_bias") is not None
+    if attention_mask is None or group == 1 or query.shape[2] == 1 or special:
         output, _ = _plain(module, query, key, value, attention_mask, **kwargs)
     else:
         output = _grouped(step, query, key, value, attention_mask, group, kwargs.get("scaling"))

@@ -13,6 +13,7 @@ from hf_apar.errors import ConfigurationError, ControlTokenError, UnsupportedMod
 from hf_apar.streaming import as_list
 from hf_apar.tokens import CHILD_TOKEN, FORK_TOKEN, embedding_rows
 
+_MODEL_KWARGS = ("attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache", "logits_to_keep")
 _ATTENTION = ("eager", "sdpa", "flex_attention", TREE_ATTENTION)
 
 
@@ -89,6 +90,11 @@ def validate_generation(generation_config: GenerationConfig, model_kwargs: Mappi
         value = getattr(generation_config, name, None)
         if value not in (None, plain, False):
             raise ConfigurationError(f"{name}={value!r} cannot be combined with apar; {instead}")
+    for name, value in model_kwargs.items():
+        if value is not None and name not in _MODEL_KWARGS:
+            raise ConfigurationError(
+                f"{name} cannot be combined with apar, which has it for the prompt and not for what threads write; {instead}"
+            )
     if generation_config.use_cache is False:
         raise ConfigurationError("use_cache=False cannot be combined with apar, whose threads share the cache; leave it out")
 
@@ -100,11 +106,16 @@ def validate_streamer(streamer: object | None, batch: int) -> None:
             raise ConfigurationError(f"a {type(one).__name__} takes one prompt, got {batch}; use an AparStreamer")
 
 
-def validate_length(span: int, model: PreTrainedModel) -> None:
-    """Raise :class:`ConfigurationError` for a prompt that reaches beyond the model's positions."""
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if limit is not None and span > limit:
+def validate_length(longest: int, model: PreTrainedModel) -> None:
+    """Raise :class:`ConfigurationError` for a prompt that reaches beyond the positions that the model knows.
+
+    Rotary positions that are scaled have no such limit.
+    """
+    config = model.config.get_text_config(decoder=True)
+    limit = getattr(config, "max_position_embeddings", None)
+    scaled = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default") != "default"
+    if limit is not None and longest > limit and not scaled:
         raise ConfigurationError(
-            f"the prompt has {span} positions and {type(model).__name__} knows {limit}; shorten it, or load the model with "
-            "a larger max_position_embeddings"
+            f"the prompt has {longest} positions and {type(model).__name__} knows {limit}; shorten it, or load the model "
+            "with a larger max_position_embeddings"
         )

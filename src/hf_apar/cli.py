@@ -136,6 +136,7 @@ def train(
     ] = 0.1,
     held_out: Annotated[float, typer.Option(min=0, max=1, help="Share of the answers kept for the metrics.")] = 0.05,
     fork_bias: Annotated[float, typer.Option(help="The checkpoint's default of generate's --fork-bias.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="The checkpoint's default of decoding; 1 for none.")] = 1.0,
     save_steps: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 10,
     eval_steps: Annotated[int, typer.Option(min=1, help="Steps between two evaluations.")] = 100,
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 where it is safe.")] = False,
@@ -150,7 +151,7 @@ def train(
             answers, output, model=model or DEFAULT_BASE, rank=rank, learning_rate=learning_rate, token_rate=token_rate,
             epochs=epochs, max_steps=max_steps, max_length=max_length, accumulation=accumulation,
             structured_share=structured_share, max_repetition=max_repetition, held_out=held_out, fork_bias=fork_bias,
-            save_steps=save_steps, eval_steps=eval_steps, bf16=bf16, seed=seed,
+            repetition_penalty=repetition_penalty, save_steps=save_steps, eval_steps=eval_steps, bf16=bf16, seed=seed,
         )  # fmt: skip
     for name, value in metrics.items():
         typer.echo(f"{name:>24} {value:.4f}")

@@ -12,7 +12,7 @@ import torch
 from torch import LongTensor, Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
-from hf_apar.attention import TREE_ATTENTION, tree_step
+from hf_apar.attention import tree_attention_for, tree_step
 from hf_apar.cache import TreeCache, layer_windows, new_tree_cache
 from hf_apar.checks import (
     eos_token_ids,
@@ -32,6 +32,7 @@ from hf_apar.sampling import Context, Sampler
 from hf_apar.speculation.proposer import NoDrafts, Proposer
 from hf_apar.stopping import Stopper
 from hf_apar.streaming import Broadcast
+from hf_apar.tokens import embedding_rows
 from hf_apar.tree import Thread
 
 Item = TypeVar("Item")
@@ -76,7 +77,7 @@ class Decoder:
         self.device = prompts.input_ids.device
         self.compiled = generation_config.compile_config is not None
         self.call = model.get_compiled_call(generation_config.compile_config) if self.compiled else model
-        self.pack = not self.compiled and model.config.get_text_config(decoder=True)._attn_implementation == TREE_ATTENTION
+        self.vocabulary = embedding_rows(model)
         self.cache: TreeCache = new_tree_cache(model.config)
         self.windows = layer_windows(model.config.get_text_config(decoder=True))
         self.eos = eos_token_ids(generation_config)
@@ -107,6 +108,11 @@ class Decoder:
     @torch.no_grad()
     def run(self) -> None:
         """Write the whole batch; the trees are in ``rows`` afterwards."""
+        with tree_attention_for(self.model) as packs:
+            self.pack = packs and not self.compiled
+            self._run()
+
+    def _run(self) -> None:
         plan: list[list[Turn]] = [[Turn(row.live[0], (), row.slots(row.live[0])[-1:])] for row in self.rows]
         logits = self.prefill()
         while self.advance(plan, self.choose(plan, logits)):
@@ -128,7 +134,7 @@ class Decoder:
             spare = self.budget[index] - len(live)  # each thread samples one token for sure
             turns = []
             for thread, draft in zip(live, drafts[index], strict=True):
-                draft = list(draft)[: max(spare, 0)]
+                draft = self._feasible(draft)[: max(spare, 0)]
                 spare -= len(draft)
                 turns.append(Turn(thread, draft, [row.slots(thread)[-1], *(row.pool.take() for _ in draft)]))
                 stats.proposed += len(draft)
@@ -137,6 +143,12 @@ class Decoder:
             stats.peak_kv = max(stats.peak_kv, row.pool.high_water - len(row.padding))
             plan.append(turns)
         return plan
+
+    def _feasible(self, draft: Sequence[int]) -> list[int]:
+        """Cut ``draft`` before the first token that the model cannot choose: [Child], or one beyond its vocabulary."""
+        known = range(self.vocabulary)
+        end = next((place for place, one in enumerate(draft) if one == self.config.child_token_id or one not in known), None)
+        return list(draft[:end])
 
     def forward(self, plan: list[list[Turn]]) -> Tensor:
         """Run the model over the plan once; return its logits in the order of the plan, (queries, vocabulary)."""
@@ -233,6 +245,9 @@ class Decoder:
                 row.end(thread, "eos")
                 break
             guessed = token == guess and token != self.config.fork_token_id
+            if not guessed:  # first, so that the token gets the lowest slot and no hole stays below it
+                row.pool.release(spare)
+                spare = []
             row.append(thread, token, spare.pop(0) if guessed else None)
             self.stats[index].accepted += guessed
             if sampled.stops:
@@ -299,7 +314,7 @@ def apar_decode(
     Args:
         apar: settings; what is ``None`` in them, or all, is taken from ``generation_config.apar_config``.
         streamer: an :class:`~hf_apar.streaming.AparStreamer`, a streamer of transformers for one prompt, or several in a
-            list.
+            list; bind it with ``functools.partial(apar_decode, streamer=...)``, since ``generate`` keeps its own to itself.
         proposer: guesses what threads write next; none by default.
 
     Raises:
@@ -312,7 +327,7 @@ def apar_decode(
     validate_streamer(streamer, len(input_ids))
     config = resolve_config(apar, generation_config, model)
     prompts = Prompts.from_generate(input_ids, generation_config, model_kwargs)
-    validate_length(prompts.span, model)
+    validate_length(max((row.slots for row in prompts.rows(config)), default=0), model)
     eos = eos_token_ids(generation_config)
     pad = int(generation_config.pad_token_id if generation_config.pad_token_id is not None else next(iter(eos), 0))
     sampler = Sampler(logits_processor, config, input_ids, pad_token_id=pad, do_sample=bool(generation_config.do_sample))

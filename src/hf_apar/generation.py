@@ -3,11 +3,11 @@
 import copy
 from collections.abc import Callable, Mapping
 from functools import cache, partial
+from inspect import signature
 from typing import Any, TypeVar
 
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_apar import attention
 from hf_apar.checks import learns_prompts, validate_model, validate_streamer
 from hf_apar.config import AparConfig
 from hf_apar.decoding import apar_decode
@@ -75,22 +75,31 @@ def generate_in_threads(
     """
     if not isinstance(apar, AparConfig) and apar is not True:
         raise ConfigurationError(f"apar is {apar!r}; pass True, False or an AparConfig")
-    if kwargs.get("custom_generate") is not None:
-        raise ConfigurationError("apar and custom_generate are two decoding strategies; pass one of them")
+    kwargs |= zip(list(signature(GenerationMixin.generate).parameters)[1:], args, strict=False)
+    _refuse_strategies(kwargs)
     settings = apar if isinstance(apar, AparConfig) else None
     taken, kwargs = _taken(model, kwargs, *_OURS)
-    kwargs["stopping_criteria"] = [
-        *(kwargs.get("stopping_criteria") or ()),
-        *stop_string_criteria(taken["stop_strings"], kwargs.pop("tokenizer", None)),
-    ]
+    criteria = stop_string_criteria(taken["stop_strings"], kwargs.pop("tokenizer", None))
+    kwargs["stopping_criteria"] = [*(kwargs.get("stopping_criteria") or ()), *criteria]
     proposer = _proposer(model, settings, proposer, kwargs.pop("assistant_model", None), taken)
     decode = partial(apar_decode, apar=settings, streamer=streamer, proposer=proposer)
     plain = [one for one in as_list(streamer) if not isinstance(one, AparStreamer)]
     if plain:
-        prompt = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
+        prompt = kwargs.get("inputs", kwargs.get("input_ids"))
         validate_streamer(streamer, 1 if prompt is None else len(prompt))  # before the prompt is put
     relay = PromptRelay(plain) if plain else None
-    return generate(*args, custom_generate=decode, streamer=relay, **kwargs)
+    return generate(**kwargs, custom_generate=decode, streamer=relay)
+
+
+def _refuse_strategies(options: Mapping[str, Any]) -> None:
+    """Raise :class:`ConfigurationError` for arguments of ``generate`` that would not reach the loop."""
+    if options.get("custom_generate") is not None:
+        raise ConfigurationError("apar and custom_generate are two decoding strategies; pass one of them")
+    if options.get("cache_implementation") == "paged":
+        raise ConfigurationError("cache_implementation='paged' cannot be combined with apar; leave it out")
+    for name in ("synced_gpus", "assistant_tokenizer", "negative_prompt_ids", "negative_prompt_attention_mask"):
+        if options.get(name) is not None and options[name] is not False:
+            raise ConfigurationError(f"{name} cannot be combined with apar; leave it out, or call generate without apar")
 
 
 # options that generate would want a tokenizer for which it keeps from the loop, or take for its own assisted generation
@@ -108,7 +117,7 @@ def _proposer(
     if sum(source is not None for source in (proposer, assistant, lookup)) > 1:
         raise ConfigurationError("assistant_model, prompt_lookup_num_tokens and proposer all make drafts; pass one of them")
     if lookup is not None:
-        return PromptLookup(lookup, max_ngram=options["max_matching_ngram_size"] or 2)
+        return PromptLookup(lookup, max_ngram=_first(options["max_matching_ngram_size"], 2))
     if assistant is None:
         return proposer
     ids = (config or AparConfig()).filled_from(checkpoint_config(model))
@@ -119,27 +128,33 @@ def _proposer(
         assistant,
         model,
         (ids.fork_token_id, ids.child_token_id),
-        num_tokens=options["num_assistant_tokens"] or default.num_assistant_tokens or 5,
-        confidence=options["assistant_confidence_threshold"] or default.assistant_confidence_threshold or 0.0,
+        num_tokens=_first(options["num_assistant_tokens"], default.num_assistant_tokens, 5),
+        confidence=_first(options["assistant_confidence_threshold"], default.assistant_confidence_threshold, 0.0),
     )
 
 
+def _first(*values: Any) -> Any:
+    return next(value for value in values if value is not None)
+
+
 def _taken(model: Any, options: Mapping[str, Any], *names: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Take options that are ours to serve out of a call and its generation config; return them, and the call's others."""
+    """Take options that we serve out of a call, its generation config and the model's; return them, and the others."""
     rest = dict(options)
-    given: GenerationConfig = rest.get("generation_config") or model.generation_config
-    taken = {name: rest.pop(name, getattr(given, name, None)) for name in names}
-    if any(getattr(given, name, None) is not None for name in names):
-        rest["generation_config"] = copy.deepcopy(given)
-        for name in names:
+    given: GenerationConfig | None = rest.get("generation_config")
+    taken = {}
+    for name in names:
+        values = (rest.pop(name, None), getattr(given, name, None), getattr(model.generation_config, name, None))
+        taken[name] = next((value for value in values if value is not None), None)
+        if values[1] is not None:
+            rest["generation_config"] = copy.deepcopy(rest["generation_config"])
             setattr(rest["generation_config"], name, None)
+        if values[2] is not None:
+            rest[name] = None  # an argument outdoes the model's default, also if it is None
     return taken, rest
 
 
 def enable_apar(model: Model, tokenizer: PreTrainedTokenizerBase | None = None, config: AparConfig | None = None) -> Model:
     """Give this one ``model`` object ``generate(apar=...)``; a PEFT model's base is changed. Enabling twice changes nothing.
-
-    A model that uses sdpa is switched to :func:`hf_apar.attention.tree_attention`, which is sdpa outside the loop.
 
     Args:
         tokenizer: where the ids of [Fork] and [Child] are looked up if the checkpoint does not carry them.
@@ -167,9 +182,6 @@ def enable_apar(model: Model, tokenizer: PreTrainedTokenizerBase | None = None, 
     record_settings(base, settings.to_dict())
     if not isinstance(base, AparGenerationMixin):
         base.__class__ = _enabled_class(type(base))  # type: ignore[arg-type]
-    if base.config._attn_implementation == "sdpa" and base._supports_attention_backend:
-        attention.register()
-        base.set_attn_implementation(attention.TREE_ATTENTION)
     return model
 
 
@@ -178,8 +190,6 @@ def disable_apar(model: Model) -> Model:
     base = _base_model(model)
     if isinstance(base, AparGenerationMixin):
         base.__class__ = _plain_class(type(base))
-    if base.config._attn_implementation == attention.TREE_ATTENTION:
-        base.set_attn_implementation("sdpa")
     return model
 
 
@@ -202,6 +212,5 @@ def _plain_class(enabled: type) -> type:
 
 
 def _new_enabled(plain: type) -> Any:
-    attention.register()  # a pickled model may come to a process that has enabled none
     enabled = _enabled_class(plain)
     return enabled.__new__(enabled)

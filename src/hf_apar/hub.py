@@ -5,6 +5,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_apar.errors import ConfigurationError
+from hf_apar.tokens import find_control_tokens
 
 _GENERATE = '''"""APAR decoding for `model.generate(custom_generate=...)`: many threads write one answer (arXiv 2401.06761).
 
@@ -12,16 +13,22 @@ The model must be fine-tuned for APAR, and carry the ids of [Fork] and [Child] i
 """
 
 from functools import partial
+from inspect import signature
+
+from transformers import GenerationMixin
 
 from hf_apar import AparConfig
 from hf_apar.generation import generate_in_threads
 
 
 def generate(model, *, apar=True, **arguments):
-    """Generate as `model.generate` does, in threads; `apar` is True, an AparConfig, or a dict of its settings."""
-    settings = AparConfig.from_dict(apar) if isinstance(apar, dict) else apar
-    given = {name: value for name, value in arguments.items() if value is not None}
-    return generate_in_threads(model, partial(type(model).generate, model), apar=settings, **given)
+    """Generate as `model.generate` does, in threads; `apar` is a bool, an AparConfig, or a dict of its settings."""
+    named = signature(GenerationMixin.generate).parameters  # all of them come, most as None
+    given = {name: value for name, value in arguments.items() if value is not None or name not in named}
+    plain = partial(type(model).generate, model)
+    if apar is False:
+        return plain(**given)
+    return generate_in_threads(model, plain, apar=AparConfig.from_dict(apar) if isinstance(apar, dict) else apar, **given)
 '''
 
 _CARD = """---
@@ -67,6 +74,9 @@ def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     target = Path(folder)
     if target.exists() and any(target.iterdir()):
         raise ConfigurationError(f"{target} is not empty; name a new folder")
+    assert model.generation_config is not None
+    ids = find_control_tokens(model, tokenizer)
+    model.generation_config.suppress_tokens = sorted({*(model.generation_config.suppress_tokens or ()), *ids})
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
     return target

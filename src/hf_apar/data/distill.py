@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_apar.cache import new_tree_cache
 from hf_apar.chat import encode_chat
+from hf_apar.checks import eos_token_ids
 from hf_apar.data.sentences import first_sentence_end
 
 logger = logging.getLogger(__name__)
@@ -167,9 +168,11 @@ def _sample(
     ``generate`` would draw from the whole vocabulary and keep finished rows in the batch; on a CPU that is two thirds of
     the time. Here the draw is among the ``top_k`` best, and finished rows leave once they are a quarter of the batch.
     """
-    inputs = tokenizer.pad({"input_ids": list(prompts)}, padding_side="left", return_tensors="pt").to(model.device)
-    input_ids, attention_mask = inputs["input_ids"], inputs["attention_mask"]
-    eos = int(tokenizer.eos_token_id)
+    width = max(map(len, prompts))
+    input_ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
+    attention_mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]).to(model.device)
+    assert model.generation_config is not None
+    eos = {*eos_token_ids(model.generation_config), tokenizer.eos_token_id}
     cache, rows, ended = new_tree_cache(model.config), list(range(len(prompts))), set()
     written: list[list[int]] = [[] for _ in prompts]
     positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
@@ -182,7 +185,7 @@ def _sample(
         best = (logits / temperature).topk(top_k)
         input_ids = best.indices.gather(1, torch.multinomial(best.values.softmax(-1), 1))  # (rows, 1)
         for row, token in zip(rows, input_ids[:, 0].tolist(), strict=True):
-            if token == eos:
+            if token in eos:
                 ended.add(row)
             elif row not in ended:  # a row that has ended stays in the batch for a while
                 written[row].append(token)

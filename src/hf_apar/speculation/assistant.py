@@ -11,7 +11,7 @@ import torch
 from torch import LongTensor, Tensor
 from transformers import PreTrainedModel
 
-from hf_apar.attention import TREE_ATTENTION, tree_step
+from hf_apar.attention import tree_attention_for, tree_step
 from hf_apar.cache import layer_windows, new_tree_cache
 from hf_apar.checks import eos_token_ids, validate_model
 from hf_apar.errors import ConfigurationError
@@ -114,11 +114,15 @@ class AssistantDrafts:
         self.last = {*eos_token_ids(target.generation_config), control_ids[0]}  # nothing is drafted beyond these
         self.cache = new_tree_cache(assistant.config)
         config = assistant.config.get_text_config(decoder=True)
-        self.windows, self.pack = layer_windows(config), config._attn_implementation == TREE_ATTENTION
+        self.windows = layer_windows(config)
         self.rows: list[Shadow] = []
 
     @torch.no_grad()
     def propose(self, rows: Sequence[GrowingTree]) -> Sequence[Sequence[Sequence[int]]]:
+        with tree_attention_for(self.assistant) as self.pack:
+            return self._propose(rows)
+
+    def _propose(self, rows: Sequence[GrowingTree]) -> Sequence[Sequence[Sequence[int]]]:
         if not self.rows:
             self._prefill(rows)
         plan = [shadow.follow(row, self.leave_out) for shadow, row in zip(self.rows, rows, strict=True)]

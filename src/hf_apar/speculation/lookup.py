@@ -6,6 +6,7 @@ thread's drafts may come from threads that it does not see, since a draft is onl
 
 from collections.abc import Sequence
 
+from hf_apar.errors import ConfigurationError
 from hf_apar.growth import GrowingTree
 from hf_apar.tree import Thread
 
@@ -19,6 +20,8 @@ class PromptLookup:
     """
 
     def __init__(self, num_tokens: int, *, max_ngram: int = 2) -> None:
+        if num_tokens < 1 or max_ngram < 1:
+            raise ConfigurationError(f"num_tokens is {num_tokens} and max_ngram {max_ngram}; both must be 1 or more")
         self.num_tokens, self.max_ngram = num_tokens, max_ngram
         self._indices: dict[int, NgramIndex] = {}
 

@@ -36,6 +36,7 @@ def train(
     max_repetition: float = 0.1,
     held_out: float = 0.05,
     fork_bias: float = 0.0,
+    repetition_penalty: float = 1.0,
     save_steps: int = 10,
     eval_steps: int = 100,
     bf16: bool = False,
@@ -58,7 +59,7 @@ def train(
         structured_share: answers that fork, among all trained on.
         max_repetition: answers that repeat more of themselves are left out (:func:`hf_apar.training.mixture.mix`).
         held_out: answers kept aside for the metrics.
-        fork_bias: written into the checkpoint as the default of decoding.
+        fork_bias, repetition_penalty: written into the checkpoint as the defaults of decoding.
         save_steps, eval_steps: steps between two checkpoints, two evaluations.
         bf16: compute in bfloat16 where it is safe; the weights stay float32.
 
@@ -76,7 +77,7 @@ def train(
         structured_share=structured_share, held_out=held_out, max_length=max_length,
         max_repetition=max_repetition, seed=seed,
     )  # fmt: skip
-    _record_settings(base, mixture.max_depth, fork_bias)
+    _record_settings(base, mixture.max_depth, fork_bias, repetition_penalty)
     arguments = TrainingArguments(
         output_dir=str(output), per_device_train_batch_size=1, per_device_eval_batch_size=1,
         gradient_accumulation_steps=accumulation, num_train_epochs=epochs, max_steps=max_steps,
@@ -126,8 +127,10 @@ def _final_metrics(trainer: AdapterTrainer) -> dict[str, float]:
     return made[-1] if made and made[-1]["step"] == trainer.state.global_step else trainer.evaluate()
 
 
-def _record_settings(model: PreTrainedModel, max_depth: int, fork_bias: float) -> None:
+def _record_settings(model: PreTrainedModel, max_depth: int, fork_bias: float, repetition_penalty: float) -> None:
     generation = model.generation_config
     assert generation is not None
     settings: dict[str, object] = getattr(generation, "apar_config", {})
     settings |= {"max_depth": max_depth, "fork_bias": fork_bias}  # in place
+    if repetition_penalty != 1.0:
+        generation.repetition_penalty = repetition_penalty
