@@ -76,6 +76,7 @@ def test_the_output_holds_all_that_decoding_needs(trained, base):
     fork, child = AutoTokenizer.from_pretrained(output).convert_tokens_to_ids(["[Fork]", "[Child]"])
     config = GenerationConfig.from_pretrained(output)
     assert config.apar_config == {"fork_token_id": fork, "child_token_id": child, "max_depth": 2, "fork_bias": 0.5}
+    assert config.repetition_penalty == 1.2
     assert config.suppress_tokens == [fork, child]
     assert json.loads((output / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
 
@@ -83,7 +84,7 @@ def test_the_output_holds_all_that_decoding_needs(trained, base):
 def test_a_run_that_goes_on_ends_like_one_that_never_stopped(trained, answers, tmp_path):
     output, options, metrics = trained
     shutil.copytree(output / "checkpoint-40", tmp_path / "checkpoint-40")
-    again = train(answers, tmp_path, max_steps=80, fork_bias=0.5, held_out=0.2, **options)
+    again = train(answers, tmp_path, max_steps=80, fork_bias=0.5, repetition_penalty=1.2, held_out=0.2, **options)
     assert again["eval_loss"] == pytest.approx(metrics["eval_loss"], abs=1e-6)
     ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path, output))
     assert ours.keys() == theirs.keys()
