@@ -66,6 +66,7 @@ def measure(model, batch, context, threads):
         apar=hf_apar.AparConfig(max_threads=threads, max_depth=2 if threads > 1 else 1, fork_bias=1e4),
         eos_token_id=None,
         do_sample=False,
+        repetition_penalty=1.0,
         max_new_tokens=sum(min(threads, 1 + step // 2) for step in range(1, steps + 1)),
         return_dict_in_generate=True,
         proposer=clock,

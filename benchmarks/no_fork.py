@@ -43,7 +43,13 @@ def main() -> None:
 def run(model, ids, apar, limit):
     mask = torch.ones_like(ids)
     call = lambda: model.generate(  # noqa: E731
-        input_ids=ids, attention_mask=mask, apar=apar, do_sample=False, max_new_tokens=limit, min_new_tokens=limit
+        input_ids=ids,
+        attention_mask=mask,
+        apar=apar,
+        do_sample=False,
+        repetition_penalty=1.0,
+        max_new_tokens=limit,
+        eos_token_id=None,
     )
     return timed(call)[0]
 
