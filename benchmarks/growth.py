@@ -25,7 +25,7 @@ class Clock:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--contexts", type=int, nargs="*", default=[128, 1024, 4096])
-    options.add_argument("--threads", type=int, nargs="*", default=[1, 4, 16, 64])
+    options.add_argument("--threads", type=int, nargs="*", default=[1, 8, 32])
     options.add_argument("--batches", type=int, nargs="*", default=[1, 8])
     options = options.parse_args()
     model, _ = load(options.dtype)
