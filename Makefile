@@ -1,7 +1,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-PROMPT ?= Give me five practical ideas for saving water at home.
+PROMPT ?= What would happen if nobody needed sleep?
 # Every worker runs tiny models: one thread of its own is faster than workers that fight over the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4
 
