@@ -12,7 +12,7 @@ import torch
 from torch import LongTensor, Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
-from hf_apar.attention import tree_attention_for, tree_step
+from hf_apar.attention import tree_attention_for
 from hf_apar.cache import TreeCache, layer_windows, new_tree_cache
 from hf_apar.checks import (
     eos_token_ids,
@@ -168,17 +168,7 @@ class Decoder:
             pack=self.pack,
             buckets=self.compiled,
         )
-        self.cache.prepare((inputs.rows, inputs.slots), inputs.high_water, inputs.input_ids.shape[1])
-        with tree_step(inputs.packing):
-            logits = self.call(
-                input_ids=inputs.input_ids,
-                position_ids=inputs.position_ids,
-                attention_mask=inputs.attention_mask,
-                past_key_values=self.cache,
-                use_cache=True,
-                return_dict=True,
-            ).logits
-        return inputs.in_plan_order(logits)
+        return inputs.run(self.call, self.cache)
 
     def choose(self, plan: list[list[Turn]], logits: Tensor) -> list[list[list[Sampled]]]:
         """Choose a token after every token that was fed, for all rows and threads at once.

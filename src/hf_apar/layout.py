@@ -1,13 +1,14 @@
 """From the flat plan of a step to the tensors of its forward pass, and from its logits back to the plan."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import LongTensor, Tensor
 
-from hf_apar.attention import Packing
-from hf_apar.cache import power_of_two
+from hf_apar.attention import Packing, tree_step
+from hf_apar.cache import TreeCache, power_of_two
 from hf_apar.masks import additive, slots_mask
 
 
@@ -45,8 +46,18 @@ class StepInputs:
     packing: Packing | None
     places: tuple[LongTensor, LongTensor]
 
-    def in_plan_order(self, logits: Tensor) -> Tensor:
-        """Return (queries, vocabulary): what the model gave for each query of the plan, row by row."""
+    def run(self, model: Callable[..., Any], cache: TreeCache) -> Tensor:
+        """Run ``model`` over the step; return its logits for each query of the plan, row by row, (queries, vocabulary)."""
+        cache.prepare((self.rows, self.slots), self.high_water, self.input_ids.shape[1])
+        with tree_step(self.packing):
+            logits: Tensor = model(
+                input_ids=self.input_ids,
+                position_ids=self.position_ids,
+                attention_mask=self.attention_mask,
+                past_key_values=cache,
+                use_cache=True,
+                return_dict=True,
+            ).logits
         return logits[0] if self.packing is not None else logits[self.places]
 
 

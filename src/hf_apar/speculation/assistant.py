@@ -11,7 +11,7 @@ import torch
 from torch import LongTensor, Tensor
 from transformers import PreTrainedModel
 
-from hf_apar.attention import tree_attention_for, tree_step
+from hf_apar.attention import tree_attention_for
 from hf_apar.cache import layer_windows, new_tree_cache
 from hf_apar.checks import eos_token_ids, validate_model
 from hf_apar.errors import ConfigurationError
@@ -170,18 +170,9 @@ class AssistantDrafts:
             high_water=max(shadow.pool.high_water for shadow in self.rows),
             pack=self.pack,
         )
-        self.cache.prepare((inputs.rows, inputs.slots), inputs.high_water, inputs.input_ids.shape[1])
-        with tree_step(inputs.packing):
-            logits: Tensor = self.assistant(
-                input_ids=inputs.input_ids,
-                position_ids=inputs.position_ids,
-                attention_mask=inputs.attention_mask,
-                past_key_values=self.cache,
-                use_cache=True,
-                return_dict=True,
-            ).logits
         ends = torch.tensor([len(queries) for row in fed for queries in row]).cumsum(0) - 1
-        last = inputs.in_plan_order(logits)[ends.to(logits.device)].float()  # (threads, vocabulary)
+        logits = inputs.run(self.assistant, self.cache)
+        last = logits[ends.to(logits.device)].float()  # (threads, vocabulary)
         last[:, self.banned] = -torch.inf
         best = last.softmax(dim=-1).max(dim=-1)
         return best.indices.tolist(), best.values.tolist()
