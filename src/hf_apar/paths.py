@@ -29,6 +29,26 @@ class Round:
     rows: list[int]
 
 
+def filled(prompt_ids: LongTensor, paths: Sequence[Path]) -> LongTensor:
+    """Return all ``paths`` in one batch, (paths, prompt + longest), the shorter ones filled up with a token of their own.
+
+    For what asks only which tokens a row holds.
+
+    >>> filled(torch.tensor([[1], [2]]), [Path(0, [5, 6]), Path(1, []), Path(1, [7])]).tolist()
+    [[1, 5, 6], [2, 2, 2], [2, 7, 7]]
+    """
+    longest = max((len(path.new_ids) for path in paths), default=0)
+    prompts = prompt_ids[[path.row for path in paths]]
+    if not longest:
+        return prompts  # type: ignore[return-value]
+    last = prompt_ids[:, -1].tolist() if prompt_ids.shape[1] else None
+    rows = []
+    for path in paths:
+        new = list(path.new_ids)
+        rows.append(new + [new[-1] if new else last[path.row]] * (longest - len(new)))
+    return torch.cat([prompts, torch.tensor(rows, device=prompt_ids.device)], dim=1)  # type: ignore[return-value]
+
+
 def rounds(prompt_ids: LongTensor, paths: Sequence[Path], pad_token_id: int) -> Iterator[Round]:
     """Split ``paths`` into as few batches as lengths and rows allow; ``prompt_ids`` is (batch, prompt), left-padded.
 

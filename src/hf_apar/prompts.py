@@ -105,12 +105,15 @@ class Prompts:
             cache.load(self.prefix)
         logits, device = None, self.device(model)
         positions = self._positions().to(device)
+        options = {**self.model_kwargs, "use_cache": True}
         mask = None if self.attention_mask is None else self.attention_mask.to(device)
         for start in range(self.past, self.span, chunk_size or self.span):
             end = min(start + (chunk_size or self.span), self.span)
             cache.prepare(None, end, end - start)
             known = self.input_ids[:, : self.input_ids.shape[1] - (self.span - end)].to(device)
             embeds = self.model_kwargs.get("inputs_embeds")
+            if "logits_to_keep" in options:  # by index: of a slice, torch copies the output layer's weights in bfloat16
+                options["logits_to_keep"] = torch.tensor([end - start - 1], device=device)
             inputs = model.prepare_inputs_for_generation(  # type: ignore[operator]
                 known,
                 next_sequence_length=end - start,
@@ -118,7 +121,7 @@ class Prompts:
                 position_ids=positions[:, :end],
                 past_key_values=cache,
                 is_first_iteration=True,
-                **{**self.model_kwargs, "inputs_embeds": None if embeds is None else embeds[:, :end], "use_cache": True},
+                **{**options, "inputs_embeds": None if embeds is None else embeds[:, :end]},
             )
             logits = model(**inputs, return_dict=True).logits
         assert logits is not None

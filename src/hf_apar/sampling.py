@@ -10,7 +10,7 @@ from transformers.generation import logits_process
 
 from hf_apar.config import ResolvedConfig
 from hf_apar.errors import ConfigurationError
-from hf_apar.paths import Path, rounds
+from hf_apar.paths import Path, filled, rounds
 
 _SCORES_ONLY = tuple(
     getattr(logits_process, name)
@@ -32,6 +32,14 @@ _STATEFUL = tuple(
     if hasattr(logits_process, name)
 )  # fmt: skip
 """Processors that keep state across calls or a cache of their own: they cannot follow several threads."""
+
+
+
+
+def _looks_for_tokens(processor: LogitsProcessor) -> bool:
+    """Does ``processor`` ask only which tokens a row holds, wherever and however often?"""
+    penalty = type(processor) is logits_process.RepetitionPenaltyLogitsProcessor
+    return penalty and getattr(processor, "prompt_ignore_length", None) is None
 
 
 @dataclass(frozen=True)
@@ -104,6 +112,8 @@ class Sampler:
         for processor in self.processors:
             if type(processor) in _SCORES_ONLY:
                 scores = processor(self.prompt_ids, scores)
+            elif _looks_for_tokens(processor):
+                scores = processor(filled(self.prompt_ids, contexts), scores)  # type: ignore[arg-type]
             else:
                 scores = self._along_paths(processor, scores, contexts)
         return scores
