@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4
 # What touches transformers' seams; the rest is the same on every release.
 CONTRACT := decoding generation options scripted families pipeline adapters hub
 
-.PHONY: demo test test-lowest bench clean
+.PHONY: demo test test-lowest bench bench-smoke clean
 
 demo: $(VENV)/.stamp
 	$(BIN)/hf-apar generate --compare "$(PROMPT)"
@@ -40,6 +40,10 @@ bench: $(VENV)/.stamp
 	$(BIN)/python benchmarks/no_fork.py
 	$(BIN)/python benchmarks/growth.py
 	test -z "$(VICUNA)" || $(BIN)/python benchmarks/batches.py "$(VICUNA)"
+
+# Counts of operations instead of seconds, so that it holds on a busy machine too.
+bench-smoke: $(VENV)/.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/smoke.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

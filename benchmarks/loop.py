@@ -4,7 +4,7 @@ import torch
 from common import QUESTIONS, encode, interleaved, load, parser, publish, ratios, spread, timed
 
 from hf_apar import decoding
-from hf_apar.attention import tree_attention_for, tree_step
+from hf_apar.attention import tree_attention_for
 from hf_apar.cache import new_tree_cache
 
 
@@ -69,14 +69,8 @@ def replay(model, inputs, steps):
         input_ids=inputs["input_ids"], attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
     )
     for step in steps:
-        cache.prepare((step.rows, step.slots), step.high_water, step.input_ids.shape[1])
-        with tree_attention_for(model), tree_step(step.packing):
-            model(
-                input_ids=step.input_ids,
-                position_ids=step.position_ids,
-                attention_mask=step.attention_mask,
-                past_key_values=cache,
-            )
+        with tree_attention_for(model):
+            step.run(model, cache)
 
 
 if __name__ == "__main__":

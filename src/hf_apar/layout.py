@@ -31,16 +31,15 @@ class Query:
 class StepInputs:
     """The tensors of one forward pass.
 
-    ``input_ids`` and ``position_ids`` are (batch, width), or (1, queries) where ``packing`` is given; ``rows`` and ``slots``
-    (queries,) say where each token goes in the cache. ``attention_mask`` is ``None`` where every query sees every slot
+    ``input_ids`` and ``position_ids`` are (batch, width), or (1, queries) where ``packing`` is given; ``targets``, rows and
+    slots, both (queries,), say where each token goes in the cache, ``None`` for the last slots below ``high_water``. ``attention_mask`` is ``None`` where every query sees every slot
     below ``high_water``, (batch, slots) for one query a row, the additive (batch, 1, width, slots) otherwise, or a ``dict``
     of these by kind of layer.
     """
 
     input_ids: LongTensor
     position_ids: LongTensor
-    rows: LongTensor
-    slots: LongTensor
+    targets: tuple[LongTensor, LongTensor] | None
     attention_mask: Tensor | dict[str, Tensor] | None
     high_water: int
     packing: Packing | None
@@ -48,7 +47,7 @@ class StepInputs:
 
     def run(self, model: Callable[..., Any], cache: TreeCache) -> Tensor:
         """Run ``model`` over the step; return its logits for each query of the plan, row by row, (queries, vocabulary)."""
-        cache.prepare((self.rows, self.slots), self.high_water, self.input_ids.shape[1])
+        cache.prepare(self.targets, self.high_water, self.input_ids.shape[1])
         with tree_step(self.packing):
             logits: Tensor = model(
                 input_ids=self.input_ids,
@@ -94,22 +93,19 @@ def lay_out(
     fed = plan if pack else padded
     high_water = max([high_water, *(query.slot + 1 for queries in fed for query in queries)])
     high_water = power_of_two(high_water) if buckets else high_water
-    masks = {
-        kind: slots_mask(
-            [[q.sees if window is None else q.sees[-window:] for q in queries] for queries in fed], width, high_water
-        )
-        for kind, window in windows.items()
-    }  # each (batch, width, slots)
+    plain = width == 1 and not pack and not buckets and list(windows.values()) == [None]
+    full = all(len(query.sees) == high_water for queries in fed for query in queries)
     shape = (1, -1) if pack else (len(plan), width)
+    slots = [query.slot for queries in fed for query in queries]
+    appended = not pack and not buckets and slots == [*range(high_water - width, high_water)] * len(plan)
     rows = _tensor([row for row, queries in enumerate(fed) for _ in queries], device)
     places = [(row, column) for row, queries in enumerate(plan) for column in range(len(queries))]
     columns = _tensor([column for _, column in places], device)
     return StepInputs(
         input_ids=_tensor([query.token for queries in fed for query in queries], device).view(shape),  # type: ignore[arg-type]
         position_ids=_tensor([len(query.sees) - 1 for queries in fed for query in queries], device).view(shape),  # type: ignore[arg-type]
-        rows=rows,
-        slots=_tensor([query.slot for queries in fed for query in queries], device),
-        attention_mask=_attention_mask(masks, windows, dtype, device, dense=pack or buckets),
+        targets=None if appended else (rows, _tensor(slots, device)),
+        attention_mask=None if plain and full else _attention_mask(fed, windows, width, high_water, dtype, device, plain),
         high_water=high_water,
         packing=Packing(rows, columns, len(plan), width) if pack else None,
         places=(_tensor([row for row, _ in places], device), columns),
@@ -117,11 +113,21 @@ def lay_out(
 
 
 def _attention_mask(
-    masks: Mapping[str, Tensor], windows: Mapping[str, int | None], dtype: torch.dtype, device: torch.device, *, dense: bool
-) -> Tensor | dict[str, Tensor] | None:
+    fed: Sequence[Sequence[Query]],
+    windows: Mapping[str, int | None],
+    width: int,
+    slots: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    plain: bool,
+) -> Tensor | dict[str, Tensor]:
+    masks = {
+        kind: slots_mask([[q.sees if window is None else q.sees[-window:] for q in queries] for queries in fed], width, slots)
+        for kind, window in windows.items()
+    }  # each (batch, width, slots)
     (first, *others) = masks.values()
-    if not dense and not others and set(windows.values()) == {None} and first.shape[1] == 1:
-        return None if bool(first.all()) else first[:, 0].to(device)  # (batch, slots): what generate passes
+    if plain:
+        return first[:, 0].to(device)  # (batch, slots): what generate passes
     added = {kind: additive(mask[:, None].to(device), dtype) for kind, mask in masks.items()}  # type: ignore[arg-type]
     return added if others else next(iter(added.values()))
 

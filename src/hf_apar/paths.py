@@ -41,11 +41,10 @@ def filled(prompt_ids: LongTensor, paths: Sequence[Path]) -> LongTensor:
     prompts = prompt_ids[[path.row for path in paths]]
     if not longest:
         return prompts  # type: ignore[return-value]
-    last = prompt_ids[:, -1].tolist() if prompt_ids.shape[1] else None
-    rows = []
+    known, rows = prompt_ids.tolist(), []
     for path in paths:
         new = list(path.new_ids)
-        rows.append(new + [new[-1] if new else last[path.row]] * (longest - len(new)))
+        rows.append(new + (new or known[path.row])[-1:] * (longest - len(new)))
     return torch.cat([prompts, torch.tensor(rows, device=prompt_ids.device)], dim=1)  # type: ignore[return-value]
 
 

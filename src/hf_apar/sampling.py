@@ -113,7 +113,7 @@ class Sampler:
             if type(processor) in _SCORES_ONLY:
                 scores = processor(self.prompt_ids, scores)
             elif _looks_for_tokens(processor):
-                scores = processor(filled(self.prompt_ids, contexts), scores)  # type: ignore[arg-type]
+                scores = processor(filled(self.prompt_ids, contexts), scores)
             else:
                 scores = self._along_paths(processor, scores, contexts)
         return scores
