@@ -55,7 +55,9 @@ def main() -> None:
         for context in CONTEXTS:
             steps, forwards, syncs, copied[context] = counted(model, context, threads)
             check(f"{threads} threads, context {context}: forwards a step", forwards / steps, 1)
-            check(f"{threads} threads, context {context}: host syncs a step", syncs / steps, 1.1)  # transformers looks at a 2D mask once
+            check(
+                f"{threads} threads, context {context}: host syncs a step", syncs / steps, 1.1
+            )  # transformers looks at a 2D mask once
         growth = (copied[CONTEXTS[1]] - copied[CONTEXTS[0]]) / steps / (slot * (CONTEXTS[1] - CONTEXTS[0]))
         check(f"{threads} threads: bytes copied a step, share of the cache", growth, 0.1)  # buffers double now and then
         check(f"{threads} threads: steps a token", steps / NEW_TOKENS, 1 if threads == 1 else 0.25)

@@ -8,6 +8,7 @@ import torch
 from conftest import CHILD, EOS, FORK, flat, left_padded, nested, random_prompts, tiny_llama, walk
 from hf_apar import AparConfig, AparStreamer, enable_apar
 from hf_apar.config import ResolvedConfig
+from hf_apar.speculation.proposer import Draft, Proposer
 
 LIMIT = 120  # tokens of a thread at which the oracle gives up; such prompts are left out of the comparison
 
@@ -52,14 +53,16 @@ def test_the_text_is_the_same_for_any_number_of_threads(plain_llama, apar_llama,
         assert max(stats.peak_threads for stats in out.stats) > 4
 
 
-class Oracle:
+class Oracle(Proposer):
     """A proposer that knows the greedy continuation of each path, and spoils every ``spoil``-th guess."""
 
     def __init__(self, model, spoil, length=3):
         self.model, self.spoil, self.length, self.calls = model, spoil, length, 0
 
-    def propose(self, rows):
-        return [[self.draft(thread) for thread in row.live] for row in rows]
+    schedule = "constant"
+
+    def propose(self, rows, limits):
+        return [[Draft(self.draft(thread)) for thread in row.live] for row in rows]
 
     @torch.no_grad()
     def draft(self, thread):

@@ -7,6 +7,7 @@ from transformers import StoppingCriteria
 
 from conftest import left_padded
 from hf_apar import AparConfig, enable_apar
+from hf_apar.speculation.proposer import Draft, Proposer
 from scripted_model import CHILD, EOS, FORK, LETTERS, ScriptConfig, ScriptedModel, follow
 
 
@@ -51,13 +52,13 @@ class Ends(StoppingCriteria):
         return torch.tensor([as_read(row).endswith(self.strings) for row in input_ids.tolist()])
 
 
-class Guesses:
+class Guesses(Proposer):
     """A proposer that is right, wrong, or both by turns."""
 
     def __init__(self, reference, prompts, pattern):
-        self.reference, self.prompts, self.pattern, self.calls = reference, prompts, pattern, 0
+        self.reference, self.prompts, self.pattern, self.schedule = reference, prompts, pattern, "constant"
 
-    def propose(self, rows):
+    def propose(self, rows, limits):
         return [[self.draft(thread, self.prompts[number]) for thread in row.live] for number, row in enumerate(rows)]
 
     def draft(self, thread, prompt):
@@ -66,7 +67,7 @@ class Guesses:
             token = self.reference.choose(path, thread.depth, len(prompt))
             draft.append(token if right else 1 + token % 10)
             path.append(draft[-1])
-        return draft
+        return Draft(draft)
 
 
 @settings(max_examples=150, deadline=None)

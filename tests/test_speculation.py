@@ -60,7 +60,7 @@ def test_an_assistant_follows_the_tree_and_changes_no_text(apar_llama, kind, max
     alone = run(apar_llama, inputs, apar=config)
     out = run(
         apar_llama, inputs, apar=config, assistant_model=ASSISTANTS[kind](), num_assistant_tokens=3,
-        assistant_confidence_threshold=0.1,
+        num_assistant_tokens_schedule="constant", assistant_confidence_threshold=0.1,
     )  # fmt: skip
     assert [tree.token_ids for tree in out.trees] == [tree.token_ids for tree in alone.trees]
     proposed, accepted = (sum(getattr(stats, name) for stats in out.stats) for name in ("proposed", "accepted"))
@@ -82,11 +82,17 @@ def test_drafts_come_from_all_threads_and_hold_no_child():
         row.append(child, token)
     row.append(root, 7)  # a sibling's words, which the root does not see
     lookup = PromptLookup(4)
-    assert lookup.propose([row]) == [[[], [8, 9]]]
+
+    def drafts(lookup, length):
+        (found,) = lookup.propose([row], [[length] * 2])
+        return [list(draft.tokens) for draft in found]
+
+    assert drafts(lookup, 4) == [[], [8, 9]]
     for token in (1, 2):
         row.append(root, token)
-    assert lookup.propose([row]) == [[[], [3, 4, 5, FORK]]], "and on to what followed in the prompt, [Child] left out"
-    assert all(CHILD not in draft for draft in PromptLookup(9).propose([row])[0])
+    assert drafts(lookup, 2) == [[], [3, 4]]
+    assert drafts(lookup, 4) == [[], [3, 4, 5, FORK]], "and on to what followed in the prompt, [Child] left out"
+    assert all(CHILD not in draft for draft in drafts(PromptLookup(9), 9))
 
 
 def test_two_sources_of_drafts_are_one_too_many(apar_llama):

@@ -1,7 +1,7 @@
 """APAR, auto-parallel auto-regressive decoding (arXiv 2401.06761), for Hugging Face transformers."""
 
 from hf_apar.chat import encode_chat
-from hf_apar.checkpoints import AparModelForCausalLM, load_default_model
+from hf_apar.checkpoints import AparModelForCausalLM, load_default_heads, load_default_model
 from hf_apar.config import AparConfig
 from hf_apar.decoding import apar_decode
 from hf_apar.errors import AparError, ConfigurationError, ControlTokenError, DataError, UnsupportedModelError
@@ -32,5 +32,6 @@ __all__ = [
     "enable_apar",
     "encode_chat",
     "export_custom_generate",
+    "load_default_heads",
     "load_default_model",
 ]

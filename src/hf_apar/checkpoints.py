@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from hf_apar.errors import ConfigurationError, ControlTokenError, MissingPackageError
 from hf_apar.generation import enable_apar
+from hf_apar.speculation.medusa import MedusaHeads
 from hf_apar.tokens import add_control_tokens
 
 if TYPE_CHECKING:
@@ -60,6 +61,11 @@ def load_default_model(*, dtype: torch.dtype = torch.float32) -> tuple[PreTraine
     model, tokenizer = _load_with_adapter(DEFAULT_ADAPTER, DEFAULT_BASE, dtype)
     enable_apar(model, tokenizer)
     return model, tokenizer
+
+
+def load_default_heads() -> MedusaHeads:
+    """Load the Medusa heads that this package ships for :func:`load_default_model`."""
+    return MedusaHeads.load(DEFAULT_ADAPTER)
 
 
 class AparModelForCausalLM:

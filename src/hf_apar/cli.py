@@ -1,4 +1,4 @@
-"""The command line: ``hf-apar generate``, ``distill``, ``train`` and ``merge`` (needs the extra ``cli``).
+"""The command line: ``hf-apar generate``, ``distill``, ``train``, ``train-medusa`` and ``merge`` (needs the extra ``cli``).
 
 What is slow to import is imported inside the commands, so that ``--help`` is quick.
 """
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from hf_apar.comparison import AparResult, Result
     from hf_apar.data.distill import Question
+    from hf_apar.speculation.proposer import Proposer
 
 app = typer.Typer(
     name="hf-apar",
@@ -58,6 +59,10 @@ def generate(
     seed: SeedOption = 0,
     compare: Annotated[bool, typer.Option("--compare", help="Decode plainly first, and show both times.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Decode plainly only, without APAR.")] = False,
+    heads: Annotated[
+        Path | None, typer.Option(help="Folder of Medusa heads; default: those that lie with the model, if any.")
+    ] = None,
+    no_heads: Annotated[bool, typer.Option("--no-heads", help="Write without Medusa heads.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object and nothing else.")] = False,
     dtype: DtypeOption = Dtype.float32,
 ) -> None:
@@ -74,7 +79,8 @@ def generate(
         if temperature is not None:
             options |= {"do_sample": True, "temperature": temperature}
         text = typer.get_text_stream("stdin").read() if prompt == "-" else prompt
-        decoder = Decoder(loaded, tokenizer, _encode(tokenizer, text), options, seed, show=not as_json)
+        proposer = None if no_heads else _heads(model, heads)
+        decoder = Decoder(loaded, tokenizer, _encode(tokenizer, text), options, seed, not as_json, proposer)
         if compare:
             decoder.warm_up(config)
             _title("Plain decoding", decoder.show)
@@ -157,6 +163,36 @@ def train(
         typer.echo(f"{name:>24} {value:.4f}")
 
 
+@app.command("train-medusa")
+def train_medusa(
+    answers: Annotated[Path, typer.Argument(help="JSON Lines of `prompt` and `response`.", exists=True, dir_okay=False)],
+    output: Annotated[Path, typer.Argument(help="Folder for the heads and their checkpoints.", file_okay=False)],
+    model: ModelOption = None,
+    length: Annotated[int, typer.Option(min=1, help="Guesses in a row.")] = 5,
+    inner_size: Annotated[int, typer.Option(min=1, help="Width of the heads' gated layer.")] = 1024,
+    draft_vocabulary: Annotated[int, typer.Option(min=8, help="So many frequent tokens may be guessed.")] = 8192,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    epochs: Annotated[float, typer.Option(help="Passes over the answers.")] = 2.0,
+    max_steps: Annotated[int, typer.Option(help="Steps, in place of epochs; -1 for none.")] = -1,
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens of a row; several answers share one.")] = 1024,
+    save_steps: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 50,
+    eval_steps: Annotated[int, typer.Option(min=1, help="Steps between two evaluations.")] = 250,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = Dtype.bfloat16,
+) -> None:
+    """Teach Medusa heads to guess what a model that can fork writes next. Goes on from a checkpoint found in OUTPUT."""
+    with _errors_in_one_line():
+        from hf_apar.training.medusa import train_medusa as learn
+
+        loaded, tokenizer = _load(model, dtype)
+        metrics = learn(
+            loaded, tokenizer, answers, output, length=length, inner_size=inner_size, draft_vocabulary=draft_vocabulary,
+            learning_rate=learning_rate, epochs=epochs, max_steps=max_steps, max_length=max_length, save_steps=save_steps,
+            eval_steps=eval_steps, seed=seed,
+        )  # fmt: skip
+    typer.echo(json.dumps(metrics, indent=1))
+
+
 @app.command()
 def merge(
     output: Annotated[Path, typer.Argument(help="A new folder.", file_okay=False)],
@@ -210,6 +246,17 @@ def _load(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrainedT
             return load_default_model(dtype=torch_dtype)
         model = hf_apar.AparModelForCausalLM.from_pretrained(name, dtype=torch_dtype)
         return model, AutoTokenizer.from_pretrained(name)
+
+
+def _heads(model: str | None, folder: Path | None) -> "Proposer | None":
+    """Return what makes drafts from the heads in ``folder``, or from those that lie with the model."""
+    from hf_apar.checkpoints import DEFAULT_ADAPTER
+    from hf_apar.speculation.medusa import HEADS_FILE, MedusaDrafts, MedusaHeads
+
+    lies_with_model = DEFAULT_ADAPTER if model is None else Path(model)
+    if folder is None and not (lies_with_model / HEADS_FILE).is_file():
+        return None
+    return MedusaDrafts(MedusaHeads.load(folder or lies_with_model))
 
 
 def _load_base(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":

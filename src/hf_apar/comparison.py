@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from hf_apar.config import AparConfig
 from hf_apar.results import AparStats
+from hf_apar.speculation.proposer import Proposer
 from hf_apar.visual import LiveTree
 
 
@@ -34,7 +35,7 @@ class AparResult(Result):
 
 @dataclass(frozen=True)
 class Decoder:
-    """A loaded model, an encoded prompt and the options of ``generate`` that both ways of decoding share."""
+    """A loaded model, an encoded prompt and the options of ``generate`` that both ways share; ``proposer`` serves APAR."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -42,11 +43,12 @@ class Decoder:
     options: dict[str, object]
     seed: int
     show: bool
+    proposer: Proposer | None = None
 
     def warm_up(self, config: AparConfig) -> None:
         """Decode a few tokens both ways: the first pass through a model pays for things that later ones do not."""
         self._generate(max_new_tokens=4)
-        self._generate(max_new_tokens=4, apar=config)
+        self._generate(max_new_tokens=4, apar=config, proposer=self.proposer)
 
     def plain(self) -> Result:
         """Decode token by token, with the model's own ``generate``."""
@@ -60,7 +62,7 @@ class Decoder:
         """Decode with forks."""
         view = LiveTree(self.tokenizer) if self.show else None
         try:
-            output, seconds = self._generate(streamer=view, apar=config)
+            output, seconds = self._generate(streamer=view, apar=config, proposer=self.proposer)
         finally:
             if view is not None:
                 view.close()

@@ -5,7 +5,7 @@ Plain decoding is speculation with an empty draft, and a prompt is a root with m
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -29,7 +29,10 @@ from hf_apar.paths import Path
 from hf_apar.prompts import Prompts
 from hf_apar.results import AparOutput, AparStats
 from hf_apar.sampling import Context, Sampler
-from hf_apar.speculation.proposer import NoDrafts, Proposer
+from hf_apar.speculation.calibration import step_times
+from hf_apar.speculation.lengths import DraftLengths
+from hf_apar.speculation.proposer import Draft, NoDrafts, Proposer, Run
+from hf_apar.speculation.states import LastHidden
 from hf_apar.stopping import Stopper
 from hf_apar.streaming import Broadcast
 from hf_apar.tokens import embedding_rows
@@ -43,7 +46,7 @@ class Turn:
     """What one thread feeds in a step: its path's last token and a draft; ``slots`` are theirs."""
 
     thread: Thread
-    draft: Sequence[int]
+    draft: Draft
     slots: Sequence[int]
 
 
@@ -98,6 +101,7 @@ class Decoder:
             for row in rows
         ]
         self.stats = [AparStats() for _ in self.rows]
+        self.drafting = Run(model, sampler, config)
         self.started = time.perf_counter()
 
     @property
@@ -108,50 +112,56 @@ class Decoder:
     @torch.no_grad()
     def run(self) -> None:
         """Write the whole batch; the trees are in ``rows`` afterwards."""
-        with tree_attention_for(self.model) as packs:
+        proposer = self.proposer
+        proposer.start(self.drafting)
+        adapts = proposer.longest > 0 and proposer.schedule is None
+        times = step_times(self.model) if adapts else lambda width: 0.0
+        self.lengths = DraftLengths(proposer.longest, proposer.schedule, times, proposer.seconds)
+        with tree_attention_for(self.model) as packs, LastHidden(self.model, active=proposer.watches) as self.hidden:
             self.pack = packs and not self.compiled
             self._run()
 
     def _run(self) -> None:
-        plan: list[list[Turn]] = [[Turn(row.live[0], (), row.slots(row.live[0])[-1:])] for row in self.rows]
-        logits = self.prefill()
-        while self.advance(plan, self.choose(plan, logits)):
+        plan: list[list[Turn]] = [[Turn(row.live[0], Draft(), row.slots(row.live[0])[-1:])] for row in self.rows]
+        logits, states = self.prefill()
+        while self.advance(plan, self.choose(plan, logits), states):
             plan = self.plan()
-            logits = self.forward(plan)
+            logits, states = self.forward(plan)
 
-    def prefill(self) -> Tensor:
-        """Feed the prompts; return the logits of their last tokens, (batch, vocabulary)."""
+    def prefill(self) -> tuple[Tensor, Tensor | None]:
+        """Feed the prompts; return the logits of their last tokens, (batch, vocabulary), and hidden states if watched."""
         for row, stats in zip(self.rows, self.stats, strict=True):
             stats.steps, stats.peak_threads, stats.peak_kv = 1, 1, row.prompt_slots
-        return self.prompts.prefill(self.model, self.cache, self.generation_config.prefill_chunk_size)
+        logits = self.prompts.prefill(self.model, self.cache, self.generation_config.prefill_chunk_size)
+        return logits, None if self.hidden.states is None else self.hidden.states[:, -1]
 
     def plan(self) -> list[list[Turn]]:
         """Give every live thread its last token and a draft to feed, and the draft its slots."""
         plan = []
-        drafts = self.proposer.propose(self.rows)
+        limits = self.lengths.limits([row.live for row in self.rows])
+        drafts = self.proposer.propose(self.rows, limits)
         for index, (row, stats) in enumerate(zip(self.rows, self.stats, strict=True)):
             live = row.live
             spare = self.budget[index] - len(live)  # each thread samples one token for sure
             turns = []
             for thread, draft in zip(live, drafts[index], strict=True):
-                draft = self._feasible(draft)[: max(spare, 0)]
-                spare -= len(draft)
-                turns.append(Turn(thread, draft, [row.slots(thread)[-1], *(row.pool.take() for _ in draft)]))
-                stats.proposed += len(draft)
+                draft = self._feasible(draft).cut(max(spare, 0))
+                spare -= len(draft.tokens)
+                turns.append(Turn(thread, draft, [row.slots(thread)[-1], *(row.pool.take() for _ in draft.tokens)]))
             stats.steps += bool(turns)
             stats.peak_threads = max(stats.peak_threads, len(turns))
             stats.peak_kv = max(stats.peak_kv, row.pool.high_water - len(row.padding))
             plan.append(turns)
         return plan
 
-    def _feasible(self, draft: Sequence[int]) -> list[int]:
+    def _feasible(self, draft: Draft) -> Draft:
         """Cut ``draft`` before the first token that the model cannot choose: [Child], or one beyond its vocabulary."""
-        known = range(self.vocabulary)
-        end = next((place for place, one in enumerate(draft) if one == self.config.child_token_id or one not in known), None)
-        return list(draft[:end])
+        known, child = range(self.vocabulary), self.config.child_token_id
+        end = next((place for place, one in enumerate(draft.tokens) if one == child or one not in known), None)
+        return draft if end is None else draft.cut(end)
 
-    def forward(self, plan: list[list[Turn]]) -> Tensor:
-        """Run the model over the plan once; return its logits in the order of the plan, (queries, vocabulary)."""
+    def forward(self, plan: list[list[Turn]]) -> tuple[Tensor, Tensor | None]:
+        """Run the model over the plan once; return logits (queries, vocabulary) and, if watched, hidden states likewise."""
         queries = [
             [query for turn in turns for query in self._queries(row, turn)]
             for row, turns in zip(self.rows, plan, strict=True)
@@ -168,7 +178,8 @@ class Decoder:
             pack=self.pack,
             buckets=self.compiled,
         )
-        return inputs.run(self.call, self.cache)
+        logits = inputs.in_plan_order(inputs.run(self.call, self.cache))
+        return logits, None if self.hidden.states is None else inputs.in_plan_order(self.hidden.states)
 
     def choose(self, plan: list[list[Turn]], logits: Tensor) -> list[list[list[Sampled]]]:
         """Choose a token after every token that was fed, for all rows and threads at once.
@@ -204,62 +215,77 @@ class Decoder:
                 choices.logits[index] if self.keep_logits else None,
             )
 
-    def advance(self, plan: list[list[Turn]], chosen: list[list[list[Sampled]]]) -> bool:
+    def advance(self, plan: list[list[Turn]], chosen: list[list[list[Sampled]]], states: Tensor | None = None) -> bool:
         """Append what was chosen, fork, end and release; is there anything left to write?"""
         out_of_time = self.stopper.out_of_time
+        fed, last = 0, []  # queries before this turn, and those that chose the last token of each thread
         for index, (row, turns) in enumerate(zip(self.rows, plan, strict=True)):
             if not turns:
                 continue
             for turn, tokens in zip(turns, chosen[index], strict=True):
-                self._take(index, row, turn, tokens)
+                taken = self._take(index, row, turn, tokens)
+                last.append((index, turn.thread, fed + max(taken - 1, 0)))
+                fed += len(turn.slots)
             if out_of_time:
                 row.end_all("length")
             while len(live := row.live) > self.budget[index]:  # the last tokens go to threads in reading order
                 row.end_all("length") if self.budget[index] == 0 else row.end(live[-1], "length")
             if not row.unfinished:
                 self.stats[index].seconds = time.perf_counter() - self.started
+        if states is not None:
+            self.proposer.observe([(index, thread) for index, thread, _ in last], states[[query for *_, query in last]])
         self.broadcast.update([row.tree for row in self.rows])
         return any(row.unfinished for row in self.rows)
 
-    def _take(self, index: int, row: GrowingTree, turn: Turn, tokens: Sequence[Sampled]) -> None:
-        """Let a thread write the chosen tokens up to the first one that its draft did not guess, a [Fork], a stop or EOS."""
-        thread, spare = turn.thread, list(turn.slots[1:])
-        for guess, sampled in zip([*turn.draft, None], tokens, strict=True):
+    def _take(self, index: int, row: GrowingTree, turn: Turn, tokens: Sequence[Sampled]) -> int:
+        """Let a thread write the chosen tokens up to the first one that its draft did not guess, a [Fork], a stop or EOS.
+
+        Returns how many those are.
+        """
+        thread, spare, draft, taken, kept = turn.thread, list(turn.slots[1:]), turn.draft.tokens, 0, 0
+        for guess, sampled in zip([*draft, None], tokens, strict=True):
             if thread.finish_reason is not None:  # what a thread before it in the answer wrote just now has cut it off
                 break
             token = sampled.token
             self.budget[index] -= 1
+            taken += 1
             _keep(thread, sampled)
+            kept += token == guess
             if token in self.eos:
                 thread.eos_token_id = token
                 row.end(thread, "eos")
                 break
-            guessed = token == guess and token != self.config.fork_token_id
-            if not guessed:  # first, so that the token gets the lowest slot and no hole stays below it
+            in_cache = token == guess and token != self.config.fork_token_id
+            if not in_cache:  # first, so that the token gets the lowest slot and no hole stays below it
                 row.pool.release(spare)
                 spare = []
-            row.append(thread, token, spare.pop(0) if guessed else None)
-            self.stats[index].accepted += guessed
+            row.append(thread, token, spare.pop(0) if in_cache else None)
             if sampled.stops:
                 row.stop(thread)
-            if not guessed:
+            if not in_cache:
                 break
         row.pool.release(spare)
+        thread.drafts += bool(draft)
+        thread.proposed += len(draft)
+        thread.accepted += kept
+        self.lengths.judged(index, thread, len(draft), kept)
+        return taken
 
     def _queries(self, row: GrowingTree, turn: Turn) -> list[Query]:
         path = row.slots(turn.thread)
-        fed = [turn.thread.path_ids[-1], *turn.draft]
+        fed = [turn.thread.path_ids[-1], *turn.draft.tokens]
         return [
             Query(token, slot, [*path, *turn.slots[1 : 1 + count]])
             for count, (token, slot) in enumerate(zip(fed, turn.slots, strict=True))
         ]
 
     def _contexts(self, index: int, row: GrowingTree, turn: Turn) -> list[Context]:
-        new_ids = turn.thread.path_ids[row.prompt_length :]
-        paths = [[*new_ids, *turn.draft[:count]] for count in range(len(turn.slots))]
-        deep = turn.thread.depth >= self.config.max_depth
-        controls = (self.config.fork_token_id, self.config.child_token_id)
-        return [Context(index, path, not deep and not (path and path[-1] in controls)) for path in paths]
+        tokens, drawn_from = turn.draft.tokens, turn.draft.drawn_from
+        contexts = [self.drafting.context(index, row, turn.thread, tokens[:count]) for count in range(len(tokens) + 1)]
+        if drawn_from is not None:
+            guessed = zip(contexts, tokens, drawn_from, strict=False)
+            contexts[:-1] = [replace(one, guess=token, drawn_from=chances) for one, token, chances in guessed]
+        return contexts
 
     def _idle_context(self, index: int, row: GrowingTree) -> Context:
         length = max(len(other.path_ids) - another.prompt_length for another in self.rows for other in another.live)
@@ -334,6 +360,8 @@ def _output(decoder: Decoder, *, pad: int) -> AparOutput | LongTensor:
     answers = []
     for row, stats in zip(decoder.rows, decoder.stats, strict=True):
         answer, slots = row.tree.token_ids, row.prompt_slots
+        for name in ("drafts", "proposed", "accepted"):
+            setattr(stats, name, sum(getattr(thread, name) for thread in row.tree.threads))
         stats.tokens = len(answer)
         stats.critical_path = max(thread.start + len(thread.sampled_ids) for thread in row.tree.threads) - row.prompt_length
         fed = len(answer) if row.tree.closing_ids else max(len(answer) - 1, 0)  # the last token is fed to get EOS alone

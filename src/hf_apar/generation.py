@@ -105,7 +105,7 @@ def _refuse_strategies(options: Mapping[str, Any]) -> None:
 # options that generate would want a tokenizer for which it keeps from the loop, or take for its own assisted generation
 _OURS = (
     "stop_strings", "prompt_lookup_num_tokens", "max_matching_ngram_size", "num_assistant_tokens",
-    "assistant_confidence_threshold",
+    "num_assistant_tokens_schedule", "assistant_confidence_threshold",
 )  # fmt: skip
 
 
@@ -117,7 +117,8 @@ def _proposer(
     if sum(source is not None for source in (proposer, assistant, lookup)) > 1:
         raise ConfigurationError("assistant_model, prompt_lookup_num_tokens and proposer all make drafts; pass one of them")
     if lookup is not None:
-        return PromptLookup(lookup, max_ngram=_first(options["max_matching_ngram_size"], 2))
+        schedule = options["num_assistant_tokens_schedule"]
+        return PromptLookup(lookup, max_ngram=_first(options["max_matching_ngram_size"], 2), schedule=schedule)
     if assistant is None:
         return proposer
     ids = (config or AparConfig()).filled_from(checkpoint_config(model))
@@ -129,12 +130,13 @@ def _proposer(
         model,
         (ids.fork_token_id, ids.child_token_id),
         num_tokens=_first(options["num_assistant_tokens"], default.num_assistant_tokens, 5),
+        schedule=_first(options["num_assistant_tokens_schedule"], default.num_assistant_tokens_schedule, None),
         confidence=_first(options["assistant_confidence_threshold"], default.assistant_confidence_threshold, 0.0),
     )
 
 
 def _first(*values: Any) -> Any:
-    return next(value for value in values if value is not None)
+    return next((value for value in values if value is not None), None)
 
 
 def _taken(model: Any, options: Mapping[str, Any], *names: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -32,9 +32,9 @@ class StepInputs:
     """The tensors of one forward pass.
 
     ``input_ids`` and ``position_ids`` are (batch, width), or (1, queries) where ``packing`` is given; ``targets``, rows and
-    slots, both (queries,), say where each token goes in the cache, ``None`` for the last slots below ``high_water``. ``attention_mask`` is ``None`` where every query sees every slot
-    below ``high_water``, (batch, slots) for one query a row, the additive (batch, 1, width, slots) otherwise, or a ``dict``
-    of these by kind of layer.
+    slots, both (queries,), say where each token goes in the cache, ``None`` for the last slots below ``high_water``.
+    ``attention_mask`` is ``None`` where every query sees all slots below ``high_water``, (batch, slots) for one query a row,
+    the additive (batch, 1, width, slots) otherwise, or a ``dict`` of these by kind of layer.
     """
 
     input_ids: LongTensor
@@ -46,7 +46,7 @@ class StepInputs:
     places: tuple[LongTensor, LongTensor]
 
     def run(self, model: Callable[..., Any], cache: TreeCache) -> Tensor:
-        """Run ``model`` over the step; return its logits for each query of the plan, row by row, (queries, vocabulary)."""
+        """Run ``model`` over the step; return its logits, of the shape of ``input_ids`` and the vocabulary."""
         cache.prepare(self.targets, self.high_water, self.input_ids.shape[1])
         with tree_step(self.packing):
             logits: Tensor = model(
@@ -57,7 +57,11 @@ class StepInputs:
                 use_cache=True,
                 return_dict=True,
             ).logits
-        return logits[0] if self.packing is not None else logits[self.places]
+        return logits
+
+    def in_plan_order(self, values: Tensor) -> Tensor:
+        """Return what the model gave for each query of the plan, row by row, (queries, ...), without padding."""
+        return values[0] if self.packing is not None else values[self.places]
 
 
 def lay_out(
@@ -121,10 +125,10 @@ def _attention_mask(
     device: torch.device,
     plain: bool,
 ) -> Tensor | dict[str, Tensor]:
-    masks = {
-        kind: slots_mask([[q.sees if window is None else q.sees[-window:] for q in queries] for queries in fed], width, slots)
-        for kind, window in windows.items()
-    }  # each (batch, width, slots)
+    masks = {}  # each (batch, width, slots)
+    for kind, window in windows.items():
+        seen = [[query.sees if window is None else query.sees[-window:] for query in queries] for queries in fed]
+        masks[kind] = slots_mask(seen, width, slots)
     (first, *others) = masks.values()
     if plain:
         return first[:, 0].to(device)  # (batch, slots): what generate passes

@@ -22,8 +22,9 @@ class AparStats:
         kv_if_sequential: slots that plain decoding of the same text ends with.
         attended: slots seen, summed over all tokens fed after the prompt.
         attended_if_sequential: the same for plain decoding of the same text.
-        proposed: draft tokens fed.
-        accepted: draft tokens kept.
+        drafts: drafts fed, one for a thread and step at most; each thread of the tree has its own count of these three.
+        proposed: their tokens.
+        accepted: those of them that were kept.
         seconds: from the start of the batch's prefill to the row's last token.
     """
 
@@ -35,6 +36,7 @@ class AparStats:
     kv_if_sequential: int = 0
     attended: int = 0
     attended_if_sequential: int = 0
+    drafts: int = 0
     proposed: int = 0
     accepted: int = 0
     seconds: float = 0.0
@@ -43,6 +45,11 @@ class AparStats:
     def tokens_per_step(self) -> float:
         """Tokens of the answer for each forward pass; plain decoding has at most 1."""
         return self.tokens / max(self.steps, 1)
+
+    @property
+    def mean_accepted(self) -> float:
+        """Tokens that a draft spared a thread, on average; 0 without drafts."""
+        return self.accepted / max(self.drafts, 1)
 
 
 @dataclass

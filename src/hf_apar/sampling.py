@@ -34,8 +34,6 @@ _STATEFUL = tuple(
 """Processors that keep state across calls or a cache of their own: they cannot follow several threads."""
 
 
-
-
 def _looks_for_tokens(processor: LogitsProcessor) -> bool:
     """Does ``processor`` ask only which tokens a row holds, wherever and however often?"""
     penalty = type(processor) is logits_process.RepetitionPenaltyLogitsProcessor
@@ -44,9 +42,17 @@ def _looks_for_tokens(processor: LogitsProcessor) -> bool:
 
 @dataclass(frozen=True)
 class Context(Path):
-    """What the choice of one token may look at; ``may_fork`` is False right after [Fork] or [Child] and at ``max_depth``."""
+    """What the choice of one token may look at.
+
+    Attributes:
+        may_fork: False right after [Fork] or [Child] and at ``max_depth``.
+        guess: a token that was drawn for this place, if one was.
+        drawn_from: the probabilities (vocabulary,) that it was drawn with.
+    """
 
     may_fork: bool
+    guess: int | None = None
+    drawn_from: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -93,12 +99,17 @@ class Sampler:
     def __call__(self, logits: Tensor, contexts: Sequence[Context]) -> Choices:
         """Choose one token for each context; ``logits`` is (contexts, vocabulary)."""
         raw = logits.float()
-        scores = self._process(self._ban(raw, contexts), contexts)
+        scores = self.scores(raw, contexts)
         if self.do_sample:
-            chosen = torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)  # (contexts,)
+            chances = _after_rejection(scores.softmax(dim=-1), contexts)
+            chosen = torch.multinomial(chances, num_samples=1).squeeze(1)  # (contexts,)
         else:
             chosen = scores.argmax(dim=-1)
         return Choices(chosen.tolist(), raw, scores)  # the step's one copy to the host
+
+    def scores(self, logits: Tensor, contexts: Sequence[Context]) -> Tensor:
+        """Return float32 ``logits`` (contexts, vocabulary) after the bans and all processors."""
+        return self._process(self._ban(logits, contexts), contexts)
 
     def _ban(self, logits: Tensor, contexts: Sequence[Context]) -> Tensor:
         scores = logits.clone()
@@ -138,3 +149,22 @@ class Sampler:
             return processor
         kept = [token for token in processor.suppress_tokens.tolist() if token not in (self.fork, self.child)]
         return logits_process.SuppressTokensLogitsProcessor(kept, device=str(self.prompt_ids.device)) if kept else None
+
+
+def _after_rejection(chances: Tensor, contexts: Sequence[Context]) -> Tensor:
+    """Return what to draw from, (contexts, vocabulary), so that guesses are kept as often as their distribution allows.
+
+    A guess drawn from q is kept with the probability min(1, p / q), else a token is drawn from what p has more than q: the
+    result is distributed as p (Leviathan et al., 2023, theorem 1). A kept guess is a row with that one token.
+    """
+    drawn = [(index, one.guess, one.drawn_from) for index, one in enumerate(contexts) if one.drawn_from is not None]
+    if not drawn:
+        return chances
+    rows = torch.tensor([index for index, _, _ in drawn], device=chances.device)
+    guesses = torch.tensor([guess for _, guess, _ in drawn], device=chances.device)[:, None]
+    ours, theirs = chances[rows], torch.stack([other for _, _, other in drawn]).to(chances.device)
+    kept = torch.rand(len(drawn), 1, device=chances.device) * theirs.gather(1, guesses) < ours.gather(1, guesses)
+    more = (ours - theirs).clamp(min=0)
+    more = torch.where(more.sum(dim=1, keepdim=True) > 0, more, ours)  # equal but for rounding
+    alone = torch.zeros_like(ours).scatter(1, guesses, 1.0)
+    return chances.index_copy(0, rows, torch.where(kept, alone, more))

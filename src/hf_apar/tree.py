@@ -32,6 +32,9 @@ class Thread:
         tokens: its own tokens, without control tokens and EOS.
         finish_reason: why it ended, ``None`` while it lives or waits.
         eos_token_id: the EOS that it sampled, ``None`` if it did not end itself.
+        drafts: steps that fed a draft for it.
+        proposed: draft tokens that were fed for it.
+        accepted: those of them that it wrote.
         start: how many of ``path_ids`` it was given; what follows it sampled.
         logprobs: with ``output_scores``, the log probability of each of ``sampled_ids`` after all logits processors.
         scores: with ``output_scores``, the processed scores (vocabulary,) that each of ``sampled_ids`` was chosen from.
@@ -47,6 +50,9 @@ class Thread:
     finish_reason: FinishReason | None = None
     eos_token_id: int | None = None
     start: int = 0
+    drafts: int = 0
+    proposed: int = 0
+    accepted: int = 0
     logprobs: list[float] | None = None
     scores: "list[Tensor] | None" = None
     logits: "list[Tensor] | None" = None

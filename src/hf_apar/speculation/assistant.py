@@ -1,7 +1,7 @@
 """A smaller model drafts for every live thread at once: k draft tokens for all of them take k of its forward passes.
 
-It follows the same tree in a cache of its own. A thread's drafts are the assistant's likeliest tokens, so that what the
-model itself chooses at each place, greedy or sampled, decides alone: the text keeps the model's distribution exactly.
+It follows the same tree in a cache of its own. When sampling, drafts are drawn, and kept or redrawn by rejection (Leviathan
+et al., 2023, in :mod:`hf_apar.sampling`): the text keeps the model's distribution exactly.
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import LongTensor, Tensor
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from hf_apar.attention import tree_attention_for
@@ -18,7 +19,10 @@ from hf_apar.errors import ConfigurationError
 from hf_apar.growth import GrowingTree
 from hf_apar.layout import Query, lay_out
 from hf_apar.prompts import Prompts
+from hf_apar.sampling import Context
 from hf_apar.slots import SlotPool
+from hf_apar.speculation.calibration import step_times
+from hf_apar.speculation.proposer import Draft, Proposer, Run
 from hf_apar.tokens import embedding_rows
 from hf_apar.tree import Thread
 
@@ -75,13 +79,14 @@ class Shadow:
         return queries
 
 
-class AssistantDrafts:
-    """Proposes what ``assistant`` would write.
+class AssistantDrafts(Proposer):
+    """Proposes what ``assistant`` would write: its likeliest tokens, or tokens drawn from its distribution when sampling.
 
     Args:
         assistant: a model with the target's vocabulary, the control tokens may be missing: they leave its path then, and
             it never proposes them.
         num_tokens: the longest draft.
+        schedule: see :class:`~hf_apar.speculation.proposer.Proposer`.
         confidence: a draft ends with the first token that the assistant gives less than this probability.
 
     Raises:
@@ -96,6 +101,7 @@ class AssistantDrafts:
         control_ids: tuple[int, int],
         *,
         num_tokens: int,
+        schedule: str | None = None,
         confidence: float = 0.0,
     ) -> None:
         validate_model(assistant)
@@ -105,40 +111,54 @@ class AssistantDrafts:
                 f"the assistant knows {ours} tokens and the model {theirs}; pass an assistant with the model's own "
                 "tokenizer, with or without the control tokens"
             )
-        self.assistant, self.num_tokens, self.confidence = assistant, num_tokens, confidence
+        self.assistant, self.longest, self.schedule, self.confidence = assistant, num_tokens, schedule, confidence
         settings = getattr(assistant.generation_config, "apar_config", None) or {}
         forks = (settings.get("fork_token_id"), settings.get("child_token_id")) == control_ids
         self.leave_out = frozenset() if forks else frozenset(control_ids)
         self.banned = [token for token in ((control_ids[1],) if forks else control_ids) if token < ours]
         assert target.generation_config is not None
         self.last = {*eos_token_ids(target.generation_config), control_ids[0]}  # nothing is drafted beyond these
-        self.cache = new_tree_cache(assistant.config)
-        config = assistant.config.get_text_config(decoder=True)
-        self.windows = layer_windows(config)
+        self.windows = layer_windows(assistant.config.get_text_config(decoder=True))
         self.rows: list[Shadow] = []
 
-    @torch.no_grad()
-    def propose(self, rows: Sequence[GrowingTree]) -> Sequence[Sequence[Sequence[int]]]:
-        with tree_attention_for(self.assistant) as self.pack:
-            return self._propose(rows)
+    def start(self, run: Run) -> None:
+        self.run, self.rows, self.cache = run, [], new_tree_cache(self.assistant.config)
 
-    def _propose(self, rows: Sequence[GrowingTree]) -> Sequence[Sequence[Sequence[int]]]:
+    def seconds(self, length: int, threads: int) -> float:
+        return length * step_times(self.assistant)(threads)
+
+    @torch.no_grad()
+    def propose(self, rows: Sequence[GrowingTree], limits: Sequence[Sequence[int]]) -> Sequence[Sequence[Draft]]:
+        with tree_attention_for(self.assistant) as self.pack:
+            return self._propose(rows, limits)
+
+    def _propose(self, rows: Sequence[GrowingTree], limits: Sequence[Sequence[int]]) -> Sequence[Sequence[Draft]]:
         if not self.rows:
             self._prefill(rows)
-        plan = [shadow.follow(row, self.leave_out) for shadow, row in zip(self.rows, rows, strict=True)]
-        drafts: list[dict[int, list[int]]] = [{thread.index: [] for thread, _ in turns} for turns in plan]
-        for _ in range(self.num_tokens):
-            going = [(number, thread) for number, turns in enumerate(plan) for thread, _ in turns]
-            if not going:
-                break
-            tokens, sure = self._forward(plan)
+        wanted = [
+            {thread.index: limit for thread, limit in zip(row.live, lengths, strict=True)}
+            for row, lengths in zip(rows, limits, strict=True)
+        ]
+        followed = [shadow.follow(row, self.leave_out) for shadow, row in zip(self.rows, rows, strict=True)]
+        plan = [[turn for turn in turns if many[turn[0].index]] for turns, many in zip(followed, wanted, strict=True)]
+        drafts: list[dict[int, _Drafted]] = [{thread.index: _Drafted() for thread, _ in turns} for turns in followed]
+        while going := [(number, thread) for number, turns in enumerate(plan) for thread, _ in turns]:
+            contexts = [
+                self.run.context(number, rows[number], thread, drafts[number][thread.index].tokens)
+                for number, thread in going
+            ]
+            tokens, sure, drawn_from = self._forward(plan, contexts)
             plan = [[] for _ in rows]
-            for (number, thread), token, probability in zip(going, tokens, sure, strict=True):
-                if probability >= self.confidence:
-                    drafts[number][thread.index].append(token)
-                    if token not in self.last:
-                        plan[number].append((thread, [token]))
-        return [[drafts[number][thread.index] for thread in row.live] for number, row in enumerate(rows)]
+            for place, (number, thread) in enumerate(going):
+                draft = drafts[number][thread.index]
+                if sure[place] < self.confidence:
+                    continue
+                draft.tokens.append(tokens[place])
+                if drawn_from is not None:
+                    draft.drawn_from.append(drawn_from[place])
+                if tokens[place] not in self.last and len(draft.tokens) < wanted[number][thread.index]:
+                    plan[number].append((thread, [tokens[place]]))
+        return [[drafts[number][thread.index].done() for thread in row.live] for number, row in enumerate(rows)]
 
     def _prefill(self, rows: Sequence[GrowingTree]) -> None:
         """Feed the prompts, padded on the left as the target has them, so that each has its slots below any path's."""
@@ -158,8 +178,13 @@ class AssistantDrafts:
             shadow.cached[0] = Cached(list(prompt), taken[span - len(prompt) :])
             self.rows.append(shadow)
 
-    def _forward(self, plan: Sequence[Sequence[tuple[Thread, list[int]]]]) -> tuple[list[int], list[float]]:
-        """Feed each thread its tokens; return the likeliest next token of each, and its probability."""
+    def _forward(
+        self, plan: Sequence[Sequence[tuple[Thread, list[int]]]], contexts: Sequence[Context]
+    ) -> tuple[list[int], list[float], Tensor | None]:
+        """Feed each thread its tokens; return the next token of each, its probability, and what it was drawn from.
+
+        The assistant's logits go through the model's own logits processors: its choices are judged after them.
+        """
         fed = [[shadow.feed(*turn) for turn in turns] for shadow, turns in zip(self.rows, plan, strict=True)]
         inputs = lay_out(
             [[query for queries in row for query in queries] for row in fed],
@@ -171,11 +196,24 @@ class AssistantDrafts:
             pack=self.pack,
         )
         ends = torch.tensor([len(queries) for row in fed for queries in row]).cumsum(0) - 1
-        logits = inputs.run(self.assistant, self.cache)
+        logits = inputs.in_plan_order(inputs.run(self.assistant, self.cache))
         last = logits[ends.to(logits.device)].float()  # (threads, vocabulary)
         last[:, self.banned] = -torch.inf
-        best = last.softmax(dim=-1).max(dim=-1)
-        return best.indices.tolist(), best.values.tolist()
+        sampler = self.run.sampler
+        last = functional.pad(last, (0, embedding_rows(self.run.model) - last.shape[1]), value=-torch.inf)
+        chances = sampler.scores(last.to(sampler.prompt_ids.device), contexts).softmax(dim=-1)
+        tokens = torch.multinomial(chances, num_samples=1) if sampler.do_sample else chances.argmax(dim=-1, keepdim=True)
+        sure = chances.gather(1, tokens)[:, 0].tolist()
+        return tokens[:, 0].tolist(), sure, chances if sampler.do_sample else None
+
+
+@dataclass
+class _Drafted:
+    tokens: list[int] = field(default_factory=list)
+    drawn_from: list[Tensor] = field(default_factory=list)
+
+    def done(self) -> Draft:
+        return Draft(self.tokens, torch.stack(self.drawn_from) if self.drawn_from else None)
 
 
 def _as_long(ids: Tensor) -> LongTensor:

@@ -8,30 +8,38 @@ from collections.abc import Sequence
 
 from hf_apar.errors import ConfigurationError
 from hf_apar.growth import GrowingTree
+from hf_apar.speculation.proposer import Draft, Proposer, Run
 from hf_apar.tree import Thread
 
 
-class PromptLookup:
+class PromptLookup(Proposer):
     """Proposes what followed the last occurrence of a thread's last tokens.
 
     Args:
         num_tokens: the longest draft.
+        schedule: see :class:`~hf_apar.speculation.proposer.Proposer`.
         max_ngram: how many last tokens are looked up at most; fewer if those occur nowhere.
     """
 
-    def __init__(self, num_tokens: int, *, max_ngram: int = 2) -> None:
+    def __init__(self, num_tokens: int, *, max_ngram: int = 2, schedule: str | None = None) -> None:
         if num_tokens < 1 or max_ngram < 1:
             raise ConfigurationError(f"num_tokens is {num_tokens} and max_ngram {max_ngram}; both must be 1 or more")
-        self.num_tokens, self.max_ngram = num_tokens, max_ngram
+        self.longest, self.max_ngram, self.schedule = num_tokens, max_ngram, schedule
         self._indices: dict[int, NgramIndex] = {}
 
-    def propose(self, rows: Sequence[GrowingTree]) -> Sequence[Sequence[Sequence[int]]]:
-        return [self._of_row(number, row) for number, row in enumerate(rows)]
+    def start(self, run: Run) -> None:
+        self._indices = {}
 
-    def _of_row(self, number: int, row: GrowingTree) -> list[Sequence[int]]:
+    def propose(self, rows: Sequence[GrowingTree], limits: Sequence[Sequence[int]]) -> Sequence[Sequence[Draft]]:
+        return [self._of_row(number, row, lengths) for number, (row, lengths) in enumerate(zip(rows, limits, strict=True))]
+
+    def _of_row(self, number: int, row: GrowingTree, lengths: Sequence[int]) -> list[Draft]:
         index = self._indices.setdefault(number, NgramIndex(self.max_ngram))
         index.update(row.tree.threads)
-        return [_without(index.following(thread.path_ids, self.num_tokens), row.child_token_id) for thread in row.live]
+        return [
+            Draft(_without(index.following(thread.path_ids, length), row.child_token_id))
+            for thread, length in zip(row.live, lengths, strict=True)
+        ]
 
 
 class NgramIndex:

@@ -1,0 +1,67 @@
+"""How long a forward pass takes for so many tokens, measured once for each model and device."""
+
+import time
+from bisect import bisect_left
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
+import torch
+from transformers import PreTrainedModel
+
+from hf_apar.attention import tree_attention_for
+from hf_apar.cache import layer_windows, new_tree_cache
+from hf_apar.layout import Query, lay_out
+
+WIDTHS = (1, 4, 16, 64)
+CONTEXT = 128  # slots that each query sees
+REPEATS = 3
+
+_KNOWN: "WeakKeyDictionary[PreTrainedModel, dict[tuple[torch.device, torch.dtype], StepTimes]]" = WeakKeyDictionary()
+
+
+class StepTimes:
+    """Seconds of a forward pass by its number of tokens: linear between what was measured, and beyond it.
+
+    >>> times = StepTimes([1, 4], [1.0, 1.5])
+    >>> times(1), times(2), times(10)
+    (1.0, 1.1666666666666667, 2.5)
+    """
+
+    def __init__(self, widths: Sequence[int], seconds: Sequence[float]) -> None:
+        self.widths, self.seconds = list(widths), list(seconds)
+
+    def __call__(self, width: int) -> float:
+        right = min(max(bisect_left(self.widths, width), 1), len(self.widths) - 1)
+        low, high = self.widths[right - 1], self.widths[right]
+        slope = (self.seconds[right] - self.seconds[right - 1]) / (high - low)
+        return self.seconds[right - 1] + slope * (width - low)
+
+
+def step_times(model: PreTrainedModel) -> StepTimes:
+    """Return how long ``model`` takes, measured at the first call: about a dozen forward passes."""
+    known = _KNOWN.setdefault(model, {})
+    key = (model.device, model.dtype)
+    if key not in known:
+        known[key] = _measured(model)
+    return known[key]
+
+
+@torch.no_grad()
+def _measured(model: PreTrainedModel) -> StepTimes:
+    cache = new_tree_cache(model.config)
+    windows = layer_windows(model.config.get_text_config(decoder=True))
+    prefix = torch.zeros(1, CONTEXT, dtype=torch.long, device=model.device)
+    cache.prepare(None, CONTEXT, CONTEXT)
+    with tree_attention_for(model):
+        model(input_ids=prefix, past_key_values=cache, use_cache=True)
+        best: list[float] = []
+        for width in WIDTHS:
+            queries = [Query(0, CONTEXT + place, [*range(CONTEXT), CONTEXT + place]) for place in range(width)]
+            inputs = lay_out([queries], [0], windows, dtype=model.dtype, device=model.device)
+            spent = []
+            for _ in range(REPEATS):
+                start = time.perf_counter()
+                inputs.run(model, cache).flatten()[0].item()  # waits for the device
+                spent.append(time.perf_counter() - start)
+            best.append(max(min(spent), best[-1] if best else 0.0))  # a wider step is never taken for a cheaper one
+    return StepTimes(WIDTHS, best)
