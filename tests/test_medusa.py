@@ -48,7 +48,7 @@ def test_heads_change_no_text(attention, schedule, options):
 def test_the_state_is_that_of_the_last_token_of_each_thread(apar_llama):
     """Heads that change nothing guess the model's own choice again: what it chose from the observed state."""
     heads = MedusaHeads(32, 16, DRAFT_IDS, 1)  # the cell adds nothing as it is made
-    proposer = MedusaDrafts(heads, schedule="constant")
+    proposer = MedusaDrafts(heads, branches=1, schedule="constant")
     seen = []
     propose = proposer.propose
 

@@ -17,6 +17,7 @@ from transformers import (
 
 from conftest import CHILD, EOS, FORK, left_padded, random_prompts, tiny_llama
 from hf_apar import AparConfig, AparStreamer, ConfigurationError, ParagraphTree, enable_apar
+from hf_apar.speculation.medusa import MedusaDrafts, MedusaHeads
 
 NO_FORK = AparConfig(fork_bias=float("-inf"))
 PROMPTS = left_padded(random_prompts(5, seed=7))
@@ -159,6 +160,26 @@ def test_a_tree_with_logprobs_and_a_cut_goes_to_json_and_back(apar_llama, tokeni
     assert [one.logprobs for one in again.threads] == [one.logprobs for one in cut.threads]
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("drafts", [False, True])
+def test_of_rows_that_end_one_after_the_other_the_cache_is_that_of_generate(attention, drafts):
+    plain = tiny_llama(attn_implementation=attention)
+    model = enable_apar(tiny_llama(attn_implementation=attention))
+    heads = MedusaHeads(32, 16, torch.arange(CHILD), 2)
+    proposer = MedusaDrafts(heads, schedule="constant") if drafts else None
+    inputs = left_padded(random_prompts(4, seed=11))
+    ours = run(model, inputs, apar=NO_FORK, max_new_tokens=40, proposer=proposer)
+    theirs = plain.generate(**inputs, max_new_tokens=40, return_dict_in_generate=True)
+    width = inputs["input_ids"].shape[1]
+    lengths = [width + stats.tokens for stats in ours.stats]
+    assert len(set(lengths)) > 2
+    for mine, other in zip(ours.past_key_values.layers, theirs.past_key_values.layers, strict=True):
+        for row, (length, mask) in enumerate(zip(lengths, inputs["attention_mask"], strict=True)):
+            real = slice(width - int(mask.sum()), length - 1)
+            torch.testing.assert_close(mine.keys[row, :, real], other.keys[row, :, real])
+            torch.testing.assert_close(mine.values[row, :, real], other.values[row, :, real])
+
+
 def test_the_cache_is_returned_where_nothing_forked_and_serves_the_next_turn(plain_llama, apar_llama):
     first = {name: value[:1] for name, value in PROMPTS.items()}
     ours = run(apar_llama, first, apar=NO_FORK, max_new_tokens=8, eos_token_id=None)
@@ -167,6 +188,7 @@ def test_the_cache_is_returned_where_nothing_forked_and_serves_the_next_turn(pla
         torch.testing.assert_close(mine.keys, other.keys)
         torch.testing.assert_close(mine.values, other.values)
     for drafts in ({"prompt_lookup_num_tokens": 3}, {"assistant_model": tiny_llama(seed=5)}):
+        drafts["num_assistant_tokens_schedule"] = "constant"
         drafted = run(apar_llama, first, apar=NO_FORK, max_new_tokens=8, eos_token_id=None, **drafts)
         assert drafted.stats[0].proposed > 0
         for mine, other in zip(drafted.past_key_values.layers, theirs.past_key_values.layers, strict=True):

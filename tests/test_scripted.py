@@ -62,12 +62,17 @@ class Guesses(Proposer):
         return [[self.draft(thread, self.prompts[number]) for thread in row.live] for number, row in enumerate(rows)]
 
     def draft(self, thread, prompt):
-        path, draft = list(thread.path_ids), []
-        for right in self.pattern:
-            token = self.reference.choose(path, thread.depth, len(prompt))
-            draft.append(token if right else 1 + token % 10)
-            path.append(draft[-1])
-        return Draft(draft)
+        """A tree: at each depth a right guess, a wrong one, or first a wrong one and then the right one beside it."""
+        path, tokens, parents, last = list(thread.path_ids), [], [], -1
+        for kind in self.pattern:
+            right = self.reference.choose(path, thread.depth, len(prompt))
+            guesses = {"right": [right], "wrong": [1 + right % 10], "both": [1 + right % 10, right]}[kind]
+            for guess in guesses:
+                tokens.append(guess)
+                parents.append(last)
+            last = len(tokens) - 1
+            path.append(tokens[-1])
+        return Draft(tokens, parents)
 
 
 @settings(max_examples=150, deadline=None)
@@ -78,7 +83,7 @@ class Guesses(Proposer):
     max_depth=st.integers(1, 3),
     stops=st.lists(st.text("abcdefghij", min_size=1, max_size=2), max_size=2),
     min_new_tokens=st.integers(0, 3),
-    pattern=st.lists(st.booleans(), max_size=3),
+    pattern=st.lists(st.sampled_from(["right", "wrong", "both"]), max_size=3),
 )
 def test_the_answer_is_that_of_the_naive_reference(seed, lengths, max_threads, max_depth, stops, min_new_tokens, pattern):
     draw = torch.Generator().manual_seed(seed)
@@ -130,7 +135,7 @@ def test_a_budget_cuts_threads_short_and_changes_nothing_else(seed, budget, max_
     out = model.generate(
         **left_padded(prompts),
         apar=AparConfig(max_threads=max_threads, max_depth=3),
-        proposer=Guesses(reference, prompts, [True, True] if guesses else []),
+        proposer=Guesses(reference, prompts, ["both", "right"] if guesses else []),
         max_new_tokens=budget,
         return_dict_in_generate=True,
     )

@@ -1,11 +1,14 @@
 """Proposers: the text is the same with and without them."""
 
+from collections import Counter
+
 import pytest
 import torch
 
 from conftest import CHILD, FORK, left_padded, random_prompts, tiny_llama
 from hf_apar import AparConfig, ConfigurationError, enable_apar
 from hf_apar.speculation.lookup import PromptLookup
+from hf_apar.speculation.medusa import MedusaDrafts, MedusaHeads
 
 NO_FORK = AparConfig(fork_bias=float("-inf"))
 
@@ -101,21 +104,48 @@ def test_two_sources_of_drafts_are_one_too_many(apar_llama):
         run(apar_llama, inputs, prompt_lookup_num_tokens=3, proposer=PromptLookup(2))
 
 
-def test_sampling_with_drafts_keeps_the_distribution(apar_llama):
-    """A chi-square test of three tokens over many answers, with drafts and without."""
-    prompt = torch.arange(1, 46)[None]  # whatever comes next has occurred
-    warped = {"do_sample": True, "max_new_tokens": 3, "top_k": 3, "eos_token_id": None}
-    counts = []
-    for seed, lookup in ((0, {}), (1, {"prompt_lookup_num_tokens": 1})):
-        torch.manual_seed(seed)
-        out = run(apar_llama, {"input_ids": prompt.repeat(2000, 1)}, apar=NO_FORK, **warped, **lookup)
-        words = (out.sequences[:, 45:] * torch.tensor([48 * 48, 48, 1])).sum(1)
-        counts.append(torch.bincount(words, minlength=48**3).double())
-        if lookup:
-            assert sum(stats.proposed for stats in out.stats) > 0
-    both = counts[0] + counts[1]
-    common = both >= 20
-    difference = ((counts[0] - counts[1]) ** 2 / both)[common].sum()
-    freedom = int(common.sum()) - 1
-    assert freedom >= 3
+def random_heads():
+    torch.manual_seed(1)
+    heads = MedusaHeads(32, 16, torch.arange(CHILD), 2)
+    with torch.no_grad():
+        heads.down.weight.normal_(std=0.4)
+    return heads
+
+
+SOURCES = {
+    "lookup": lambda: {"prompt_lookup_num_tokens": 2, "num_assistant_tokens_schedule": "constant"},
+    "assistant": lambda: {
+        "assistant_model": tiny_llama(seed=5, num_hidden_layers=1), "num_assistant_tokens": 2,
+        "num_assistant_tokens_schedule": "constant",
+    },
+    "heads": lambda: {"proposer": MedusaDrafts(random_heads(), schedule="constant")},
+}  # fmt: skip
+
+
+def beginnings(model, count, seed, **options):
+    """How often each beginning of an answer was sampled: the root's first tokens, and its first child's first."""
+    torch.manual_seed(seed)
+    prompt = torch.arange(1, 46)[None].repeat(count, 1)  # whatever comes next has occurred
+    warped = {"do_sample": True, "max_new_tokens": 24, "top_k": 3, "apar": AparConfig(max_depth=2)}
+    out = run(model, {"input_ids": prompt}, **warped, **options)
+    trees = [[tuple(thread.tokens[: 3 - thread.depth]) for thread in tree.threads[:2]] for tree in out.trees]
+    return Counter(map(tuple, trees)), out
+
+
+@pytest.fixture(scope="module")
+def without_drafts(apar_llama):
+    return beginnings(apar_llama, 1500, seed=0)[0]
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_sampling_with_drafts_keeps_the_distribution(apar_llama, without_drafts, kind):
+    """A chi-square test over how many answers begin, forks among them, with drafts and without."""
+    found, out = beginnings(apar_llama, 1500, seed=1, **SOURCES[kind]())
+    assert sum(stats.accepted for stats in out.stats) > 100
+    assert sum(len(tree.threads) > 1 for tree in out.trees) > 100
+    both = {word: found[word] + without_drafts[word] for word in found | without_drafts}
+    common = [word for word, count in both.items() if count >= 20]
+    difference = sum((found[word] - without_drafts[word]) ** 2 / both[word] for word in common)
+    freedom = len(common) - 1
+    assert freedom >= 10
     assert difference < freedom + 4 * (2 * freedom) ** 0.5, "four standard deviations above the mean of chi-square"

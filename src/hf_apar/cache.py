@@ -5,6 +5,7 @@ What depends on the cache interface of a transformers release stands here and no
 
 from typing import Any
 
+import torch
 from torch import LongTensor, Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
@@ -102,12 +103,12 @@ class TreeCache(Cache):
         for layer, (keys, values) in zip(self.tree_layers, plain_layers(prefix), strict=True):
             layer.update(keys, values)
 
-    def to_dynamic(self, length: int, config: Any) -> DynamicCache:
-        """Return a copy of the first ``length`` slots as the cache that ``generate`` makes for a model of ``config``."""
+    def to_dynamic(self, slots: LongTensor, config: Any) -> DynamicCache:
+        """Return the ``slots`` (batch, length) of each row as a cache of the kind that ``generate`` makes."""
         cache = DynamicCache(config=config.get_text_config(decoder=True))
         for index, layer in enumerate(self.tree_layers):
             assert layer.keys is not None and layer.values is not None
-            cache.update(layer.keys[:, :, :length].clone(), layer.values[:, :, :length].clone(), index)
+            cache.update(_at(layer.keys, slots), _at(layer.values, slots), index)
         return cache
 
     def keep_rows(self, rows: Tensor) -> None:
@@ -120,6 +121,12 @@ class TreeCache(Cache):
         """The size of all buffers in bytes."""
         buffers = [buffer for layer in self.tree_layers for buffer in (layer.keys, layer.values) if buffer is not None]
         return sum(buffer.numel() * buffer.element_size() for buffer in buffers)
+
+
+def _at(buffer: Tensor, slots: LongTensor) -> Tensor:
+    """Return (batch, heads, length, dim) of ``buffer`` (batch, heads, capacity, dim), row by row at ``slots``."""
+    rows = torch.arange(len(slots), device=buffer.device)[:, None]
+    return buffer.transpose(1, 2)[rows, slots.to(buffer.device)].transpose(1, 2)
 
 
 def plain_layers(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:

@@ -116,7 +116,7 @@ class Decoder:
         proposer.start(self.drafting)
         adapts = proposer.longest > 0 and proposer.schedule is None
         times = step_times(self.model) if adapts else lambda width: 0.0
-        self.lengths = DraftLengths(proposer.longest, proposer.schedule, times, proposer.seconds)
+        self.lengths = DraftLengths(proposer.longest, proposer.schedule, times, proposer.seconds, proposer.estimates)
         with tree_attention_for(self.model) as packs, LastHidden(self.model, active=proposer.watches) as self.hidden:
             self.pack = packs and not self.compiled
             self._run()
@@ -139,13 +139,14 @@ class Decoder:
         """Give every live thread its last token and a draft to feed, and the draft its slots."""
         plan = []
         limits = self.lengths.limits([row.live for row in self.rows])
-        drafts = self.proposer.propose(self.rows, limits)
+        drafts = self.lengths.trimmed(self.proposer.propose(self.rows, limits))
         for index, (row, stats) in enumerate(zip(self.rows, self.stats, strict=True)):
             live = row.live
             spare = self.budget[index] - len(live)  # each thread samples one token for sure
             turns = []
             for thread, draft in zip(live, drafts[index], strict=True):
-                draft = self._feasible(draft).cut(max(spare, 0))
+                draft = self._feasible(draft)
+                draft = draft.keep(range(min(len(draft.tokens), max(spare, 0))))
                 spare -= len(draft.tokens)
                 turns.append(Turn(thread, draft, [row.slots(thread)[-1], *(row.pool.take() for _ in draft.tokens)]))
             stats.steps += bool(turns)
@@ -158,7 +159,7 @@ class Decoder:
         """Cut ``draft`` before the first token that the model cannot choose: [Child], or one beyond its vocabulary."""
         known, child = range(self.vocabulary), self.config.child_token_id
         end = next((place for place, one in enumerate(draft.tokens) if one == child or one not in known), None)
-        return draft if end is None else draft.cut(end)
+        return draft if end is None else draft.keep(range(end))
 
     def forward(self, plan: list[list[Turn]]) -> tuple[Tensor, Tensor | None]:
         """Run the model over the plan once; return logits (queries, vocabulary) and, if watched, hidden states likewise."""
@@ -170,7 +171,7 @@ class Decoder:
             stats.attended += sum(len(query.sees) for query in row)
         inputs = lay_out(
             queries,
-            [row.pool.peek() for row in self.rows],
+            [row.scratch for row in self.rows],
             self.windows,
             dtype=self.model.dtype,
             device=self.prompts.device(self.model),
@@ -223,8 +224,7 @@ class Decoder:
             if not turns:
                 continue
             for turn, tokens in zip(turns, chosen[index], strict=True):
-                taken = self._take(index, row, turn, tokens)
-                last.append((index, turn.thread, fed + max(taken - 1, 0)))
+                last.append((index, turn.thread, fed + self._take(index, row, turn, tokens)))
                 fed += len(turn.slots)
             if out_of_time:
                 row.end_all("length")
@@ -240,50 +240,54 @@ class Decoder:
     def _take(self, index: int, row: GrowingTree, turn: Turn, tokens: Sequence[Sampled]) -> int:
         """Let a thread write the chosen tokens up to the first one that its draft did not guess, a [Fork], a stop or EOS.
 
-        Returns how many those are.
+        Returns the index of the query that chose the last of them.
         """
-        thread, spare, draft, taken, kept = turn.thread, list(turn.slots[1:]), turn.draft.tokens, 0, 0
-        for guess, sampled in zip([*draft, None], tokens, strict=True):
-            if thread.finish_reason is not None:  # what a thread before it in the answer wrote just now has cut it off
-                break
+        thread, draft, spare = turn.thread, turn.draft, dict(enumerate(turn.slots[1:]))
+        place, query, kept = -1, 0, 0  # the last guess that was kept, the query that it is, how many were
+        while thread.finish_reason is None:  # else what a thread before it in the answer wrote just now has cut it off
+            query = place + 1
+            sampled = tokens[query]
             token = sampled.token
             self.budget[index] -= 1
-            taken += 1
             _keep(thread, sampled)
-            kept += token == guess
+            guess = draft.after(place, token)
+            kept += guess is not None
             if token in self.eos:
                 thread.eos_token_id = token
                 row.end(thread, "eos")
                 break
-            in_cache = token == guess and token != self.config.fork_token_id
-            if not in_cache:  # first, so that the token gets the lowest slot and no hole stays below it
-                row.pool.release(spare)
-                spare = []
-            row.append(thread, token, spare.pop(0) if in_cache else None)
+            if guess is None or token == self.config.fork_token_id:
+                row.pool.release(spare.values())  # first, so that the token gets the lowest slot
+                spare, guess = {}, None
+            row.append(thread, token, None if guess is None else spare.pop(guess))
             if sampled.stops:
                 row.stop(thread)
-            if not in_cache:
+            if guess is None:
                 break
-        row.pool.release(spare)
-        thread.drafts += bool(draft)
-        thread.proposed += len(draft)
+            place = guess
+        row.pool.release(spare.values())
+        thread.drafts += bool(draft.tokens)
+        thread.proposed += len(draft.tokens)
         thread.accepted += kept
-        self.lengths.judged(index, thread, len(draft), kept)
-        return taken
+        self.lengths.judged(index, thread, draft, kept)
+        return query
 
     def _queries(self, row: GrowingTree, turn: Turn) -> list[Query]:
-        path = row.slots(turn.thread)
-        fed = [turn.thread.path_ids[-1], *turn.draft.tokens]
+        path, draft = row.slots(turn.thread), turn.draft
+        fed = [turn.thread.path_ids[-1], *draft.tokens]
         return [
-            Query(token, slot, [*path, *turn.slots[1 : 1 + count]])
-            for count, (token, slot) in enumerate(zip(fed, turn.slots, strict=True))
+            Query(token, slot, [*path, *(turn.slots[1 + guess] for guess in draft.way(place - 1))])
+            for place, (token, slot) in enumerate(zip(fed, turn.slots, strict=True))
         ]
 
     def _contexts(self, index: int, row: GrowingTree, turn: Turn) -> list[Context]:
-        tokens, drawn_from = turn.draft.tokens, turn.draft.drawn_from
-        contexts = [self.drafting.context(index, row, turn.thread, tokens[:count]) for count in range(len(tokens) + 1)]
-        if drawn_from is not None:
-            guessed = zip(contexts, tokens, drawn_from, strict=False)
+        draft = turn.draft
+        contexts = [
+            self.drafting.context(index, row, turn.thread, [draft.tokens[guess] for guess in draft.way(place)])
+            for place in range(-1, len(draft.tokens))
+        ]
+        if draft.drawn_from is not None:
+            guessed = zip(contexts, draft.tokens, draft.drawn_from, strict=False)
             contexts[:-1] = [replace(one, guess=token, drawn_from=chances) for one, token, chances in guessed]
         return contexts
 
@@ -381,5 +385,7 @@ def _output(decoder: Decoder, *, pad: int) -> AparOutput | LongTensor:
 
 def _plain_cache(decoder: Decoder) -> DynamicCache:
     """Return what a batch without forks has cached: all but the last token that each row wrote."""
+    rows = [[*row.padding, *row.root_slots] for row in decoder.rows]
     longest = max(len(row.padding) + cost.kv_if_sequential for row, cost in zip(decoder.rows, decoder.stats, strict=True))
-    return decoder.cache.to_dynamic(longest, decoder.model.config)
+    slots = torch.tensor([[*row, *[0] * longest][:longest] for row in rows])
+    return decoder.cache.to_dynamic(slots, decoder.model.config)  # type: ignore[arg-type]

@@ -39,6 +39,7 @@ class GrowingTree:
         root = Thread(0, None, 0, 1, list(prompt), start=self.prompt_length)
         self.tree = ParagraphTree([root])
         self._slots = {0: [self.pool.take() for _ in range(self.prompt_slots)]}  # of the threads that live or wait
+        self.root_slots: list[int] = []  # where the root's path stood when it ended
         self._order = [root]  # threads that live or wait, by the place in the answer where each goes on
         self._waiting: set[int] = set()
 
@@ -56,6 +57,12 @@ class GrowingTree:
     def waiting(self) -> list[Thread]:
         """The threads that wait for another one to end, in reading order."""
         return [thread for thread in self._order if thread.index in self._waiting]
+
+    @property
+    def scratch(self) -> int:
+        """A slot that a padding query may write to: a free one, and none that holds a whole answer without forks."""
+        whole = self.root_slots if len(self.tree.threads) == 1 else ()
+        return max(whole) + 1 if whole else self.pool.peek()
 
     def slots(self, thread: Thread) -> list[int]:
         """Return the slots of a live or waiting thread's path, by position."""
@@ -75,7 +82,10 @@ class GrowingTree:
         thread.finish_reason = reason
         self._order.remove(thread)
         self._waiting.discard(thread.index)
-        self.pool.release(self._slots.pop(thread.index))
+        slots = self._slots.pop(thread.index)
+        if thread.parent is None:
+            self.root_slots = slots
+        self.pool.release(slots)
         self._start_children()
 
     def end_all(self, reason: FinishReason) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import LongTensor, Tensor
+from torch.nn import functional
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import logits_process
 
@@ -110,6 +111,24 @@ class Sampler:
     def scores(self, logits: Tensor, contexts: Sequence[Context]) -> Tensor:
         """Return float32 ``logits`` (contexts, vocabulary) after the bans and all processors."""
         return self._process(self._ban(logits, contexts), contexts)
+
+    def guess_scores(self, logits: Tensor, ids: Tensor, places: Tensor, contexts: Sequence[Context]) -> Tensor:
+        """Return about what :meth:`scores` would make of logits over the tokens ``ids`` alone, (contexts, ids).
+
+        For guesses, which may be wrong: processors that need more than a path's set of tokens are left out.
+
+        Args:
+            places: (vocabulary,): where each token stands in ``ids``; ``len(ids)`` for those that do not.
+        """
+        scores = functional.pad(logits, (0, 1), value=-torch.inf)  # the last column stands for all other tokens
+        forbidden = torch.tensor([not context.may_fork for context in contexts], device=scores.device)
+        fork = int(places[self.fork])
+        scores[:, fork] = (scores[:, fork] + self.fork_bias).masked_fill(forbidden, -torch.inf)
+        for processor in self.processors:
+            if _looks_for_tokens(processor):
+                known = filled(self.prompt_ids, contexts).to(places.device)
+                scores = processor(places[known], scores)
+        return scores[:, :-1]
 
     def _ban(self, logits: Tensor, contexts: Sequence[Context]) -> Tensor:
         scores = logits.clone()

@@ -213,7 +213,7 @@ class _Drafted:
     drawn_from: list[Tensor] = field(default_factory=list)
 
     def done(self) -> Draft:
-        return Draft(self.tokens, torch.stack(self.drawn_from) if self.drawn_from else None)
+        return Draft(self.tokens, drawn_from=torch.stack(self.drawn_from) if self.drawn_from else None)
 
 
 def _as_long(ids: Tensor) -> LongTensor:

@@ -14,7 +14,7 @@ from hf_apar.layout import Query, lay_out
 
 WIDTHS = (1, 4, 16, 64)
 CONTEXT = 128  # slots that each query sees
-REPEATS = 3
+REPEATS = 4
 
 _KNOWN: "WeakKeyDictionary[PreTrainedModel, dict[tuple[torch.device, torch.dtype], StepTimes]]" = WeakKeyDictionary()
 
@@ -54,14 +54,16 @@ def _measured(model: PreTrainedModel) -> StepTimes:
     cache.prepare(None, CONTEXT, CONTEXT)
     with tree_attention_for(model):
         model(input_ids=prefix, past_key_values=cache, use_cache=True)
-        best: list[float] = []
+        steps = []
         for width in WIDTHS:
             queries = [Query(0, CONTEXT + place, [*range(CONTEXT), CONTEXT + place]) for place in range(width)]
-            inputs = lay_out([queries], [0], windows, dtype=model.dtype, device=model.device)
-            spent = []
-            for _ in range(REPEATS):
+            steps.append(lay_out([queries], [0], windows, dtype=model.dtype, device=model.device))
+        best = [float("inf")] * len(WIDTHS)
+        for _ in range(REPEATS):  # in turn, so that a slow moment strikes all widths
+            for place, inputs in enumerate(steps):
                 start = time.perf_counter()
                 inputs.run(model, cache).flatten()[0].item()  # waits for the device
-                spent.append(time.perf_counter() - start)
-            best.append(max(min(spent), best[-1] if best else 0.0))  # a wider step is never taken for a cheaper one
+                best[place] = min(best[place], time.perf_counter() - start)
+    for place in reversed(range(len(WIDTHS) - 1)):  # fewer tokens never take longer
+        best[place] = min(best[place], best[place + 1])
     return StepTimes(WIDTHS, best)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hf_apar.errors import ConfigurationError
+from hf_apar.speculation.proposer import Draft
 from hf_apar.tree import Thread
 
 SCHEDULES = (None, "constant", "heuristic")
@@ -11,6 +12,8 @@ SCHEDULES = (None, "constant", "heuristic")
 _MEMORY = 0.97  # how much of what was learnt a step leaves
 _PRIOR, _PRIOR_WEIGHT = 0.6, 4.0  # acceptance before anything is known
 _SHARED_WEIGHT = 6.0  # how many tokens of its own outweigh what a thread's row has learnt
+
+_REST = 8  # steps before drafts are tried again where none paid
 
 
 @dataclass
@@ -20,7 +23,7 @@ class Acceptance:
     judged: float = 0.0
     kept: float = 0.0
 
-    def add(self, judged: int, kept: int) -> None:
+    def add(self, judged: float, kept: float) -> None:
         self.judged, self.kept = _MEMORY * self.judged + judged, _MEMORY * self.kept + kept
 
     def rate(self, prior: float, weight: float) -> float:
@@ -31,14 +34,16 @@ class Acceptance:
 class DraftLengths:
     """Chooses the lengths of the drafts of all live threads together.
 
-    A thread's next draft token is kept if all before it are: with the share ``a`` kept so far it is worth ``a ** place``
-    tokens. Tokens are added, the worthiest first, while the tokens a second that are expected rise.
+    A guess is worth the chance that it is kept: as the proposer estimates it, corrected by how its estimates have done, or
+    ``a ** place`` where a share ``a`` of a thread's guesses was kept so far. Of all threads' guesses the worthiest are fed,
+    so many that the tokens a second that are expected are the most.
 
     Args:
         longest: bound of any draft.
         schedule: ``None`` for the above, ``"constant"`` for ``longest`` always, ``"heuristic"`` for transformers' rule by
             thread: two more if all of a draft was kept, else one less.
         step_seconds: time of a step by its number of tokens.
+        has_estimates: do the drafts tell what their guesses are worth?
         draft_seconds: time that drafts of a length take to make for a number of threads.
 
     Raises:
@@ -51,6 +56,7 @@ class DraftLengths:
         schedule: str | None,
         step_seconds: Callable[[int], float],
         draft_seconds: Callable[[int, int], float],
+        has_estimates: bool = False,
     ) -> None:
         if schedule not in SCHEDULES:
             raise ConfigurationError(
@@ -58,8 +64,11 @@ class DraftLengths:
                 "the lengths by what pays"
             )
         self.longest, self.schedule = longest, schedule
+        self.has_estimates = has_estimates
         self.step_seconds, self.draft_seconds = step_seconds, draft_seconds
         self.shared = Acceptance()
+        self.estimates = Acceptance()  # "judged" sums the chances that were estimated
+        self.rest = 0  # steps without drafts, since none paid
         self.threads: dict[tuple[int, int], Acceptance] = {}
         self.heuristic: dict[tuple[int, int], int] = {}
 
@@ -72,14 +81,45 @@ class DraftLengths:
             return [[self.longest] * len(threads) for threads in rows]
         if self.schedule == "heuristic":
             return [[self.heuristic.get(key, self.longest) for key in row] for row in keys]
+        if self.has_estimates:  # the drafts are trimmed when they are there
+            self.rest -= self.rest > 0
+            if self.rest:
+                return [[0] * len(threads) for threads in rows]
+            return [[self.longest] * len(threads) for threads in rows]
         best = self._best([key for row in keys for key in row])
         return [[best[key] for key in row] for row in keys]
 
-    def judged(self, number: int, thread: Thread, proposed: int, accepted: int) -> None:
-        """Learn that of a draft of ``proposed`` tokens for ``thread`` of row ``number`` the first ``accepted`` were kept."""
-        key = (number, thread.index)
-        seen = min(accepted + 1, proposed)  # those after the first wrong one were not judged
+    def trimmed(self, drafts: Sequence[Sequence[Draft]]) -> Sequence[Sequence[Draft]]:
+        """Return of each draft the guesses whose estimated worth pays; as they are where there is no estimate."""
+        if self.schedule is not None or not any(draft.worth for row in drafts for draft in row):
+            return drafts
+        trust = self.estimates.rate(1.0, _PRIOR_WEIGHT)
+        found = sorted(
+            (-trust * worth, place, index, number)
+            for number, row in enumerate(drafts)
+            for index, draft in enumerate(row)
+            for place, worth in enumerate(draft.worth or ())
+        )
+        width = sum(map(len, drafts))
+        count = self._best_count(width, [-worth for worth, *_ in found], 0.0)[0]
+        self.rest = 0 if count else _REST
+        kept: list[list[list[int]]] = [[[] for _ in row] for row in drafts]
+        for _, place, index, number in sorted(found[:count], key=lambda one: one[1]):
+            kept[number][index].append(place)
+        return [
+            [
+                draft.keep(places if draft.worth else range(len(draft.tokens)))
+                for draft, places in zip(row, many, strict=True)
+            ]
+            for row, many in zip(drafts, kept, strict=True)
+        ]
+
+    def judged(self, number: int, thread: Thread, draft: Draft, accepted: int) -> None:
+        """Learn that of ``draft`` for ``thread`` of row ``number`` so many guesses were kept."""
+        key, proposed = (number, thread.index), len(draft.tokens)
+        seen = min(accepted + 1, proposed)  # of a chain: those after the first wrong one were not judged
         self.shared.add(seen, accepted)
+        self.estimates.add(sum(draft.worth or (), 0.0), accepted if draft.worth else 0)
         self.threads.setdefault(key, Acceptance()).add(seen, accepted)
         if proposed:
             length = self.heuristic.get(key, self.longest)
@@ -88,17 +128,23 @@ class DraftLengths:
     def _best(self, keys: Sequence[tuple[int, int]]) -> dict[tuple[int, int], int]:
         shared = self.shared.rate(_PRIOR, _PRIOR_WEIGHT)
         rates = [self.threads.setdefault(key, Acceptance()).rate(shared, _SHARED_WEIGHT) for key in keys]
-        width = len(keys)
-        best, lengths = width / self.step_seconds(width) if width else 0.0, [0] * width
+        width, best, lengths = len(keys), 0.0, [0] * len(keys)
         for longest in range(1, self.longest + 1):
             worth = sorted(
                 ((rate**place, index) for index, rate in enumerate(rates) for place in range(1, longest + 1)), reverse=True
             )
-            tokens, chosen, making = float(width), [0] * width, self.draft_seconds(longest, width)
-            for added, (gain, index) in enumerate(worth, start=1):
-                tokens += gain
-                chosen[index] += 1
-                speed = tokens / (self.step_seconds(width + added) + making)
-                if speed > best:
-                    best, lengths = speed, list(chosen)
+            count, speed = self._best_count(width, [gain for gain, _ in worth], self.draft_seconds(longest, width))
+            if speed > best:
+                best, lengths = speed, [0] * width
+                for _, index in worth[:count]:
+                    lengths[index] += 1
         return dict(zip(keys, lengths, strict=True))
+
+    def _best_count(self, width: int, worth: Sequence[float], making: float) -> tuple[int, float]:
+        """Return how many guesses, the worthiest first, give the most tokens a second, and how many these are."""
+        best, count, tokens = width / self.step_seconds(width), 0, float(width)
+        for added, gain in enumerate(worth, start=1):
+            tokens += gain
+            if (speed := tokens / (self.step_seconds(width + added) + making)) > best:
+                best, count = speed, added
+        return count, best

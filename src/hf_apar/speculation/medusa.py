@@ -7,8 +7,11 @@ the most frequent tokens (FR-Spec, Zhao et al., 2025), so that a guess costs lit
 
 import json
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Self, cast
 
 import torch
@@ -18,9 +21,12 @@ from torch.nn import functional
 from hf_apar.checks import eos_token_ids
 from hf_apar.errors import ConfigurationError
 from hf_apar.growth import GrowingTree
+from hf_apar.speculation.calibration import step_times
 from hf_apar.speculation.proposer import Draft, Proposer, Run
 from hf_apar.tree import Thread
 
+_FADING = 0.6  # about what a further guess in a row gains, of what the one before it gained
+WORTHLESS = 0.02  # guesses with less of a chance to be kept never pay
 HEADS_FILE = "medusa.safetensors"
 
 
@@ -84,31 +90,49 @@ class MedusaHeads(nn.Module):
         return heads
 
 
-class MedusaDrafts(Proposer):
-    """Proposes the likeliest guess of ``heads`` at each place, after the logits processors that the model's choice meets.
+@dataclass(frozen=True)
+class _Node:
+    """A guess that others may follow: its thread, its index in the draft, -1 for the path, and the guesses up to it."""
 
-    A thread that has just begun has no state yet, and no draft in its first step.
+    number: int
+    thread: Thread
+    index: int
+    guesses: Sequence[int]
+    worth: float
+
+
+class MedusaDrafts(Proposer):
+    """Proposes small trees of what ``heads`` guess, with the chance that they give each guess.
+
+    The guesses meet the same repetition penalty and bias of [Fork] as the model's choice. A thread that has just begun has
+    no state yet, and no draft in its first step.
 
     Args:
         heads: trained for the model that decodes.
-        num_tokens: the longest draft; by default as long as the heads were trained for.
+        depth: the most guesses in a row; by default as many as the heads were trained for.
+        branches: how many guesses may follow the same one; 1 for chains.
+        beam: of the guesses at one depth of a draft so many are kept, the likeliest.
         schedule: see :class:`~hf_apar.speculation.proposer.Proposer`.
-        confidence: a draft ends before the first guess that the heads give less than this probability.
     """
 
     watches = True
+    estimates = True
 
     def __init__(
         self,
         heads: MedusaHeads,
         *,
-        num_tokens: int | None = None,
+        depth: int | None = None,
+        branches: int = 3,
+        beam: int = 4,
         schedule: str | None = None,
-        confidence: float = 0.0,
     ) -> None:
-        self.heads, self.schedule, self.confidence = heads, schedule, confidence
-        self.longest = heads.length if num_tokens is None else num_tokens
-        self.guess_seconds = 0.0
+        self.heads, self.branches, self.beam, self.schedule = heads, branches, max(beam, 1), schedule
+        self.depth = heads.length if depth is None else depth
+        if self.depth < 1 or branches < 1:
+            raise ConfigurationError(f"depth is {self.depth} and branches {branches}; both must be 1 or more")
+        self.longest = self.depth * (1 if branches == 1 else self.beam)
+        self.guess_seconds: deque[float] = deque(maxlen=32)
 
     def start(self, run: Run) -> None:
         output = run.model.get_output_embeddings()
@@ -123,73 +147,99 @@ class MedusaDrafts(Proposer):
         self.run = run
         self.heads.to(weight.device, weight.dtype)
         self.rows = weight[self.heads.draft_ids]  # (draft vocabulary, hidden)
-        self.vocabulary = weight.shape[0]
+        self.ids = self.heads.draft_ids.tolist()
+        self.places = torch.full(
+            (weight.shape[0],), len(self.ids), device=weight.device
+        )  # of each token in the draft vocabulary
+        self.places[self.heads.draft_ids] = torch.arange(len(self.ids), device=weight.device)
         self.last = {*eos_token_ids(run.model.generation_config), run.config.fork_token_id}
-        self.places: dict[tuple[int, int], int] = {}
+        self.seen: dict[tuple[int, int], int] = {}
+        self.step_seconds = step_times(run.model) if self.schedule is None else None
 
     def observe(self, threads: Sequence[tuple[int, Thread]], states: Tensor) -> None:
-        self.places = {(number, thread.index): place for place, (number, thread) in enumerate(threads)}
+        self.seen = {(number, thread.index): place for place, (number, thread) in enumerate(threads)}
         self.states = states
-
-    def seconds(self, length: int, threads: int) -> float:
-        return length * self.guess_seconds
 
     @torch.no_grad()
     def propose(self, rows: Sequence[GrowingTree], limits: Sequence[Sequence[int]]) -> Sequence[Sequence[Draft]]:
-        drafts: dict[tuple[int, int], list[int]] = {}
-        going = []
+        drafts: dict[tuple[int, int], _Tree] = {}
+        nodes = []
         for number, (row, lengths) in enumerate(zip(rows, limits, strict=True)):
             for thread, length in zip(row.live, lengths, strict=True):
-                drafts[number, thread.index] = []
-                if length and (number, thread.index) in self.places:
-                    going.append((number, thread, length))
-        if going:
-            self._guess(rows, going, drafts)
-        return [[Draft(drafts[number, thread.index]) for thread in row.live] for number, row in enumerate(rows)]
+                drafts[number, thread.index] = _Tree(length)
+                if length and (number, thread.index) in self.seen:
+                    nodes.append(_Node(number, thread, -1, (), 1.0))
+        if nodes:
+            self._guess(rows, nodes, drafts)
+        return [[drafts[number, thread.index].draft() for thread in row.live] for number, row in enumerate(rows)]
 
-    def _guess(
-        self,
-        rows: Sequence[GrowingTree],
-        going: list[tuple[int, Thread, int]],
-        drafts: dict[tuple[int, int], list[int]],
-    ) -> None:
-        state = self.states[[self.places[number, thread.index] for number, thread, _ in going]]  # (threads, hidden)
-        tokens = [thread.path_ids[-1] for _, thread, _ in going]
+    def _guess(self, rows: Sequence[GrowingTree], nodes: list[_Node], drafts: Mapping[tuple[int, int], "_Tree"]) -> None:
+        """Grow the drafts by one guess in a row after the other, all of them together."""
+        states = self.states[[self.seen[node.number, node.thread.index] for node in nodes]]  # (nodes, hidden)
         embeddings = self.run.model.get_input_embeddings()
-        start, guesses = time.perf_counter(), 0
-        while going:
+        expected, width = float(len(nodes)), len(nodes)
+        for _ in range(self.depth):
+            start = time.perf_counter()
+            tokens = [node.guesses[-1] if node.guesses else node.thread.path_ids[-1] for node in nodes]
             embedded = embeddings(torch.tensor(tokens, device=self.rows.device))
-            state = self.heads(state, embedded.to(state.dtype))
-            found, sure = self._best(state, rows, going, drafts)
-            guesses, keep = guesses + 1, []
-            for place, (number, thread, length) in enumerate(going):
-                if sure[place] >= self.confidence:
-                    draft = drafts[number, thread.index]
-                    draft.append(found[place])
-                    if len(draft) < length and found[place] not in self.last:
-                        keep.append(place)
-            state, going, tokens = state[keep], [going[place] for place in keep], [found[place] for place in keep]
-        spent = (time.perf_counter() - start) / guesses
-        self.guess_seconds = min(spent, 0.9 * self.guess_seconds + 0.1 * spent) if self.guess_seconds else spent
+            states = self.heads(states, embedded.to(states.dtype))
+            contexts = [self.run.context(node.number, rows[node.number], node.thread, node.guesses) for node in nodes]
+            guesses = functional.linear(states, self.rows).float()  # (nodes, draft vocabulary)
+            scores = self.run.sampler.guess_scores(guesses, self.heads.draft_ids, self.places, contexts)
+            best = scores.softmax(dim=-1).topk(min(self.branches, len(self.ids)))
+            found: dict[tuple[int, int], list[tuple[float, int, int]]] = {}
+            for place, (node, chances, ids) in enumerate(zip(nodes, *best_lists(best), strict=True)):
+                for chance, which in zip(chances, ids, strict=True):
+                    if (worth := node.worth * chance) >= WORTHLESS:
+                        found.setdefault((node.number, node.thread.index), []).append((worth, place, self.ids[which]))
+            following, parents = [], []
+            for key, guessed in found.items():
+                for worth, place, token in sorted(guessed, reverse=True)[: self.beam if self.branches > 1 else 1]:
+                    node = nodes[place]
+                    index = drafts[key].add(token, node.index, worth)
+                    if index is not None and token not in self.last:
+                        following.append(_Node(node.number, node.thread, index, (*node.guesses, token), worth))
+                        parents.append(place)
+            gain = sum(node.worth for node in following)
+            expected, width = expected + gain, width + len(following)
+            self.guess_seconds.append(time.perf_counter() - start)
+            if not following or not self._pays(gain, expected, width):
+                break
+            nodes, states = following, states[parents]
 
-    def _best(
-        self,
-        state: Tensor,
-        rows: Sequence[GrowingTree],
-        going: Sequence[tuple[int, Thread, int]],
-        drafts: dict[tuple[int, int], list[int]],
-    ) -> tuple[list[int], list[float]]:
-        """Return the likeliest guess of each thread and its probability."""
-        guesses = functional.linear(state, self.rows).float()  # (threads, draft vocabulary)
-        scores = guesses.new_full((len(going), self.vocabulary), -torch.inf)
-        scores[:, self.heads.draft_ids] = guesses
-        contexts = [
-            self.run.context(number, rows[number], thread, drafts[number, thread.index]) for number, thread, _ in going
-        ]
-        best = self.run.sampler.scores(scores, contexts).max(dim=-1)
-        if not self.confidence:
-            return best.indices.tolist(), [1.0] * len(going)
-        return best.indices.tolist(), (best.values - guesses.logsumexp(dim=-1)).exp().tolist()
+    def _pays(self, gain: float, expected: float, width: int) -> bool:
+        """Is one more guess in a row worth its time, where the last one's gain was ``gain``?"""
+        if self.step_seconds is None:
+            return True
+        share = median(self.guess_seconds) / self.step_seconds(width)
+        return _FADING * gain > share * expected
+
+
+class _Tree:
+    """A draft that grows."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.tokens: list[int] = []
+        self.parents: list[int] = []
+        self.worth: list[float] = []
+
+    def add(self, token: int, parent: int, worth: float) -> int | None:
+        """Add a guess after that of index ``parent``; return its index, ``None`` if the draft is full."""
+        if len(self.tokens) == self.most:
+            return None
+        self.tokens.append(token)
+        self.parents.append(parent)
+        self.worth.append(worth)
+        return len(self.tokens) - 1
+
+    def draft(self) -> Draft:
+        return Draft(self.tokens, self.parents, self.worth)
+
+
+def best_lists(best: "torch.return_types.topk") -> tuple[list[list[float]], list[list[int]]]:
+    """Return values and indices of a top-k, (rows, k), as lists: two copies to the host."""
+    return best.values.tolist(), best.indices.tolist()
 
 
 def path_successors(input_ids: Sequence[int], visible_until: Sequence[int], child_id: int) -> list[int]:

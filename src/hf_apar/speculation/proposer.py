@@ -15,20 +15,54 @@ from hf_apar.tree import Thread
 
 @dataclass(frozen=True)
 class Draft:
-    """What a thread may write next.
+    """What a thread may write next: a chain of guesses, or a tree of them, all fed in one step.
 
     Attributes:
-        tokens: the guesses, in order.
-        drawn_from: (tokens, vocabulary): the probabilities that each guess was drawn with; ``None`` for guesses that were
-            not drawn, as a best one. The vocabulary may be shorter than the model's.
+        tokens: the guesses, each after the one that it follows; guesses that follow the same one differ.
+        parents: for each guess the index of the one that it follows, -1 for the first; ``None`` for a chain.
+        worth: for each guess the estimated chance that it is kept, at most that of the one that it follows; ``None`` if
+            the proposer cannot tell.
+        drawn_from: (tokens, vocabulary), of chains alone: the probabilities that each guess was drawn with; ``None`` for
+            guesses that were not drawn, as best ones. The vocabulary may be shorter than the model's.
     """
 
     tokens: Sequence[int] = ()
+    parents: Sequence[int] | None = None
+    worth: Sequence[float] | None = None
     drawn_from: Tensor | None = None
 
-    def cut(self, length: int) -> "Draft":
-        """Return the draft's first ``length`` tokens."""
-        return Draft(self.tokens[:length], None if self.drawn_from is None else self.drawn_from[:length])
+    def keep(self, places: Sequence[int]) -> "Draft":
+        """Return the guesses at ``places``, in ascending order, which hold with each guess the one that it follows."""
+        if len(places) == len(self.tokens):
+            return self
+        new = {place: index for index, place in enumerate(places)} | {-1: -1}
+        return Draft(
+            [self.tokens[place] for place in places],
+            None if self.parents is None else [new[self.parents[place]] for place in places],
+            None if self.worth is None else [self.worth[place] for place in places],
+            None if self.drawn_from is None else self.drawn_from[list(places)],
+        )
+
+    def way(self, place: int) -> list[int]:
+        """Return the indices of the guesses from the first one to that at ``place``; none for -1.
+
+        >>> Draft([5, 6, 7], parents=[-1, -1, 1]).way(2), Draft([5, 6, 7]).way(1)
+        ([1, 2], [0, 1])
+        """
+        if self.parents is None:
+            return list(range(place + 1))
+        way = []
+        while place >= 0:
+            way.append(place)
+            place = self.parents[place]
+        return way[::-1]
+
+    def after(self, place: int, token: int) -> int | None:
+        """Return the index of the guess of ``token`` that follows the one at ``place``, -1 for the path itself."""
+        for index, guess in enumerate(self.tokens):
+            if guess == token and (index - 1 if self.parents is None else self.parents[index]) == place:
+                return index
+        return None
 
 
 @dataclass(frozen=True)
@@ -50,14 +84,16 @@ class Proposer(ABC):
     """Guesses what threads write next; a guess changes the number of steps and never what is written.
 
     Attributes:
-        longest: of its drafts, in tokens.
+        longest: the most guesses in a draft.
         schedule: how the lengths of drafts follow what was accepted: ``None`` for as long as pays, by the measured cost of
             a step and the share that was accepted; transformers' ``"constant"`` and ``"heuristic"``.
+        estimates: do its drafts tell what their guesses are worth?
         watches: does it want the model's last hidden states (:meth:`observe`)?
     """
 
     longest: int = 5
     schedule: str | None = None
+    estimates: bool = False
     watches: bool = False
 
     def start(self, run: Run) -> None:  # noqa: B027 - nothing to do is right for most
@@ -68,7 +104,7 @@ class Proposer(ABC):
         """Return for each row a draft for each of its live threads, in the order of ``row.live``.
 
         Args:
-            limits: of the same shape: the longest draft that is wanted.
+            limits: of the same shape: the most guesses that are wanted.
         """
 
     def observe(self, threads: Sequence[tuple[int, Thread]], states: Tensor) -> None:  # noqa: B027
