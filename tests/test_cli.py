@@ -19,6 +19,7 @@ from hf_apar.checkpoints import DEFAULT_BASE
 from hf_apar.cli import app
 from hf_apar.config import AparConfig
 from hf_apar.data.distill import read_answers
+from hf_apar.training.medusa import train_medusa as learn
 from hf_apar.training.recipe import train as recipe
 from hf_apar.tree import ParagraphTree, Thread
 from hf_apar.visual import CURSOR, LiveTree, TreeView
@@ -191,6 +192,30 @@ def test_train_has_the_options_of_the_recipe_with_their_defaults():
     wanted = {name: option.default for name, option in inspect.signature(recipe).parameters.items()}
     got = {name: option.default for name, option in inspect.signature(cli.train).parameters.items()}
     assert got | {"model": DEFAULT_BASE} == wanted
+
+
+def test_train_medusa_has_the_options_of_its_function_with_their_defaults():
+    wanted = {name: option.default for name, option in inspect.signature(learn).parameters.items()}
+    got = {name: option.default for name, option in inspect.signature(cli.train_medusa).parameters.items()}
+    ours = {"model", "dtype", "tokenizer"}
+    assert {name: value for name, value in got.items() if name not in ours} == {
+        name: value for name, value in wanted.items() if name not in ours
+    }
+
+
+def test_heads_are_trained_and_used_and_change_no_text(checkpoint, tmp_path):
+    answers, heads = tmp_path / "answers.jsonl", tmp_path / "heads"
+    texts = ["- A: a b c d e\n- B: f g h i j\n- C: k l m n o"] * 8 + ["no list"] * 4
+    answers.write_text("".join(json.dumps({"prompt": "?", "response": text}) + "\n" for text in texts))
+    small = ("--inner-size", "16", "--draft-vocabulary", "64", "--length", "2", "--max-steps", "2", "--dtype", "float32")
+    result = run("train-medusa", str(answers), str(heads), "--model", checkpoint, *small)
+    assert result.exit_code == 0, result.output
+    options = ("generate", PROMPT, "--model", checkpoint, "--max-new-tokens", "24")
+    alone, drafted = run_json(*options), run_json(*options, "--heads", str(heads))
+    assert drafted["text"] == alone["text"]
+    assert alone["stats"]["drafts"] == 0 < drafted["stats"]["steps"] <= alone["stats"]["steps"]
+    missing = run(*options, "--heads", str(tmp_path))
+    assert missing.exit_code == 2 and "train-medusa" in missing.stderr
 
 
 class Letters:

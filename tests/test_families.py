@@ -7,6 +7,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelF
 from conftest import CHILD, EOS, FORK, left_padded, make_forks_likely, nested, random_prompts, walk
 from hf_apar import AparConfig, enable_apar
 from hf_apar.config import ResolvedConfig
+from hf_apar.speculation.medusa import MedusaDrafts, MedusaHeads
 
 LIMIT = 60
 WINDOW = 6  # of the layers that slide; prompts and answers go beyond it
@@ -76,6 +77,16 @@ def test_every_family_writes_what_it_writes_on_each_path_alone(family, attention
         prompts = random_prompts(3, seed, shortest=8, longest=16)
         expected = [walk(plain, prompt, ResolvedConfig(**CONFIG.to_dict()), LIMIT) for prompt in prompts]
         out = enabled.generate(**left_padded(prompts), apar=True, max_new_tokens=400, return_dict_in_generate=True)
+        if not seed:  # trees of guesses, mostly wrong ones
+            heads = MedusaHeads(SMALL["hidden_size"], 8, torch.arange(CHILD), 2)
+            proposer = MedusaDrafts(heads, schedule="constant")
+            drafted = enabled.generate(
+                **left_padded(prompts), apar=True, max_new_tokens=400, return_dict_in_generate=True, proposer=proposer
+            )
+            assert sum(stats.proposed for stats in drafted.stats) > 10
+            for tree, other in zip(out.trees, drafted.trees, strict=True):
+                if all(thread.finish_reason == "eos" for thread in tree.threads):
+                    assert nested(other) == nested(tree)
         for answer, tree in zip(expected, out.trees, strict=True):
             if answer is not None and all(thread.finish_reason == "eos" for thread in tree.threads):
                 assert nested(tree) == answer

@@ -175,14 +175,15 @@ class MedusaDrafts(Proposer):
 
     def _guess(self, rows: Sequence[GrowingTree], nodes: list[_Node], drafts: Mapping[tuple[int, int], "_Tree"]) -> None:
         """Grow the drafts by one guess in a row after the other, all of them together."""
-        states = self.states[[self.seen[node.number, node.thread.index] for node in nodes]]  # (nodes, hidden)
+        places = [self.seen[node.number, node.thread.index] for node in nodes]
+        states = self.states[places].to(self.rows)  # (nodes, hidden)
         embeddings = self.run.model.get_input_embeddings()
         expected, width = float(len(nodes)), len(nodes)
         for _ in range(self.depth):
             start = time.perf_counter()
             tokens = [node.guesses[-1] if node.guesses else node.thread.path_ids[-1] for node in nodes]
-            embedded = embeddings(torch.tensor(tokens, device=self.rows.device))
-            states = self.heads(states, embedded.to(states.dtype))
+            embedded = embeddings(torch.tensor(tokens, device=self.run.model.device))
+            states = self.heads(states, embedded.to(self.rows))
             contexts = [self.run.context(node.number, rows[node.number], node.thread, node.guesses) for node in nodes]
             guesses = functional.linear(states, self.rows).float()  # (nodes, draft vocabulary)
             scores = self.run.sampler.guess_scores(guesses, self.heads.draft_ids, self.places, contexts)

