@@ -33,8 +33,8 @@ def main() -> None:
         rows.append([str(size), spread(found["plain"]), spread(found["apar"]), spread(gains)])
         data[size] = found
     publish(
-        "batches",
-        "Batches of questions",
+        "batches" if options.dtype == "bfloat16" else f"batches_{options.dtype}",
+        "Batches of questions" if options.dtype == "bfloat16" else f"Batches of questions in {options.dtype}",
         ["batch", "generate, tokens/s", "APAR, tokens/s", "APAR / generate"],
         rows,
         f"{options.dtype}, greedy, {options.number} questions of Vicuna Bench, {options.max_new_tokens} new tokens at most.",

@@ -11,6 +11,7 @@ import hf_apar
 from hf_apar.speculation.calibration import step_times
 from hf_apar.speculation.lookup import PromptLookup
 from hf_apar.speculation.medusa import MedusaDrafts
+from hf_apar.speculation.together import Together
 
 LOOKUP = 5
 
@@ -18,7 +19,7 @@ LOOKUP = 5
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("questions", type=Path, help="JSON Lines with category and turns, as FastChat's Vicuna Bench")
-    options.add_argument("--each", type=int, default=3, help="questions of each category")
+    options.add_argument("--each", type=int, default=2, help="questions of each category")
     options.add_argument("--batch", type=int, default=1, help="questions decoded together")
     options.add_argument("--max-new-tokens", type=int, default=256)
     options = options.parse_args()
@@ -33,6 +34,7 @@ def main() -> None:
         "APAR": {"apar": True},
         "APAR, prompt lookup": {"apar": True, "proposer": PromptLookup(LOOKUP)},
         "APAR, Medusa heads": {"apar": True, "proposer": heads},
+        "APAR, heads and lookup": {"apar": True, "proposer": Together(heads, PromptLookup(LOOKUP))},
     }
     if options.batch > 1:
         del ways["generate, prompt lookup"]  # which takes one sequence
@@ -140,14 +142,14 @@ def quartiles(values):
 
 
 def by_category(records):
-    """APAR with heads against APAR alone, by category, for runs of one question."""
+    """APAR with heads and lookup against APAR alone, by category, for runs of one question."""
     if any(len(set(record["categories"])) > 1 for record in records):
         return ""
     found = {}
     for record in records:
-        found.setdefault(record["categories"][0], []).append(record["APAR"]["ms"] / record["APAR, Medusa heads"]["ms"])
+        found.setdefault(record["categories"][0], []).append(record["APAR"]["ms"] / record["APAR, heads and lookup"]["ms"])
     parts = ", ".join(f"{category} {statistics.median(values):.2f}" for category, values in found.items())
-    return f"Heads against APAR alone by category: {parts}."
+    return f"Heads and lookup against APAR alone by category: {parts}."
 
 
 if __name__ == "__main__":

@@ -6,14 +6,19 @@ import pytest
 import torch
 from transformers import LogitsProcessorList
 
-from conftest import CHILD, FORK, VOCABULARY, tiny_llama
+from conftest import CHILD, FORK, VOCABULARY, left_padded, random_prompts, tiny_llama
 from hf_apar import ConfigurationError
 from hf_apar.config import ResolvedConfig
+from hf_apar.growth import GrowingTree
 from hf_apar.sampling import Context, Sampler
 from hf_apar.speculation import calibration
+from hf_apar.speculation.assistant import AssistantDrafts
 from hf_apar.speculation.calibration import StepTimes, step_times
 from hf_apar.speculation.lengths import DraftLengths
-from hf_apar.speculation.proposer import Draft
+from hf_apar.speculation.lookup import PromptLookup
+from hf_apar.speculation.medusa import MedusaDrafts, MedusaHeads
+from hf_apar.speculation.proposer import Draft, Proposer, Run
+from hf_apar.speculation.together import Together
 from hf_apar.tree import Thread
 
 
@@ -109,3 +114,52 @@ def test_a_draft_that_is_a_tree_knows_its_ways():
     chain = Draft([7, 8], drawn_from=torch.eye(VOCABULARY)[:2])
     assert chain.after(-1, 7) == 0 and chain.after(0, 8) == 1 and chain.after(-1, 8) is None
     assert chain.keep(range(1)).drawn_from.shape == (1, VOCABULARY)
+
+
+class Fixed(Proposer):
+    """Proposes the same draft for every thread."""
+
+    def __init__(self, draft):
+        self.draft, self.longest = draft, len(draft.tokens)
+
+    def propose(self, rows, limits):
+        return [[self.draft for _ in row.live] for row in rows]
+
+
+def test_together_their_guesses_are_one_tree_and_the_text_tells_what_they_are_worth(apar_llama):
+    tree = Draft([5, 6, 7], parents=[-1, -1, 0], worth=[0.5, 0.2, 0.4])
+    both = Together(Fixed(tree), Fixed(Draft([5, 7, 9])))
+    assert both.longest == 6
+    config = ResolvedConfig(fork_token_id=FORK, child_token_id=CHILD)
+    sampler = Sampler(LogitsProcessorList(), config, torch.zeros(1, 1, dtype=torch.long), pad_token_id=0, do_sample=False)
+    both.start(Run(apar_llama, sampler, config))
+    row = GrowingTree([1, 2], max_threads=4, fork_token_id=FORK, child_token_id=CHILD)
+    (root,) = row.live
+    ((first,),) = both.propose([row], [[6]])
+    assert (first.tokens, first.parents) == ([5, 6, 7, 9], [-1, -1, 0, 2])
+    assert first.worth[:3] == [0.5, 0.2, 0.4] and 0 < first.worth[3] < 0.1
+    for _ in range(40):
+        for token in (5, 7, 9, 3):  # the chain is right each time
+            row.append(root, token)
+        ((later,),) = both.propose([row], [[6]])
+    assert later.worth[0] > 0.8 and later.worth[0] >= later.worth[2] >= later.worth[3] > 0.6
+    with pytest.raises(ConfigurationError, match="at least one"):
+        Together()
+    drawn = Together(Fixed(Draft([5], drawn_from=torch.ones(1, 48) / 48)))
+    drawn.start(Run(apar_llama, sampler, config))
+    with pytest.raises(ConfigurationError, match="stand alone"):
+        drawn.propose([row], [[6]])
+
+
+def test_heads_and_lookup_together_change_no_text(apar_llama):
+    inputs = left_padded(random_prompts(4, seed=3))
+    options = {"apar": True, "max_new_tokens": 300, "return_dict_in_generate": True}
+    alone = apar_llama.generate(**inputs, **options)
+    heads = MedusaHeads(32, 16, torch.arange(CHILD), 2)
+    for schedule in ("constant", None):
+        both = Together(MedusaDrafts(heads), PromptLookup(3), schedule=schedule)
+        out = apar_llama.generate(**inputs, **options, proposer=both)
+        assert [tree.token_ids for tree in out.trees] == [tree.token_ids for tree in alone.trees]
+    with pytest.raises(ConfigurationError, match="stand alone"):
+        assistant = AssistantDrafts(tiny_llama(), apar_llama, (FORK, CHILD), num_tokens=2, schedule="constant")
+        apar_llama.generate(**inputs, **options, do_sample=True, proposer=Together(assistant, schedule="constant"))
