@@ -137,6 +137,22 @@ def test_the_mixture_keeps_its_share_and_holds_some_out(base):
     assert mixture == mix(ANSWERS, tokenizer, ids, structured_share=0.5, held_out=0.25)
 
 
+def test_some_structured_answers_come_once_more_as_they_read(base):
+    model, tokenizer = loaded(base)
+    ids = add_control_tokens(model, tokenizer)
+    options = {"structured_share": 0.5, "held_out": 0.25}
+    without, mixture = (mix(ANSWERS, tokenizer, ids, unforked_share=share, **options) for share in (0.0, 0.5))
+    assert mixture.held_out == without.held_out
+    forked = [tree for tree in without.train if ids[0] in tree.input_ids]
+    whole = [tree for tree in mixture.train if ids[0] not in tree.input_ids]
+    assert len(mixture.train) == len(without.train) + round(0.5 * len(forked))
+    lists = [tree for tree in whole if LIST in tokenizer.decode(tree.input_ids)]
+    assert len(lists) == round(0.5 * len(forked))
+    assert all(tree.shift_labels[-1] == tokenizer.eos_token_id for tree in lists)
+    with pytest.raises(DataError, match="unforked_share"):
+        mix(ANSWERS, tokenizer, ids, unforked_share=1.5)
+
+
 @pytest.mark.parametrize(
     ("answers", "options", "message"),
     [

@@ -5,6 +5,7 @@ What is slow to import is imported inside the commands, so that ``--help`` is qu
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict
@@ -31,6 +32,9 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     rich_markup_mode=None,  # an error is one line, not a box
 )
+
+
+_LOOKED_UP = 5  # tokens that `generate` looks up for a draft
 
 
 class Dtype(StrEnum):
@@ -137,6 +141,9 @@ def train(
     max_length: Annotated[int, typer.Option(min=1, help="Tokens of a row; several answers share one.")] = 1024,
     accumulation: Annotated[int, typer.Option(min=1, help="Rows of one optimizer step.")] = 1,
     structured_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the answers that fork.")] = 0.67,
+    unforked_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Of these so many come once more without forks, for plain decoding.")
+    ] = 0.15,
     max_repetition: Annotated[
         float, typer.Option(min=0, max=1, help="Leave out answers that repeat more of themselves; 1 keeps all.")
     ] = 0.1,
@@ -156,7 +163,7 @@ def train(
         metrics = fine_tune(
             answers, output, model=model or DEFAULT_BASE, rank=rank, learning_rate=learning_rate, token_rate=token_rate,
             epochs=epochs, max_steps=max_steps, max_length=max_length, accumulation=accumulation,
-            structured_share=structured_share, max_repetition=max_repetition, held_out=held_out, fork_bias=fork_bias,
+            structured_share=structured_share, unforked_share=unforked_share, max_repetition=max_repetition, held_out=held_out, fork_bias=fork_bias,
             repetition_penalty=repetition_penalty, save_steps=save_steps, eval_steps=eval_steps, bf16=bf16, seed=seed,
         )  # fmt: skip
     for name, value in metrics.items():
@@ -199,12 +206,17 @@ def merge(
     model: ModelOption = None,
     dtype: DtypeOption = Dtype.bfloat16,
 ) -> None:
-    """Write an adapter and its base as one ordinary checkpoint in OUTPUT, which loads anywhere."""
+    """Write an adapter and its base as one ordinary checkpoint in OUTPUT, which loads anywhere; its heads go along."""
     with _errors_in_one_line():
+        from hf_apar.checkpoints import DEFAULT_ADAPTER
         from hf_apar.hub import save_merged
+        from hf_apar.speculation.medusa import HEADS_FILE
 
         loaded, tokenizer = _load(model, dtype)
         save_merged(loaded, tokenizer, output)
+        heads = (DEFAULT_ADAPTER if model is None else Path(model)) / HEADS_FILE
+        if heads.is_file():
+            shutil.copy(heads, output)
     typer.echo(f"{output} decodes plainly with AutoModelForCausalLM, and with threads through hf_apar")
 
 
@@ -249,14 +261,16 @@ def _load(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrainedT
 
 
 def _heads(model: str | None, folder: Path | None) -> "Proposer | None":
-    """Return what makes drafts from the heads in ``folder``, or from those that lie with the model."""
+    """Return what makes drafts: heads in ``folder``, or those that lie with the model, and prompt lookup beside them."""
     from hf_apar.checkpoints import DEFAULT_ADAPTER
+    from hf_apar.speculation.lookup import PromptLookup
     from hf_apar.speculation.medusa import HEADS_FILE, MedusaDrafts, MedusaHeads
+    from hf_apar.speculation.together import Together
 
     lies_with_model = DEFAULT_ADAPTER if model is None else Path(model)
     if folder is None and not (lies_with_model / HEADS_FILE).is_file():
         return None
-    return MedusaDrafts(MedusaHeads.load(folder or lies_with_model))
+    return Together(MedusaDrafts(MedusaHeads.load(folder or lies_with_model)), PromptLookup(_LOOKED_UP))
 
 
 def _load_base(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":

@@ -33,6 +33,7 @@ def mix(
     control_ids: tuple[int, int],
     *,
     structured_share: float = 0.67,
+    unforked_share: float = 0.0,
     held_out: float = 0.05,
     max_length: int = 1024,
     max_repetition: float = 0.1,
@@ -40,16 +41,19 @@ def mix(
 ) -> Mixture:
     """Extract trees from ``answers`` and draw from the unstructured ones until ``structured_share`` are structured.
 
+    Of the structured answers that are trained on, ``unforked_share`` come once more, as they read without forks: decoded
+    plainly, with [Fork] banned, the model must know that a title's detail is followed by the next title and not by EOS.
+
     All structured answers are kept but for those left out: of more than ``max_length`` tokens; that repeat more than
     ``max_repetition`` of their runs of five words, or a title. With ``max_repetition=1`` repetition is no reason.
 
     Raises:
         DataError: if a share is out of its range, no answer is structured, or too few remain to hold any out.
     """
-    if not 0 < structured_share <= 1 or not 0 < held_out < 1:
+    if not 0 < structured_share <= 1 or not 0 < held_out < 1 or not 0 <= unforked_share <= 1:
         raise DataError(
-            f"structured_share is {structured_share} and held_out {held_out}; the first is above 0 and at most 1, the "
-            "second between 0 and 1"
+            f"structured_share is {structured_share}, held_out {held_out} and unforked_share {unforked_share}; the first is "
+            "above 0 and at most 1, the second between 0 and 1, the third one of these or between them"
         )
     given = [(answer, extract(answer.response)) for answer in answers if answer.response.strip()]
     pairs = [
@@ -68,8 +72,8 @@ def mix(
     wanted = round(len(structured) * (1 - structured_share) / structured_share)
     chosen = structured + draw.sample(whole, min(wanted, len(whole)))
     draw.shuffle(chosen)
-    trees = [(tree.depth, _features(answer, tree, tokenizer, control_ids)) for answer, tree in chosen]
-    fitting = [(depth, features) for depth, features in trees if len(features) <= max_length]
+    trees = [(pair, _features(*pair, tokenizer, control_ids)) for pair in chosen]
+    fitting = [(pair, features) for pair, features in trees if len(features) <= max_length]
     aside = max(1, round(held_out * len(fitting)))
     if aside >= len(fitting):
         raise DataError(f"{len(fitting)} answers of at most {max_length} tokens are too few to hold some out; give more")
@@ -79,7 +83,13 @@ def mix(
         len(trees) - len(fitting), aside,
     )  # fmt: skip
     features = [item for _, item in fitting]
-    return Mixture(features[aside:], features[:aside], max(depth for depth, _ in fitting))
+    forked = [pair for pair, _ in fitting[aside:] if pair[1].is_structured]
+    again = draw.sample(forked, round(unforked_share * len(forked)))
+    train = features[aside:] + [
+        _features(answer, TextThread((tree.text,)), tokenizer, control_ids) for answer, tree in again
+    ]
+    draw.shuffle(train)
+    return Mixture(train, features[:aside], max(tree.depth for (_, tree), _ in fitting))
 
 
 def _features(

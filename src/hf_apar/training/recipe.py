@@ -33,6 +33,7 @@ def train(
     max_length: int = 1024,
     accumulation: int = 1,
     structured_share: float = 0.67,
+    unforked_share: float = 0.15,
     max_repetition: float = 0.1,
     held_out: float = 0.05,
     fork_bias: float = 0.0,
@@ -57,6 +58,7 @@ def train(
         max_length: tokens of a row; several answers share one.
         accumulation: rows of one optimizer step.
         structured_share: answers that fork, among all trained on.
+        unforked_share: of these so many come once more without forks, so that plain decoding goes on after a detail.
         max_repetition: answers that repeat more of themselves are left out (:func:`hf_apar.training.mixture.mix`).
         held_out: answers kept aside for the metrics.
         fork_bias, repetition_penalty: written into the checkpoint as the defaults of decoding.
@@ -74,7 +76,7 @@ def train(
     control_ids = add_control_tokens(base, tokenizer)
     mixture = mix(
         read_answers(answers), tokenizer, control_ids,
-        structured_share=structured_share, held_out=held_out, max_length=max_length,
+        structured_share=structured_share, unforked_share=unforked_share, held_out=held_out, max_length=max_length,
         max_repetition=max_repetition, seed=seed,
     )  # fmt: skip
     _record_settings(base, mixture.max_depth, fork_bias, repetition_penalty)
