@@ -163,7 +163,8 @@ def train(
         metrics = fine_tune(
             answers, output, model=model or DEFAULT_BASE, rank=rank, learning_rate=learning_rate, token_rate=token_rate,
             epochs=epochs, max_steps=max_steps, max_length=max_length, accumulation=accumulation,
-            structured_share=structured_share, unforked_share=unforked_share, max_repetition=max_repetition, held_out=held_out, fork_bias=fork_bias,
+            structured_share=structured_share, unforked_share=unforked_share, max_repetition=max_repetition,
+            held_out=held_out, fork_bias=fork_bias,
             repetition_penalty=repetition_penalty, save_steps=save_steps, eval_steps=eval_steps, bf16=bf16, seed=seed,
         )  # fmt: skip
     for name, value in metrics.items():
