@@ -28,6 +28,8 @@ def test_drawn_guesses_are_kept_as_often_as_may_be_and_the_choice_has_the_models
     logits = torch.randn(vocabulary)
     logits[4] = -torch.inf  # [Child], as the sampler bans it
     ours, theirs = logits.softmax(-1), torch.randn(vocabulary).mul(1.5).softmax(-1)
+    theirs[4] = 0.0
+    theirs /= theirs.sum()
     guesses = torch.multinomial(theirs, count, replacement=True).tolist()
     config = ResolvedConfig(fork_token_id=3, child_token_id=4)
     sampler = Sampler(LogitsProcessorList(), config, torch.zeros(1, 1, dtype=torch.long), pad_token_id=0, do_sample=True)
@@ -100,7 +102,7 @@ def test_the_time_of_a_step_is_measured_once_for_each_model(monkeypatch):
     measured = step_times(model)
     assert all(low <= high for low, high in zip(measured.seconds, measured.seconds[1:], strict=False))
     assert 0 < measured(1) <= measured(500)
-    monkeypatch.setattr(calibration, "_measured", lambda model: time.sleep(99))
+    monkeypatch.setattr(calibration, "_measured", lambda model, device: time.sleep(99))
     assert step_times(model) is measured
 
 
@@ -132,7 +134,7 @@ def test_together_their_guesses_are_one_tree_and_the_text_tells_what_they_are_wo
     assert both.longest == 6
     config = ResolvedConfig(fork_token_id=FORK, child_token_id=CHILD)
     sampler = Sampler(LogitsProcessorList(), config, torch.zeros(1, 1, dtype=torch.long), pad_token_id=0, do_sample=False)
-    both.start(Run(apar_llama, sampler, config))
+    both.start(Run(apar_llama, sampler, config, torch.device("cpu")))
     row = GrowingTree([1, 2], max_threads=4, fork_token_id=FORK, child_token_id=CHILD)
     (root,) = row.live
     ((first,),) = both.propose([row], [[6]])
@@ -146,7 +148,7 @@ def test_together_their_guesses_are_one_tree_and_the_text_tells_what_they_are_wo
     with pytest.raises(ConfigurationError, match="at least one"):
         Together()
     drawn = Together(Fixed(Draft([5], drawn_from=torch.ones(1, 48) / 48)))
-    drawn.start(Run(apar_llama, sampler, config))
+    drawn.start(Run(apar_llama, sampler, config, torch.device("cpu")))
     with pytest.raises(ConfigurationError, match="stand alone"):
         drawn.propose([row], [[6]])
 

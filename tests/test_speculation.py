@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+from transformers import CompileConfig
 
 from conftest import CHILD, FORK, left_padded, random_prompts, tiny_llama
 from hf_apar import AparConfig, ConfigurationError, enable_apar
@@ -116,7 +117,7 @@ SOURCES = {
     "lookup": lambda: {"prompt_lookup_num_tokens": 2, "num_assistant_tokens_schedule": "constant"},
     "assistant": lambda: {
         "assistant_model": tiny_llama(seed=5, num_hidden_layers=1), "num_assistant_tokens": 2,
-        "num_assistant_tokens_schedule": "constant",
+        "num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0.4,
     },
     "heads": lambda: {"proposer": MedusaDrafts(random_heads(), schedule="constant")},
 }  # fmt: skip
@@ -149,3 +150,16 @@ def test_sampling_with_drafts_keeps_the_distribution(apar_llama, without_drafts,
     freedom = len(common) - 1
     assert freedom >= 10
     assert difference < freedom + 4 * (2 * freedom) ** 0.5, "four standard deviations above the mean of chi-square"
+
+
+def test_an_object_that_makes_no_drafts_is_named(apar_llama):
+    with pytest.raises(ConfigurationError, match=r"MedusaDrafts\(heads\)"):
+        run(apar_llama, left_padded(random_prompts(1, seed=3)), proposer=random_heads())
+
+
+def test_a_compiled_model_and_heads_are_refused_together(apar_llama):
+    with pytest.raises(ConfigurationError, match="compile_config"):
+        run(
+            apar_llama, left_padded(random_prompts(1, seed=3)), proposer=MedusaDrafts(random_heads()),
+            compile_config=CompileConfig(backend="eager", mode=None),
+        )  # fmt: skip

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from hf_apar.attention import TREE_ATTENTION
@@ -69,6 +70,22 @@ def validate_model(model: PreTrainedModel) -> None:
             f"{name} uses {attention} attention, which takes no tree mask while decoding; load it with "
             f"attn_implementation='sdpa' or 'eager'"
         )
+
+
+def input_device(model: PreTrainedModel, prompts: torch.device) -> torch.device:
+    """Return where ``model`` takes its inputs: its own device, that of the ``prompts`` where its weights are offloaded."""
+    return prompts if model.device.type == "meta" else model.device
+
+
+def is_split(model: PreTrainedModel) -> bool:
+    """Do the layers of ``model`` stand on several devices?"""
+    return len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
+
+
+def runs_in_step(model: PreTrainedModel) -> bool:
+    """Must several processes run ``model`` with the same shapes, as tensor parallelism does?"""
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return several and torch.distributed.get_world_size() > 1 and getattr(model, "_tp_plan", None) is not None
 
 
 def learns_prompts(model: object) -> bool:

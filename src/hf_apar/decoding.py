@@ -17,12 +17,14 @@ from hf_apar.cache import TreeCache, layer_windows, new_tree_cache
 from hf_apar.checks import (
     eos_token_ids,
     resolve_config,
+    runs_in_step,
     validate_generation,
     validate_length,
     validate_model,
     validate_streamer,
 )
 from hf_apar.config import AparConfig, ResolvedConfig
+from hf_apar.errors import ConfigurationError
 from hf_apar.growth import GrowingTree
 from hf_apar.layout import Query, lay_out
 from hf_apar.paths import Path
@@ -101,8 +103,6 @@ class Decoder:
             for row in rows
         ]
         self.stats = [AparStats() for _ in self.rows]
-        self.drafting = Run(model, sampler, config)
-        self.started = time.perf_counter()
 
     @property
     def forked(self) -> bool:
@@ -112,13 +112,22 @@ class Decoder:
     @torch.no_grad()
     def run(self) -> None:
         """Write the whole batch; the trees are in ``rows`` afterwards."""
-        proposer = self.proposer
+        proposer, device = self.proposer, self.prompts.device(self.model)
+        if proposer.watches and (self.compiled or self.model._compiled_call_impl is not None):
+            raise ConfigurationError(
+                f"{type(proposer).__name__} watches the model's last hidden states, which a compiled model does not show; "
+                "leave out compile_config, or choose another proposer"
+            )
+        schedule = "constant" if proposer.schedule is None and runs_in_step(self.model) else proposer.schedule
+        adapts = proposer.longest > 0 and schedule is None
+        times = step_times(self.model, device) if adapts else lambda width: 0.0
+        lengths = DraftLengths(proposer.longest, schedule, times, proposer.seconds, proposer.estimates)
+        self.lengths, pace = lengths, lengths.seconds if adapts else None
+        self.drafting = Run(self.model, self.sampler, self.config, device, pace, lengths.least_worth)
         proposer.start(self.drafting)
-        adapts = proposer.longest > 0 and proposer.schedule is None
-        times = step_times(self.model) if adapts else lambda width: 0.0
-        self.lengths = DraftLengths(proposer.longest, proposer.schedule, times, proposer.seconds, proposer.estimates)
         with tree_attention_for(self.model) as packs, LastHidden(self.model, active=proposer.watches) as self.hidden:
             self.pack = packs and not self.compiled
+            self.started = time.perf_counter()
             self._run()
 
     def _run(self) -> None:
@@ -158,6 +167,8 @@ class Decoder:
     def _feasible(self, draft: Draft) -> Draft:
         """Cut ``draft`` before the first token that the model cannot choose: [Child], or one beyond its vocabulary."""
         known, child = range(self.vocabulary), self.config.child_token_id
+        if draft.drawn_from is not None:  # to drop what was drawn would bend the distribution; it has no chance there
+            child = -1
         end = next((place for place, one in enumerate(draft.tokens) if one == child or one not in known), None)
         return draft if end is None else draft.keep(range(end))
 
@@ -180,7 +191,8 @@ class Decoder:
             buckets=self.compiled,
         )
         logits = inputs.in_plan_order(inputs.run(self.call, self.cache))
-        return logits, None if self.hidden.states is None else inputs.in_plan_order(self.hidden.states)
+        states = self.hidden.states
+        return logits, None if states is None else inputs.in_plan_order(states.to(logits.device))
 
     def choose(self, plan: list[list[Turn]], logits: Tensor) -> list[list[list[Sampled]]]:
         """Choose a token after every token that was fed, for all rows and threads at once.
@@ -198,9 +210,12 @@ class Decoder:
             if not turns and not self.forked:
                 contexts.append(self._idle_context(index, row))
                 owners.append(None)
+        start = time.perf_counter()
         for sampled, owner in zip(self._sample(_spread(logits.to(self.device), owners), contexts), owners, strict=True):
             if owner is not None:
                 owner.append(sampled)
+        if self.device.type == "cpu":  # elsewhere this waits for the forward pass
+            self.lengths.chose(time.perf_counter() - start, len(contexts))
         return chosen
 
     def _sample(self, logits: Tensor, contexts: Sequence[Context]) -> Iterator[Sampled]:
@@ -345,6 +360,8 @@ def apar_decode(
     validate_model(model)
     validate_generation(generation_config, model_kwargs)
     validate_streamer(streamer, len(input_ids))
+    if not isinstance(proposer, Proposer | None):
+        raise ConfigurationError(f"proposer is a {type(proposer).__name__}; pass a Proposer, such as MedusaDrafts(heads)")
     config = resolve_config(apar, generation_config, model)
     prompts = Prompts.from_generate(input_ids, generation_config, model_kwargs)
     validate_length(max((row.slots for row in prompts.rows(config)), default=0), model)

@@ -9,6 +9,7 @@ from torch import LongTensor, Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from hf_apar.cache import TreeCache, plain_layers
+from hf_apar.checks import input_device, is_split
 from hf_apar.config import ResolvedConfig
 from hf_apar.errors import ConfigurationError, ControlTokenError
 from hf_apar.tokens import CHILD_TOKEN, FORK_TOKEN
@@ -69,8 +70,8 @@ class Prompts:
         return 0 if self.prefix is None else self.prefix.get_seq_length()
 
     def device(self, model: PreTrainedModel) -> torch.device:
-        """Return where the model takes its inputs: its own device, the prompts' where its weights are offloaded."""
-        return self.input_ids.device if model.device.type == "meta" else model.device
+        """Return where the model takes its inputs."""
+        return input_device(model, self.input_ids.device)
 
     def rows(self, config: ResolvedConfig) -> list[PromptRow]:
         """Return each row without its left padding.
@@ -112,7 +113,8 @@ class Prompts:
             cache.prepare(None, end, end - start)
             known = self.input_ids[:, : self.input_ids.shape[1] - (self.span - end)].to(device)
             embeds = self.model_kwargs.get("inputs_embeds")
-            if "logits_to_keep" in options:  # by index: of a slice, torch copies the output layer's weights in bfloat16
+            if "logits_to_keep" in options and not is_split(model):
+                # by index: of a slice, torch copies the output layer's weights in bfloat16
                 options["logits_to_keep"] = torch.tensor([end - start - 1], device=device)
             inputs = model.prepare_inputs_for_generation(  # type: ignore[operator]
                 known,

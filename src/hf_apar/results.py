@@ -61,8 +61,9 @@ class AparOutput(ModelOutput):
             right; EOS last where every thread ended itself.
         trees: the paragraph tree of each row.
         stats: what each row cost.
-        past_key_values: the cache of the whole batch where no row forked, as ``generate`` gives it; ``None`` where one did,
-            since a next turn reads the answer as a plain sequence.
+        past_key_values: the cache of the whole batch where no row forked, as ``generate`` gives it, but for the last token
+            of rows that ended before others, which it does not hold; ``None`` where a row forked, since a next turn reads the
+            answer as a plain sequence.
     """
 
     sequences: LongTensor | None = None

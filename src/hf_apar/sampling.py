@@ -181,7 +181,10 @@ def _after_rejection(chances: Tensor, contexts: Sequence[Context]) -> Tensor:
         return chances
     rows = torch.tensor([index for index, _, _ in drawn], device=chances.device)
     guesses = torch.tensor([guess for _, guess, _ in drawn], device=chances.device)[:, None]
-    ours, theirs = chances[rows], torch.stack([other for _, _, other in drawn]).to(chances.device)
+    ours, theirs = (
+        chances[rows],
+        torch.stack([functional.pad(other, (0, chances.shape[1] - len(other))).to(chances.device) for _, _, other in drawn]),
+    )
     kept = torch.rand(len(drawn), 1, device=chances.device) * theirs.gather(1, guesses) < ours.gather(1, guesses)
     more = (ours - theirs).clamp(min=0)
     more = torch.where(more.sum(dim=1, keepdim=True) > 0, more, ours)  # equal but for rounding

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from hf_apar.attention import tree_attention_for
 from hf_apar.cache import layer_windows, new_tree_cache
-from hf_apar.checks import eos_token_ids, validate_model
+from hf_apar.checks import eos_token_ids, input_device, validate_model
 from hf_apar.errors import ConfigurationError
 from hf_apar.growth import GrowingTree
 from hf_apar.layout import Query, lay_out
@@ -123,9 +123,10 @@ class AssistantDrafts(Proposer):
 
     def start(self, run: Run) -> None:
         self.run, self.rows, self.cache = run, [], new_tree_cache(self.assistant.config)
+        self.device = input_device(self.assistant, run.device)
 
     def seconds(self, length: int, threads: int) -> float:
-        return length * step_times(self.assistant)(threads)
+        return length * step_times(self.assistant, self.device)(threads)
 
     @torch.no_grad()
     def propose(self, rows: Sequence[GrowingTree], limits: Sequence[Sequence[int]]) -> Sequence[Sequence[Draft]]:
@@ -151,12 +152,11 @@ class AssistantDrafts(Proposer):
             plan = [[] for _ in rows]
             for place, (number, thread) in enumerate(going):
                 draft = drafts[number][thread.index]
-                if sure[place] < self.confidence:
-                    continue
-                draft.tokens.append(tokens[place])
+                draft.tokens.append(tokens[place])  # an unsure one too: to drop what was drawn would bend the distribution
                 if drawn_from is not None:
                     draft.drawn_from.append(drawn_from[place])
-                if tokens[place] not in self.last and len(draft.tokens) < wanted[number][thread.index]:
+                ends = sure[place] < self.confidence or tokens[place] in self.last
+                if not ends and len(draft.tokens) < wanted[number][thread.index]:
                     plan[number].append((thread, [tokens[place]]))
         return [[drafts[number][thread.index].done() for thread in row.live] for number, row in enumerate(rows)]
 
@@ -191,7 +191,7 @@ class AssistantDrafts(Proposer):
             [shadow.pool.peek() for shadow in self.rows],
             self.windows,
             dtype=self.assistant.dtype,
-            device=self.assistant.device,
+            device=self.device,
             high_water=max(shadow.pool.high_water for shadow in self.rows),
             pack=self.pack,
         )

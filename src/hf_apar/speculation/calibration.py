@@ -13,7 +13,7 @@ from hf_apar.cache import layer_windows, new_tree_cache
 from hf_apar.layout import Query, lay_out
 
 WIDTHS = (1, 4, 16, 64)
-CONTEXT = 128  # slots that each query sees
+CONTEXT = 128  # slots that each query sees, at most
 REPEATS = 4
 
 _KNOWN: "WeakKeyDictionary[PreTrainedModel, dict[tuple[torch.device, torch.dtype], StepTimes]]" = WeakKeyDictionary()
@@ -37,27 +37,30 @@ class StepTimes:
         return self.seconds[right - 1] + slope * (width - low)
 
 
-def step_times(model: PreTrainedModel) -> StepTimes:
-    """Return how long ``model`` takes, measured at the first call: about a dozen forward passes."""
+def step_times(model: PreTrainedModel, device: torch.device | None = None) -> StepTimes:
+    """Return how long ``model`` takes, measured at the first call: 17 forward passes; its inputs are on ``device``."""
     known = _KNOWN.setdefault(model, {})
-    key = (model.device, model.dtype)
+    where = model.device if device is None else device
+    key = (where, model.dtype)
     if key not in known:
-        known[key] = _measured(model)
+        known[key] = _measured(model, where)
     return known[key]
 
 
 @torch.no_grad()
-def _measured(model: PreTrainedModel) -> StepTimes:
+def _measured(model: PreTrainedModel, device: torch.device) -> StepTimes:
     cache = new_tree_cache(model.config)
-    windows = layer_windows(model.config.get_text_config(decoder=True))
-    prefix = torch.zeros(1, CONTEXT, dtype=torch.long, device=model.device)
-    cache.prepare(None, CONTEXT, CONTEXT)
+    config = model.config.get_text_config(decoder=True)
+    windows = layer_windows(config)
+    seen = min(CONTEXT, getattr(config, "max_position_embeddings", None) or CONTEXT) - 1
+    prefix = torch.zeros(1, seen, dtype=torch.long, device=device)
+    cache.prepare(None, seen, seen)
     with tree_attention_for(model):
         model(input_ids=prefix, past_key_values=cache, use_cache=True)
         steps = []
         for width in WIDTHS:
-            queries = [Query(0, CONTEXT + place, [*range(CONTEXT), CONTEXT + place]) for place in range(width)]
-            steps.append(lay_out([queries], [0], windows, dtype=model.dtype, device=model.device))
+            queries = [Query(0, seen + place, [*range(seen), seen + place]) for place in range(width)]
+            steps.append(lay_out([queries], [0], windows, dtype=model.dtype, device=device))
         best = [float("inf")] * len(WIDTHS)
         for _ in range(REPEATS):  # in turn, so that a slow moment strikes all widths
             for place, inputs in enumerate(steps):

@@ -13,6 +13,7 @@ _MEMORY = 0.97  # how much of what was learnt a step leaves
 _PRIOR, _PRIOR_WEIGHT = 0.6, 4.0  # acceptance before anything is known
 _SHARED_WEIGHT = 6.0  # how many tokens of its own outweigh what a thread's row has learnt
 
+_STRETCH = 8  # tokens over which the slope of a step's time is taken
 _REST = 8  # steps before drafts are tried again where none paid
 
 
@@ -66,11 +67,31 @@ class DraftLengths:
         self.longest, self.schedule = longest, schedule
         self.has_estimates = has_estimates
         self.step_seconds, self.draft_seconds = step_seconds, draft_seconds
+        self.choice_seconds = 0.0  # of one token, beside the step
         self.shared = Acceptance()
         self.estimates = Acceptance()  # "judged" sums the chances that were estimated
         self.rest = 0  # steps without drafts, since none paid
         self.threads: dict[tuple[int, int], Acceptance] = {}
         self.heuristic: dict[tuple[int, int], int] = {}
+
+    def seconds(self, width: int) -> float:
+        """Return what a step of ``width`` tokens takes, their choice included."""
+        return self.step_seconds(width) + self.choice_seconds * width
+
+    def chose(self, seconds: float, width: int) -> None:
+        """Learn how long the choice after ``width`` tokens took."""
+        each = seconds / width
+        self.choice_seconds = min(each, 0.9 * self.choice_seconds + 0.1 * each) if self.choice_seconds else each
+
+    def least_worth(self, width: int) -> float:
+        """Return what a guess must be worth to pay beside ``width`` tokens, 0 where lengths do not follow the clock.
+
+        It pays if it adds a larger share of a step's tokens, ``width`` at least, than of the step's time.
+        """
+        if self.schedule is not None or not self.longest:
+            return 0.0
+        now = self.seconds(width)
+        return width * (self.seconds(width + _STRETCH) - now) / _STRETCH / now
 
     def limits(self, rows: Sequence[Sequence[Thread]]) -> list[list[int]]:
         """Return the longest draft wanted for each of the live threads of each row."""
@@ -142,9 +163,9 @@ class DraftLengths:
 
     def _best_count(self, width: int, worth: Sequence[float], making: float) -> tuple[int, float]:
         """Return how many guesses, the worthiest first, give the most tokens a second, and how many these are."""
-        best, count, tokens = width / self.step_seconds(width), 0, float(width)
+        best, count, tokens = width / self.seconds(width), 0, float(width)
         for added, gain in enumerate(worth, start=1):
             tokens += gain
-            if (speed := tokens / (self.step_seconds(width + added) + making)) > best:
+            if (speed := tokens / (self.seconds(width + added) + making)) > best:
                 best, count = speed, added
         return count, best

@@ -21,12 +21,11 @@ from torch.nn import functional
 from hf_apar.checks import eos_token_ids
 from hf_apar.errors import ConfigurationError
 from hf_apar.growth import GrowingTree
-from hf_apar.speculation.calibration import step_times
 from hf_apar.speculation.proposer import Draft, Proposer, Run
 from hf_apar.tree import Thread
 
 _FADING = 0.6  # about what a further guess in a row gains, of what the one before it gained
-WORTHLESS = 0.02  # guesses with less of a chance to be kept never pay
+WORTHLESS = 0.02  # guesses with less of a chance to be kept are not made
 HEADS_FILE = "medusa.safetensors"
 
 
@@ -108,7 +107,7 @@ class MedusaDrafts(Proposer):
     no state yet, and no draft in its first step.
 
     Args:
-        heads: trained for the model that decodes.
+        heads: trained for the model that decodes; they take its device and number format.
         depth: the most guesses in a row; by default as many as the heads were trained for.
         branches: how many guesses may follow the same one; 1 for chains.
         beam: of the guesses at one depth of a draft so many are kept, the likeliest.
@@ -138,6 +137,11 @@ class MedusaDrafts(Proposer):
         output = run.model.get_output_embeddings()
         assert isinstance(output, nn.Module) and run.model.generation_config is not None
         weight = cast(Tensor, output.weight)
+        if weight.is_meta or not weight.is_floating_point() or type(weight.data) is not Tensor:
+            raise ConfigurationError(
+                "Medusa heads need the model's output layer whole, in memory and not quantised; keep lm_head out of "
+                "offloading, quantisation and tensor parallelism, or choose another proposer"
+            )
         hidden, tokens = self.heads.hidden_size, int(self.heads.draft_ids.max()) + 1
         if weight.shape[1] != hidden or weight.shape[0] < tokens:
             raise ConfigurationError(
@@ -154,7 +158,6 @@ class MedusaDrafts(Proposer):
         self.places[self.heads.draft_ids] = torch.arange(len(self.ids), device=weight.device)
         self.last = {*eos_token_ids(run.model.generation_config), run.config.fork_token_id}
         self.seen: dict[tuple[int, int], int] = {}
-        self.step_seconds = step_times(run.model) if self.schedule is None else None
 
     def observe(self, threads: Sequence[tuple[int, Thread]], states: Tensor) -> None:
         self.seen = {(number, thread.index): place for place, (number, thread) in enumerate(threads)}
@@ -179,10 +182,11 @@ class MedusaDrafts(Proposer):
         states = self.states[places].to(self.rows)  # (nodes, hidden)
         embeddings = self.run.model.get_input_embeddings()
         expected, width = float(len(nodes)), len(nodes)
+        least = max(WORTHLESS, self.run.least_worth(width))
         for _ in range(self.depth):
             start = time.perf_counter()
             tokens = [node.guesses[-1] if node.guesses else node.thread.path_ids[-1] for node in nodes]
-            embedded = embeddings(torch.tensor(tokens, device=self.run.model.device))
+            embedded = embeddings(torch.tensor(tokens, device=self.run.device))
             states = self.heads(states, embedded.to(self.rows))
             contexts = [self.run.context(node.number, rows[node.number], node.thread, node.guesses) for node in nodes]
             guesses = functional.linear(states, self.rows).float()  # (nodes, draft vocabulary)
@@ -191,7 +195,7 @@ class MedusaDrafts(Proposer):
             found: dict[tuple[int, int], list[tuple[float, int, int]]] = {}
             for place, (node, chances, ids) in enumerate(zip(nodes, *best_lists(best), strict=True)):
                 for chance, which in zip(chances, ids, strict=True):
-                    if (worth := node.worth * chance) >= WORTHLESS:
+                    if (worth := node.worth * chance) >= least:
                         found.setdefault((node.number, node.thread.index), []).append((worth, place, self.ids[which]))
             following, parents = [], []
             for key, guessed in found.items():
@@ -210,9 +214,9 @@ class MedusaDrafts(Proposer):
 
     def _pays(self, gain: float, expected: float, width: int) -> bool:
         """Is one more guess in a row worth its time, where the last one's gain was ``gain``?"""
-        if self.step_seconds is None:
+        if self.run.seconds is None:
             return True
-        share = median(self.guess_seconds) / self.step_seconds(width)
+        share = median(self.guess_seconds) / self.run.seconds(width)
         return _FADING * gain > share * expected
 
 

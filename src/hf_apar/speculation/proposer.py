@@ -1,9 +1,10 @@
 """What the loop asks for drafts, and what it tells those who make them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -23,7 +24,7 @@ class Draft:
         worth: for each guess the estimated chance that it is kept, at most that of the one that it follows; ``None`` if
             the proposer cannot tell.
         drawn_from: (tokens, vocabulary), of chains alone: the probabilities that each guess was drawn with; ``None`` for
-            guesses that were not drawn, as best ones. The vocabulary may be shorter than the model's.
+            guesses that were not drawn, as best ones. It may be shorter than the vocabulary, and gives [Child] no chance.
     """
 
     tokens: Sequence[int] = ()
@@ -67,11 +68,20 @@ class Draft:
 
 @dataclass(frozen=True)
 class Run:
-    """The ``generate`` call that drafts are for."""
+    """The ``generate`` call that drafts are for.
+
+    Attributes:
+        device: where the model takes its inputs.
+        seconds: about how long a step of so many tokens takes; ``None`` where drafts do not follow the clock.
+        least_worth: what a guess must be worth to pay beside so many tokens.
+    """
 
     model: PreTrainedModel
     sampler: Sampler
     config: ResolvedConfig
+    device: torch.device
+    seconds: Callable[[int], float] | None = None
+    least_worth: Callable[[int], float] = lambda width: 0.0
 
     def context(self, number: int, row: GrowingTree, thread: Thread, drafted: Sequence[int] = ()) -> Context:
         """Return what the choice after ``thread``'s path and ``drafted`` may look at; ``number`` is the row's."""

@@ -1,5 +1,6 @@
 """The model's last hidden states, the input of its output layer, as each forward pass makes them."""
 
+import threading
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ class LastHidden:
         if self.active:
             layer = self.model.get_output_embeddings()
             assert isinstance(layer, nn.Module)
+            self.thread = threading.get_ident()
             self.handle = layer.register_forward_pre_hook(self._keep)
         return self
 
@@ -30,4 +32,5 @@ class LastHidden:
             self.handle.remove()
 
     def _keep(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self.states = inputs[0]
+        if threading.get_ident() == self.thread:  # another thread of the process may use the model meanwhile
+            self.states = inputs[0]

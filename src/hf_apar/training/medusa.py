@@ -14,6 +14,7 @@ from torch.nn import functional
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from hf_apar.checks import is_split
 from hf_apar.config import AparConfig
 from hf_apar.data.collator import DataCollatorForApar, pack
 from hf_apar.data.distill import read_answers
@@ -69,8 +70,9 @@ def train_medusa(
     )  # fmt: skip
     ids = most_frequent(mixture.train, draft_vocabulary, (config.fork_token_id, int(tokenizer.eos_token_id)))
     heads = MedusaHeads(model.config.get_text_config(decoder=True).hidden_size, inner_size, ids, length)
+    checkpoints = output / "medusa_checkpoints"  # beside an adapter's own, if it is trained there too
     arguments = TrainingArguments(
-        output_dir=str(output), per_device_train_batch_size=1, per_device_eval_batch_size=1, num_train_epochs=epochs,
+        output_dir=str(checkpoints), per_device_train_batch_size=1, per_device_eval_batch_size=1, num_train_epochs=epochs,
         max_steps=max_steps, learning_rate=learning_rate, lr_scheduler_type="cosine", warmup_steps=0.03, weight_decay=0.0,
         save_steps=save_steps, save_total_limit=2, eval_strategy="steps", eval_steps=eval_steps, logging_steps=5,
         remove_unused_columns=False, label_names=["shift_labels"], report_to="none", seed=seed,
@@ -85,7 +87,9 @@ def train_medusa(
         data_collator=Collator(DataCollatorForApar(int(padding), max_length, model.dtype), config.child_token_id),
         compute_metrics=_accepted,
     )
-    checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
+    if not is_split(model) and not getattr(model, "is_quantized", False):
+        model.to(arguments.device)  # type: ignore[arg-type]  # the decorator of `to` hides its signature
+    checkpoint = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     logger.info("training %s", f"goes on from {checkpoint}" if checkpoint else "starts")
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate()
