@@ -62,7 +62,7 @@ class AparOutput(ModelOutput):
         trees: the paragraph tree of each row.
         stats: what each row cost.
         past_key_values: the cache of the whole batch where no row forked, as ``generate`` gives it, but for the last token
-            of rows that ended before others, which it does not hold; ``None`` where a row forked, since a next turn reads the
+            of rows that ended before others, which it does not hold. ``None`` where a row forked: a next turn reads the
             answer as a plain sequence.
     """
 
