@@ -4,6 +4,7 @@ vLLM and llama.cpp run in environments of their own; name their Python interpret
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -159,7 +160,13 @@ def others(model, tokenizer, questions, options):
 
 
 def driven(python, program, model, file):
-    subprocess.run([python, "-c", program, str(model), str(file)], check=True, capture_output=True, timeout=900)
+    # one process: on few cores vLLM's engine process would compete with the one that waits for it
+    environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    script = file.with_suffix(".py")
+    script.write_text(program)
+    done = subprocess.run([python, script, model, file], env=environment, capture_output=True, text=True, timeout=900)
+    if done.returncode:
+        sys.exit(f"{python} failed:\n{done.stderr[-3000:]}")
     return json.loads(Path(f"{file}.out").read_text())
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from torch import nn
-from transformers import GenerationConfig
+from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from conftest import left_padded, random_prompts, tiny_llama
@@ -80,7 +80,9 @@ def test_a_model_is_switched_for_the_time_of_a_run_alone(plain_llama):
 
 def test_continuous_batching_still_works_on_an_enabled_model():
     model = enable_apar(tiny_llama())
-    out = model.generate_batch([[1, 2, 3]], generation_config=GenerationConfig(max_new_tokens=4, eos_token_id=-1))
+    small = ContinuousBatchingConfig(num_blocks=4, max_batch_tokens=64)  # else it takes all memory that is free
+    settings = GenerationConfig(max_new_tokens=4, eos_token_id=-1)
+    out = model.generate_batch([[1, 2, 3]], generation_config=settings, continuous_batching_config=small)
     assert [len(one.generated_tokens) for one in out.values()] == [4]
 
 

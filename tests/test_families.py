@@ -83,7 +83,7 @@ def test_every_family_writes_what_it_writes_on_each_path_alone(family, attention
             drafted = enabled.generate(
                 **left_padded(prompts), apar=True, max_new_tokens=400, return_dict_in_generate=True, proposer=proposer
             )
-            assert sum(stats.proposed for stats in drafted.stats) > 10
+            assert sum(stats.proposed for stats in drafted.stats) > 5
             for tree, other in zip(out.trees, drafted.trees, strict=True):
                 if all(thread.finish_reason == "eos" for thread in tree.threads):
                     assert nested(other) == nested(tree)
