@@ -40,6 +40,7 @@ bench: $(VENV)/.stamp
 	$(BIN)/python benchmarks/no_fork.py
 	$(BIN)/python benchmarks/growth.py
 	test -z "$(VICUNA)" || $(BIN)/python benchmarks/batches.py "$(VICUNA)"
+	test -z "$(VICUNA)" || $(BIN)/python benchmarks/speculation.py --each 1 "$(VICUNA)"
 
 # Counts of operations instead of seconds, so that it holds on a busy machine too.
 bench-smoke: $(VENV)/.stamp

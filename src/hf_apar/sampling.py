@@ -112,13 +112,13 @@ class Sampler:
         """Return float32 ``logits`` (contexts, vocabulary) after the bans and all processors."""
         return self._process(self._ban(logits, contexts), contexts)
 
-    def guess_scores(self, logits: Tensor, ids: Tensor, places: Tensor, contexts: Sequence[Context]) -> Tensor:
-        """Return about what :meth:`scores` would make of logits over the tokens ``ids`` alone, (contexts, ids).
+    def guess_scores(self, logits: Tensor, places: Tensor, contexts: Sequence[Context]) -> Tensor:
+        """Return about what :meth:`scores` would make of logits over some tokens alone, (contexts, tokens).
 
         For guesses, which may be wrong: processors that need more than a path's set of tokens are left out.
 
         Args:
-            places: (vocabulary,): where each token stands in ``ids``; ``len(ids)`` for those that do not.
+            places: (vocabulary,): the column of each token, the number of columns for those that have none.
         """
         scores = functional.pad(logits, (0, 1), value=-torch.inf)  # the last column stands for all other tokens
         forbidden = torch.tensor([not context.may_fork for context in contexts], device=scores.device)
@@ -181,10 +181,8 @@ def _after_rejection(chances: Tensor, contexts: Sequence[Context]) -> Tensor:
         return chances
     rows = torch.tensor([index for index, _, _ in drawn], device=chances.device)
     guesses = torch.tensor([guess for _, guess, _ in drawn], device=chances.device)[:, None]
-    ours, theirs = (
-        chances[rows],
-        torch.stack([functional.pad(other, (0, chances.shape[1] - len(other))).to(chances.device) for _, _, other in drawn]),
-    )
+    padded = [functional.pad(other, (0, chances.shape[1] - len(other))) for _, _, other in drawn]
+    ours, theirs = chances[rows], torch.stack(padded).to(chances.device)
     kept = torch.rand(len(drawn), 1, device=chances.device) * theirs.gather(1, guesses) < ours.gather(1, guesses)
     more = (ours - theirs).clamp(min=0)
     more = torch.where(more.sum(dim=1, keepdim=True) > 0, more, ours)  # equal but for rounding

@@ -190,7 +190,7 @@ class MedusaDrafts(Proposer):
             states = self.heads(states, embedded.to(self.rows))
             contexts = [self.run.context(node.number, rows[node.number], node.thread, node.guesses) for node in nodes]
             guesses = functional.linear(states, self.rows).float()  # (nodes, draft vocabulary)
-            scores = self.run.sampler.guess_scores(guesses, self.heads.draft_ids, self.places, contexts)
+            scores = self.run.sampler.guess_scores(guesses, self.places, contexts)
             best = scores.softmax(dim=-1).topk(min(self.branches, len(self.ids)))
             found: dict[tuple[int, int], list[tuple[float, int, int]]] = {}
             for place, (node, chances, ids) in enumerate(zip(nodes, *best_lists(best), strict=True)):
