@@ -8,7 +8,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from byte_tokenizer import byte_tokenizer
 from hf_apar.chat import encode_chat
-from hf_apar.data.distill import LEAD_TOKENS, Question, distill, first_sentence, opened_after, read_answers
+from hf_apar.data.distill import (
+    LEAD_TOKENS,
+    Question,
+    TransformersSampler,
+    distill,
+    first_sentence,
+    opened_after,
+    read_answers,
+)
 from hf_apar.data.prompts import OPENINGS, open_lists, template_questions
 
 
@@ -36,9 +44,10 @@ def model(tokenizer):
 QUESTIONS = [Question(f"Question {number}?", "Here:\n\n1. **" if number % 2 else "") for number in range(12)]
 
 
-def run(model, tokenizer, path, **options):
+def run(model, tokenizer, path, max_new_tokens=60, **options):
     torch.manual_seed(0)
-    return list(distill(model, tokenizer, QUESTIONS, path, **{"batch_size": 4, "max_new_tokens": 60} | options))
+    sample = TransformersSampler(model, tokenizer, **options)
+    return list(distill(sample, tokenizer, QUESTIONS, path, batch_size=4, max_new_tokens=max_new_tokens))
 
 
 def greedy(model, tokenizer, prompt, limit):
@@ -80,7 +89,7 @@ def test_an_opened_answer_begins_with_a_sentence_of_its_own():
 
 def test_a_second_call_goes_on_where_the_first_one_stopped(model, tokenizer, tmp_path):
     path = tmp_path / "answers.jsonl"
-    steps = distill(model, tokenizer, QUESTIONS, path, batch_size=4, max_new_tokens=30)
+    steps = distill(TransformersSampler(model, tokenizer), tokenizer, QUESTIONS, path, batch_size=4, max_new_tokens=30)
     assert next(steps) == 4
     steps.close()
     before = path.read_text(encoding="utf-8")

@@ -5,12 +5,14 @@ What is slow to import is imported inside the commands, so that ``--help`` is qu
 
 import io
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hf_apar.comparison import AparResult, Result
-    from hf_apar.data.distill import Question
+    from hf_apar.data.distill import Question, Sampler
     from hf_apar.speculation.proposer import Proposer
 
 app = typer.Typer(
@@ -35,6 +37,13 @@ app = typer.Typer(
 
 
 _LOOKED_UP = 5  # tokens that `generate` looks up for a draft
+
+
+class Engine(StrEnum):
+    """What runs the model that ``distill`` asks."""
+
+    transformers = "transformers"
+    vllm = "vllm"
 
 
 class Dtype(StrEnum):
@@ -109,6 +118,9 @@ def distill(
     opened_share: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the prompts without an opening whose answers must hold a list.")
     ] = 0.0,
+    engine: Annotated[Engine, typer.Option(help="What runs the model; vllm is faster, and an environment of its own.")] = (
+        Engine.transformers
+    ),
     seed: SeedOption = 0,
     dtype: DtypeOption = Dtype.float32,
 ) -> None:
@@ -118,14 +130,11 @@ def distill(
         questions = _opened(questions, opened_share, seed) + _template_questions(templates, seed)
         if not questions:
             raise DataError("there are no prompts; name a file of them, or ask for some with --templates N")
-        import torch
-
         from hf_apar.data.distill import distill as answer
 
-        loaded, tokenizer = _load_base(model, dtype)
-        torch.manual_seed(seed)
-        steps = answer(loaded, tokenizer, questions, output, batch_size=batch_size, max_new_tokens=max_new_tokens)
-        _follow(steps, total=len(questions))
+        with _sampler(model, dtype, engine, batch_size, seed) as (sample, tokenizer):
+            steps = answer(sample, tokenizer, questions, output, batch_size=batch_size, max_new_tokens=max_new_tokens)
+            _follow(steps, total=len(questions))
 
 
 @app.command()
@@ -282,6 +291,30 @@ def _load_base(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTra
 
     with _quietly():
         return load_base(name or DEFAULT_BASE, dtype=getattr(torch, dtype.value))
+
+
+@contextmanager
+def _sampler(
+    name: str | None, dtype: Dtype, engine: Engine, batch_size: int, seed: int
+) -> "Iterator[tuple[Sampler, PreTrainedTokenizerBase]]":
+    """Load what answers the prompts of ``distill``."""
+    import torch
+
+    from hf_apar.data.distill import TransformersSampler, VllmSampler
+
+    loaded, tokenizer = _load_base(name, dtype)
+    if engine is Engine.transformers:
+        torch.manual_seed(seed)
+        yield TransformersSampler(loaded, tokenizer), tokenizer
+        return
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # on few cores a second process only competes
+    from vllm import LLM
+
+    with TemporaryDirectory() as folder:  # vLLM reads no GGUF file, and no adapter with new tokens
+        loaded.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        llm = LLM(folder, dtype=dtype.value, max_num_seqs=min(batch_size, 128), block_size=32, max_model_len=2048, seed=seed)
+        yield VllmSampler(llm), tokenizer
 
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
