@@ -88,6 +88,11 @@ class GrowingTree:
         self.pool.release(slots)
         self._start_children()
 
+    def allow(self, max_threads: int) -> None:
+        """Let so many threads live at once from now on; none that lives has to wait, and children that may start do."""
+        self.max_threads = max_threads
+        self._start_children()
+
     def end_all(self, reason: FinishReason) -> None:
         """End every thread that lives or waits."""
         self._end_from(0, reason)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hf_apar.tree import FinishReason, ParagraphTree
+from hf_apar.tree import FinishReason, ParagraphTree, ReadingCursor
 
 
 class AparStreamer:
@@ -41,26 +41,33 @@ class Broadcast:
         self.device = device
         self._told: dict[tuple[int, int, int], int] = {}  # (streamer, row, thread) -> tokens told
         self._ended: set[tuple[int, int, int]] = set()
-        self._put = 0
+        self._cursor: ReadingCursor | None = None
 
     def update(self, trees: Sequence[ParagraphTree]) -> None:
         """Pass on what was written since the last call."""
         if not self.streamers:
             return
-        settled = trees[0].settled_ids + trees[0].closing_ids
+        new = self._newly_settled(trees[0])
         for number, streamer in enumerate(self.streamers):
             if isinstance(streamer, AparStreamer):
                 for row, tree in enumerate(trees):
                     self._tell(streamer, number, row, tree)
             else:
-                for token in settled[self._put :]:
+                for token in new:
                     streamer.put(torch.tensor([token], device=self.device))  # type: ignore[attr-defined]
-        self._put = len(settled)
 
     def end(self) -> None:
         """Tell the streamers that the batch has ended."""
         for streamer in self.streamers:
             streamer.end()  # type: ignore[attr-defined]
+
+    def _newly_settled(self, tree: ParagraphTree) -> list[int]:
+        """Return what reads next since the last call, the answer's EOS last."""
+        self._cursor = self._cursor or ReadingCursor(tree)
+        if self._cursor.at_end:
+            return []
+        ids = [thread.tokens[place] for thread, place in self._cursor.advance()]
+        return ids + tree.closing_ids if self._cursor.at_end else ids
 
     def _tell(self, streamer: AparStreamer, number: int, row: int, tree: ParagraphTree) -> None:
         for thread in tree.threads:  # a fork is told after the parent's tokens before it

@@ -115,16 +115,6 @@ class ParagraphTree:
         return ((thread.index, tokens) for thread, tokens, _ in self.segments() if tokens)
 
     @property
-    def settled_ids(self) -> list[int]:
-        """The answer's tokens in reading order, up to the place where its first unfinished thread goes on."""
-        settled: list[int] = []
-        for thread, tokens, is_last in self.segments():
-            settled += tokens
-            if is_last and thread.finish_reason is None:
-                break
-        return settled
-
-    @property
     def token_ids(self) -> list[int]:
         """The answer's tokens in reading order, control tokens and EOS left out."""
         return [token for _, tokens in self.reading_order() for token in tokens]
@@ -149,3 +139,50 @@ class ParagraphTree:
         """Build the tree that :meth:`to_dict` wrote down."""
         threads: Sequence[Mapping[str, object]] = values["threads"]  # type: ignore[assignment]
         return cls([Thread(**thread) for thread in threads], values.get("stopped_by"))  # type: ignore[arg-type]
+
+
+class ReadingCursor:
+    """Reads a tree that still grows, in reading order, each token once, up to the cut of an answer that was cut.
+
+    >>> tree = ParagraphTree([Thread(0, None, 0, 1, [], tokens=[1, 2])])
+    >>> cursor = ReadingCursor(tree)
+    >>> [thread.tokens[place] for thread, place in cursor.advance()]
+    [1, 2]
+    >>> tree.threads.append(Thread(1, 0, 2, 2, [], tokens=[7]))
+    >>> tree.threads[0].tokens.append(3)
+    >>> [thread.tokens[place] for thread, place in cursor.advance()]
+    [7]
+    >>> tree.threads[1].finish_reason = "eos"
+    >>> [thread.tokens[place] for thread, place in cursor.advance()]
+    [3]
+    """
+
+    def __init__(self, tree: ParagraphTree) -> None:
+        self._tree = tree
+        self._forks: dict[int, list[Thread]] = {}  # of each thread, those that were not read yet, in reading order
+        self._known = 1
+        self._stack = [(tree.threads[0], 0)]  # threads that the place lies in, and how much of each was read
+
+    @property
+    def at_end(self) -> bool:
+        """Has everything been read, and nothing can follow?"""
+        return not self._stack
+
+    def advance(self) -> Iterator[tuple[Thread, int]]:
+        """Yield ``(thread, place in its tokens)`` for what reads next, up to where the first unfinished thread goes on."""
+        for thread in self._tree.threads[self._known :]:
+            assert thread.parent is not None
+            self._forks.setdefault(thread.parent, []).append(thread)
+        self._known = len(self._tree.threads)
+        while self._stack:
+            thread, position = self._stack[-1]
+            forks = self._forks.get(thread.index)
+            if forks and forks[0].fork_position == position:
+                self._stack.append((forks.pop(0), 0))
+            elif position < len(thread.tokens):
+                self._stack[-1] = (thread, position + 1)
+                yield thread, position
+            elif thread.finish_reason is None:
+                return
+            else:
+                self._stack = [] if thread.index == self._tree.stopped_by else self._stack[:-1]

@@ -1,0 +1,1 @@
+"""APAR on stock vLLM: children as ordinary requests, offline and behind the OpenAI-compatible server (extra ``vllm``)."""

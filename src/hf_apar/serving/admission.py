@@ -1,0 +1,208 @@
+"""When a forked thread may start, while many answers and other requests share one engine.
+
+A fork is never refused: the model has skipped that text already. Its child waits, at most until a thread of its own answer
+ends, so every answer goes on whatever a policy says.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from typing import Protocol
+
+from hf_apar.serving.answer import Answer
+from hf_apar.tree import Thread
+
+_PAUSE = 0.01  # seconds: about a step of an engine
+
+
+@dataclass(frozen=True)
+class Load:
+    """What an engine reports.
+
+    Attributes:
+        running: requests of the last step, threads among them.
+        waiting: requests that wait for a place, threads among them.
+        kv_usage: share of the KV cache that is in use, 0 to 1.
+        max_running: the most requests of a step.
+        step_seconds: the time of a step by its number of requests.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    kv_usage: float = 0.0
+    max_running: int = 256
+    step_seconds: Callable[[int], float] = lambda width: 1.0
+
+
+class AdmissionPolicy(Protocol):
+    """Decides how many threads of each answer may write at once."""
+
+    def allowances(self, wanted: Sequence[int], others: int, load: Load) -> list[int]:
+        """Return how many threads each answer may run, at least 1.
+
+        Args:
+            wanted: threads of each answer that live or wait, the oldest answer first.
+            others: requests that are no part of an answer: plain ones.
+        """
+
+
+@dataclass(frozen=True)
+class Eager:
+    """Every child starts at once."""
+
+    def allowances(self, wanted: Sequence[int], others: int, load: Load) -> list[int]:
+        return [max(1, count) for count in wanted]
+
+
+@dataclass(frozen=True)
+class FixedCap:
+    """At most ``threads`` of each answer."""
+
+    threads: int = 4
+
+    def allowances(self, wanted: Sequence[int], others: int, load: Load) -> list[int]:
+        return [self.threads for _ in wanted]
+
+
+@dataclass(frozen=True)
+class ProportionalFair:
+    """Starts a child while that speeds up its own answer by more than it slows down all requests together.
+
+    With ``k`` of its threads running an answer advances ``k / t`` tokens a second, ``t`` being the time of a step, and a
+    plain request ``1 / t``. The sum of the logarithms of these rates is made as large as it can be (proportional fairness,
+    Kelly et al., 1998): one more thread adds ``log((k + 1) / k)`` and costs every request the logarithm of how much longer
+    the step takes. An idle engine grants all; one that is busy with plain requests grants what they hardly feel.
+
+    Attributes:
+        full: above this share of KV in use no child starts.
+    """
+
+    full: float = 0.9
+
+    def allowances(self, wanted: Sequence[int], others: int, load: Load) -> list[int]:
+        granted = [1 for _ in wanted]
+        width, requests = len(wanted) + others, len(wanted) + others
+        if load.kv_usage > self.full:
+            return granted
+        heap = [(1, number) for number, count in enumerate(wanted) if count > 1]  # fewest threads first, then the oldest
+        heapify(heap)
+        while heap and width < load.max_running:
+            threads, number = heappop(heap)
+            gain = math.log((threads + 1) / threads)
+            if gain <= requests * math.log(load.step_seconds(width + 1) / load.step_seconds(width)):
+                break  # the others would gain no more than this one
+            width, granted[number] = width + 1, threads + 1
+            if threads + 1 < wanted[number]:
+                heappush(heap, (threads + 1, number))
+        return granted
+
+
+@dataclass
+class StepTimes:
+    """The time of a step by its width, a line through what was measured, the older measurements counting less."""
+
+    memory: float = 0.99
+    _sums: list[float] = field(default_factory=lambda: [0.0] * 5)  # of 1, w, w², t, w·t
+
+    def add(self, width: int, seconds: float) -> None:
+        """Learn that a step of ``width`` requests took ``seconds``."""
+        new = (1.0, width, width * width, seconds, width * seconds)
+        self._sums = [self.memory * known + one for known, one in zip(self._sums, new, strict=True)]
+
+    def __call__(self, width: int) -> float:
+        """Return the seconds of a step of ``width``; until two widths were measured, as if width cost nothing.
+
+        >>> times = StepTimes()
+        >>> for width in (1, 2, 8, 1, 4):
+        ...     times.add(width, 0.010 + 0.001 * width)
+        >>> round(times(16), 6)
+        0.026
+        """
+        count, widths, squares, seconds, products = self._sums
+        spread = count * squares - widths * widths
+        if spread <= 1e-6 * max(1.0, squares):
+            return seconds / count if count else 1.0
+        slope = max(0.0, (count * products - widths * seconds) / spread)
+        base = max((seconds - slope * widths) / count, 0.05 * seconds / count)
+        return base + slope * width
+
+
+@dataclass(eq=False)
+class Family:
+    """An answer, and how its threads become requests of an engine."""
+
+    answer: Answer
+    start: Callable[[Thread], None]
+    cancel: Callable[[Thread], None]
+
+
+class Admission:
+    """All answers that an engine writes now; starts their threads and cancels those that run in vain.
+
+    Args:
+        policy: decides who starts.
+        load: tells how the engine is doing.
+    """
+
+    def __init__(self, policy: AdmissionPolicy, load: Callable[[], Load]) -> None:
+        self.policy, self.load = policy, load
+        self._shared = 0.0
+        self._families: dict[Family, tuple[int, int]] = {}  # and its threads that run and that wait, as they were last
+
+    def __len__(self) -> int:
+        return len(self._families)
+
+    @property
+    def threads(self) -> int:
+        """The threads that write now, of all answers."""
+        return sum(running for running, _ in self._families.values())
+
+    def add(self, family: Family) -> None:
+        """Take on an answer and start its root."""
+        self._families[family] = (0, 0)
+        self.changed(family)
+
+    def remove(self, family: Family) -> None:
+        """Let an answer go, finished or given up; what still runs for it is cancelled."""
+        if self._families.pop(family, None) is None:
+            return
+        family.answer.row.end_all("stop")
+        self._settle(family)
+        self._share()
+
+    def changed(self, family: Family) -> None:
+        """Something was written for ``family``: start and cancel what that asks for."""
+        before = self._families[family]
+        if self._count(family) != before:
+            self._share()
+
+    def share(self) -> None:
+        """Share out the engine anew if children wait, since its load has changed; not more often than it is worth."""
+        if time.monotonic() - self._shared >= _PAUSE and any(waiting for _, waiting in self._families.values()):
+            self._share()
+
+    def _share(self) -> None:
+        if not self._families:
+            return
+        self._shared = time.monotonic()
+        load, counts = self.load(), [self._count(family) for family in self._families]
+        others = max(0, load.running + load.waiting - self.threads)
+        allowed = self.policy.allowances([running + waiting for running, waiting in counts], others, load)
+        for family, threads in zip(list(self._families), allowed, strict=True):
+            family.answer.allow(threads)
+            self._settle(family)
+            if family in self._families:
+                self._families[family] = self._count(family)
+
+    @staticmethod
+    def _settle(family: Family) -> None:
+        for thread in family.answer.to_cancel():
+            family.cancel(thread)
+        for thread in family.answer.to_start():
+            family.start(thread)
+
+    @staticmethod
+    def _count(family: Family) -> tuple[int, int]:
+        return len(family.answer.row.live), len(family.answer.row.waiting)

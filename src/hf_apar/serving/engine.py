@@ -1,0 +1,190 @@
+"""All that depends on vLLM's version: settings of a model, parameters of a thread's request, what a request made.
+
+Written against vLLM 0.20.2 to 0.32.0, whose names and signatures agree in what is used here.
+"""
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import RequestOutputKind
+
+from hf_apar.config import AparConfig, ResolvedConfig
+from hf_apar.errors import ConfigurationError, ControlTokenError
+from hf_apar.serving.answer import Answer, Limits, Piece, Written
+from hf_apar.tokens import CHILD_TOKEN, FORK_TOKEN
+from hf_apar.tree import FinishReason, ParagraphTree, Thread
+
+ARGUMENT = "hf_apar"
+"""Name in ``SamplingParams.extra_args`` of what :class:`hf_apar.serving.processor.ForkRules` needs to know."""
+
+_FINISH: Mapping[str, FinishReason] = {"stop": "eos", "length": "length"}
+
+
+@dataclass
+class AparCompletion(CompletionOutput):  # type: ignore[misc]
+    """vLLM's output of one sequence: the answer in reading order, and its tree, whole once the answer is finished."""
+
+    tree: ParagraphTree | None = None
+
+
+def model_settings(model_config: Any, tokenizer: Any) -> AparConfig:
+    """Return the APAR settings that a checkpoint carries, with the ids of its control tokens.
+
+    Raises:
+        ControlTokenError: if the model has no control tokens.
+    """
+    settings = AparConfig.from_dict(model_config.try_get_generation_config().get("apar_config") or {})
+    vocabulary = tokenizer.get_vocab()
+    ids = AparConfig(fork_token_id=vocabulary.get(FORK_TOKEN), child_token_id=vocabulary.get(CHILD_TOKEN))
+    settings = settings.filled_from(ids)
+    if settings.fork_token_id is None or settings.child_token_id is None:
+        raise ControlTokenError(
+            f"{model_config.model} has no {FORK_TOKEN} and {CHILD_TOKEN} tokens; serve a folder that `hf-apar merge` wrote "
+            "of a model that was fine-tuned for APAR"
+        )
+    return settings
+
+
+def as_text(prompt_ids: Sequence[int], config: ResolvedConfig, tokenizer: Any) -> list[int]:
+    """Return ``prompt_ids`` with the control tokens that somebody typed as the words that they look like."""
+    typed = {config.fork_token_id: FORK_TOKEN, config.child_token_id: CHILD_TOKEN}
+    if not typed.keys() & set(prompt_ids):
+        return list(prompt_ids)
+    words = {
+        token: tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) for token, text in typed.items()
+    }
+    if any(typed.keys() & set(ids) for ids in words.values()):
+        raise ControlTokenError(
+            f"the prompt holds a control token and {type(tokenizer).__name__} cannot spell it; remove it from the prompt"
+        )
+    return [part for token in prompt_ids for part in words.get(token, [token])]
+
+
+def new_answer(
+    prompt_ids: Sequence[int], config: ResolvedConfig, params: SamplingParams, tokenizer: Any, max_length: int
+) -> Answer:
+    """Return the answer that ``params`` ask for."""
+    stop = [params.stop] if isinstance(params.stop, str) else list(params.stop or ())
+    limits = Limits(params.max_tokens, max_length, stop, params.include_stop_str_in_output)
+    return Answer(prompt_ids, config, limits, tokenizer, skip_special_tokens=params.skip_special_tokens)
+
+
+def thread_params(params: SamplingParams, answer: Answer, thread: Thread, number: int = 0) -> SamplingParams:
+    """Return the parameters of the request that writes ``thread`` of the ``number``-th answer to a prompt.
+
+    Stop strings and the text are the answer's business, and so is its length: a thread may take all that is left of it.
+    """
+    own, config = copy.deepcopy(params), answer.config
+    own.n, own.output_kind, own.stop, own.stream_interval = 1, RequestOutputKind.DELTA, [], None
+    own.output_text_buffer_length = 0
+    own.detokenize = params.logprobs is not None  # its logprobs spell the tokens that might have been
+    room = answer.limits.max_length - len(thread.path_ids)
+    own.max_tokens = room if answer.room is None else min(room, answer.room)
+    rules = [config.fork_token_id, config.child_token_id, config.fork_bias, int(thread.depth < config.max_depth)]
+    own.extra_args = {**(params.extra_args or {}), ARGUMENT: rules}
+    if params.seed is not None:
+        own.seed = params.seed + 1009 * number + thread.index
+    if thread.parent is not None:
+        own.min_tokens, own.prompt_logprobs, own.skip_reading_prefix_cache = 0, None, False
+    return own
+
+
+def take(answer: Answer, thread: Thread, output: CompletionOutput) -> None:
+    """Hand the answer what a request told: the delta of ``thread``."""
+    ids, reason = list(output.token_ids), output.finish_reason
+    logprobs = output.logprobs if output.logprobs is not None else [None] * len(ids)
+    written = [
+        Written(token, None if note is None else note[token].logprob, note)
+        for token, note in zip(ids, logprobs, strict=True)
+    ]
+    if reason is not None and reason not in _FINISH:
+        answer.write(thread, written)
+        answer.fail(reason)
+    else:
+        answer.write(
+            thread, written, reason=None if reason is None else _FINISH[reason], stop_reason=output.stop_reason
+        )  # fmt: skip
+
+
+class Collector:
+    """Puts what reads of an answer into vLLM's outputs: what is new, or all so far.
+
+    Args:
+        number: index of the answer among those to its prompt.
+    """
+
+    def __init__(self, answer: Answer, number: int, params: SamplingParams) -> None:
+        self.answer, self.number, self.params = answer, number, params
+        self.told = False  # has its end been told?
+        self._text, self._tokens = "", list[Written]()
+
+    def collect(self) -> AparCompletion | None:
+        """Return what is new in the form that the caller asked for; ``None`` if there is nothing to tell."""
+        piece, ended = self.answer.read(), self.answer.finished and not self.told
+        self.told |= ended
+        if self.params.output_kind == RequestOutputKind.DELTA:
+            return self._output(piece, ended) if piece.tokens or piece.text or ended else None
+        self._text += piece.text
+        self._tokens += piece.tokens
+        if not ended and (self.params.output_kind == RequestOutputKind.FINAL_ONLY or not piece.tokens):
+            return None
+        return self._output(Piece(self._text, list(self._tokens)), ended)
+
+    def _output(self, piece: Piece, ended: bool) -> AparCompletion:
+        asked = self.params.logprobs is not None
+        logprobs = [one.logprob for one in piece.tokens if one.logprob is not None]
+        cut = "length" if self.answer.finish_reason == "length" else "stop"
+        return AparCompletion(
+            index=self.number,
+            text=piece.text,
+            token_ids=[one.token for one in piece.tokens],
+            cumulative_logprob=sum(logprobs) if asked else None,
+            logprobs=[one.note for one in piece.tokens] if asked else None,
+            finish_reason=self.answer.failure or cut if ended else None,
+            stop_reason=self.answer.stop_reason if ended else None,
+            tree=self.answer.tree,
+        )
+
+
+def merged(first: RequestOutput, outputs: list[AparCompletion], finished: bool) -> RequestOutput:
+    """Return the output of a request whose root told ``first``: its prompt, its cached tokens, its times."""
+    return RequestOutput(
+        request_id=first.request_id, prompt=first.prompt, prompt_token_ids=first.prompt_token_ids,
+        prompt_logprobs=first.prompt_logprobs, outputs=outputs, finished=finished, metrics=first.metrics,
+        lora_request=first.lora_request, num_cached_tokens=first.num_cached_tokens,
+    )  # fmt: skip
+
+
+def cannot_fork(params: Any) -> str | None:
+    """Return why a request is decoded plainly whatever was asked for, or ``None``."""
+    if not isinstance(params, SamplingParams):
+        return "it is no text generation"
+    if params.max_tokens is not None and params.max_tokens <= 1:
+        return "it asks for one token"
+    for name in ("structured_outputs", "thinking_token_budget", "allowed_token_ids"):
+        if getattr(params, name, None):
+            return f"{name} must hold for the whole text"
+    given = params.extra_args or {}
+    return "its KV cache is handed on" if {"kv_transfer_params", "ec_transfer_params"} & given.keys() else None
+
+
+_GENERATE = ("self", "prompt", "sampling_params", "request_id")
+
+
+def check_seams(generate: Any) -> None:
+    """Check what :mod:`hf_apar.serving.plugin` relies on.
+
+    Raises:
+        ConfigurationError: if this vLLM is another one than those this module was written for.
+    """
+    found = tuple(inspect.signature(generate).parameters)
+    if found[:4] != _GENERATE or not {"lora_request", "priority", "data_parallel_rank"} <= set(found):
+        raise ConfigurationError(
+            f"this vLLM's AsyncLLM.generate takes {', '.join(found)}; hf_apar knows vLLM 0.20.2 to 0.32: install one of "
+            "these, or leave hf_apar out with VLLM_PLUGINS"
+        )

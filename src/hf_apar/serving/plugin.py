@@ -1,0 +1,103 @@
+"""APAR behind ``vllm serve``: a general plugin that makes ``AsyncLLM.generate`` answer in threads where a request asks it to.
+
+A request asks with ``"vllm_xargs": {"apar": 1}``, optionally with ``apar_max_threads``, ``apar_max_depth`` and
+``apar_fork_bias``; the environment variable ``APAR_DEFAULT=1`` asks for all requests, and ``{"apar": 0}`` declines. What
+cannot fork, and all that does not ask, takes vLLM's own path, untouched.
+"""
+
+import logging
+import os
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+from hf_apar.config import AparConfig, ResolvedConfig
+from hf_apar.errors import AparError, ConfigurationError
+
+logger = logging.getLogger("vllm.hf_apar")
+
+_SETTINGS = {"apar_max_threads": "max_threads", "apar_max_depth": "max_depth", "apar_fork_bias": "fork_bias"}
+
+
+def register() -> None:
+    """Let ``AsyncLLM.generate`` answer in threads; a second call changes nothing.
+
+    Raises:
+        ConfigurationError: if this vLLM's seams are not those that this package knows.
+    """
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from hf_apar.serving.engine import check_seams
+
+    original = AsyncLLM.generate
+    if getattr(original, "_hf_apar", False):
+        return
+    check_seams(original)
+    if os.environ.get("VLLM_USE_RUST_FRONTEND") == "1":
+        logger.warning("hf_apar: the Rust front end passes by AsyncLLM; unset VLLM_USE_RUST_FRONTEND to serve APAR")
+
+    def generate(
+        self: Any, prompt: Any, sampling_params: Any, request_id: str, *args: Any, **kwargs: Any
+    ) -> AsyncGenerator[Any, None]:
+        config = wanted(self, prompt, sampling_params)
+        if config is None:
+            return original(self, prompt, sampling_params, request_id, *args, **kwargs)  # type: ignore[no-any-return]
+        from hf_apar.serving.online import generate_in_threads
+
+        return generate_in_threads(self, original, config, prompt, sampling_params, request_id, **kwargs)
+
+    generate._hf_apar = True  # type: ignore[attr-defined]
+    AsyncLLM.generate = generate
+
+
+def wanted(engine: Any, prompt: Any, params: Any) -> ResolvedConfig | None:
+    """Return the settings with which a request is to be answered in threads, ``None`` for vLLM's own path.
+
+    Raises:
+        VLLMValidationError: for settings that are no settings; the server answers with status 400.
+    """
+    given: Mapping[str, Any] = getattr(params, "extra_args", None) or {}
+    default = os.environ.get("APAR_DEFAULT", "0") not in ("", "0")
+    asked = given.get("apar", default)
+    if not asked:
+        return None
+    from hf_apar.serving.engine import cannot_fork
+
+    reason = cannot_fork(params) or _unfit(engine, prompt)
+    if reason is not None:
+        logger.debug("hf_apar: decoded plainly, since %s", reason)
+        return None
+    try:
+        own = {ours: given[name] for name, ours in _SETTINGS.items() if name in given}
+        for name in ("max_threads", "max_depth"):
+            if name in own:
+                own[name] = int(own[name])
+        return ResolvedConfig(**(AparConfig.from_dict(own).filled_from(_settings(engine)).to_dict()))  # type: ignore[arg-type]
+    except (AparError, ValueError, TypeError) as error:
+        if "apar" not in given:  # the server's setting, not the request's
+            logger.warning("hf_apar: decoded plainly: %s", error)
+            return None
+        from vllm.exceptions import VLLMValidationError
+
+        raise VLLMValidationError(str(error)) from error
+
+
+def _unfit(engine: Any, prompt: Any) -> str | None:
+    if not isinstance(prompt, Mapping) or not prompt.get("prompt_token_ids"):
+        return "its prompt is not given as tokens"
+    if "prompt_embeds" in prompt or prompt.get("type") == "embeds":
+        return "its prompt is given as embeddings"
+    if engine.vllm_config.speculative_config is not None:
+        return "vLLM drops logits processors beside speculation"
+    return None
+
+
+def _settings(engine: Any) -> AparConfig:
+    """Return the settings of the engine's model, read once."""
+    if not hasattr(engine, "_hf_apar_settings"):
+        from hf_apar.serving.engine import model_settings
+
+        engine._hf_apar_settings = model_settings(engine.model_config, engine.get_tokenizer())
+    found = engine._hf_apar_settings
+    if not isinstance(found, AparConfig):
+        raise ConfigurationError(str(found))
+    return found
