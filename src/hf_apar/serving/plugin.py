@@ -1,4 +1,4 @@
-"""APAR behind ``vllm serve``: a general plugin that makes ``AsyncLLM.generate`` answer in threads where a request asks it to.
+"""APAR behind ``vllm serve``: a general plugin, by which ``AsyncLLM.generate`` answers in threads where a request asks.
 
 A request asks with ``"vllm_xargs": {"apar": 1}``, optionally with ``apar_max_threads``, ``apar_max_depth`` and
 ``apar_fork_bias``; the environment variable ``APAR_DEFAULT=1`` asks for all requests, and ``{"apar": 0}`` declines. What

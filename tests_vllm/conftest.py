@@ -1,0 +1,76 @@
+"""A tiny random checkpoint that forks and ends often, and vLLM with it: `make test-vllm` runs this where vLLM is."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from byte_tokenizer import byte_tokenizer
+from hf_apar import add_control_tokens, enable_apar
+from hf_apar.hub import save_merged
+
+LENGTH = 1024  # tokens that fit into the model
+
+
+@pytest.fixture(scope="session")
+def tokenizer_and_model():
+    tokenizer = byte_tokenizer()
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=LENGTH, tie_word_embeddings=False,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id, bos_token_id=None,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    fork, _ = add_control_tokens(model, tokenizer)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.3)
+        model.lm_head.weight[fork] *= 2.0
+        model.lm_head.weight[tokenizer.eos_token_id] *= 1.6
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.repetition_penalty = 1.1
+    return tokenizer, model
+
+
+@pytest.fixture(scope="session")
+def folder(tokenizer_and_model, tmp_path_factory):
+    tokenizer, model = tokenizer_and_model
+    target = tmp_path_factory.mktemp("tiny") / "model"
+    save_merged(model, tokenizer, target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def oracle(tokenizer_and_model):
+    """``model.generate(apar=True)`` of the same checkpoint."""
+    _, model = tokenizer_and_model
+    enable_apar(model)
+
+    def answer(prompt_ids, **options):
+        settings = {"apar": True, "max_new_tokens": 600, "return_dict_in_generate": True, "output_scores": True}
+        return model.generate(torch.tensor([prompt_ids]), **settings | options).trees[0]
+
+    return answer
+
+
+@pytest.fixture(scope="session")
+def prompts(tokenizer_and_model):
+    tokenizer, _ = tokenizer_and_model
+    texts = (
+        "Why?",
+        "Name three birds.",
+        "x",
+        "And now, at some length, please: what is a hedge for?",
+        "Tell me more.",
+        "é字",
+    )
+    return [tokenizer.encode(f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n") for text in texts]
