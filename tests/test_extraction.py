@@ -69,9 +69,11 @@ def test_the_tree_gives_the_text_back_and_its_threads_are_well_formed(answer):
             "- A: a b c d e\n- plain\n- B: a b c d e\n- C: a b c d e",
             "- A:⟦ a b c d e⟧\n- plain\n- B:⟦ a b c d e⟧\n- C:⟦ a b c d e⟧",
         ),
-        (
-            "First here. It has five more words now.\n\nOnly one sentence.\n\nThird here.\nIt goes on for six words.",
-            "First here.⟦ It has five more words now.⟧\n\nOnly one sentence.\n\nThird here.\n⟦It goes on for six words.⟧",
+        (  # the first paragraph introduces
+            "First here. It has five more words now.\n\nOnly one sentence.\n\nThird here.\nIt goes on for six words.\n\n"
+            "Fourth one. It has five more words now.",
+            "First here. It has five more words now.\n\nOnly one sentence.\n\nThird here.\n⟦It goes on for six words.⟧\n\n"
+            "Fourth one.⟦ It has five more words now.⟧",
         ),
     ],
 )

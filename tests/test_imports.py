@@ -73,4 +73,4 @@ def test_imports_point_one_way(file):
 def test_importing_the_package_loads_no_optional_back_end():
     code = "import sys, hf_apar; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"typer", "rich", "peft", "datasets", "markdown_it", "gguf", "vllm"} & set(loaded)
+    assert not {"typer", "rich", "peft", "datasets", "markdown_it", "sentencex", "gguf", "vllm"} & set(loaded)

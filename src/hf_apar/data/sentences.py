@@ -2,13 +2,19 @@
 
 import re
 
+from sentencex import segment
+
+# All of them must see an end: each knows its own abbreviations, and the terminators of every script. Languages whose
+# abbreviations are common English words ("it.", "in.", "app.": Italian, Dutch) are left out.
+_LANGUAGES = ("en", "de", "fr", "es", "pt", "pl", "ru")
+# what sentencex lets pass at the start of a text, before a capital letter, or with none of the languages above
 _ABBREVIATIONS = """
-    mr mrs ms dr prof st mt jr sr rev gen sen rep gov capt sgt col lt hon messrs
+    mr mrs ms dr prof st mt jr sr rev gen sen rep gov capt sgt col lt hon messrs sig dott dhr mme mlle
     vs etc al cf ca approx nos vol vols fig figs eq sec ch pp ed eds est dept inc ltd co corp bros assn univ
     jan feb mar apr jun jul aug sep sept oct nov dec mon tue wed thu fri sat sun ave blvd rd min max avg incl misc
 """.split()
-_STOP = re.compile(r"""[.!?]+["'”’)\]*_]*(?=\s)""")
-_NEXT = re.compile(r"""\s+["'“‘(\[*_]*(\w)""")
+_CLOSING = re.compile(r"""["'”’»›」』）)\]*_]*""")
+_NEXT = re.compile(r"""\s*["'“‘„«‹「『（(\[*_¿¡]*(\w)""")
 _WORD = re.compile(r"(\S+)\Z")
 
 
@@ -21,15 +27,31 @@ def first_sentence_end(text: str) -> int | None:
     >>> text = "Dr. A. Smith of the U.S. Navy paid 3.5 dollars, e.g. for tea. Then he left."
     >>> text[: first_sentence_end(text)]
     'Dr. A. Smith of the U.S. Navy paid 3.5 dollars, e.g. for tea.'
+    >>> first_sentence_end("茶は体によい。水もよい。")
+    7
     """
-    for stop in _STOP.finditer(text):
-        following = _NEXT.match(text, stop.end())
-        if following is None or not _can_start(following[1]):
+    ends = _sentence_ends(text, _LANGUAGES[0])
+    others = [set(_sentence_ends(text, language)) for language in _LANGUAGES[1:]] if ends else []
+    for end in ends:
+        following = _NEXT.match(text, end)
+        if following is None or not _can_start(following[1]) or not all(end in seen for seen in others):
             continue
-        if stop[0].startswith(".") and _is_abbreviated(text[: stop.start()]):
+        sentence = text[:end].rstrip("\"'”’»›」』）)]*_")
+        if sentence[-1:].isalnum() or (sentence.endswith(".") and _is_abbreviated(sentence.rstrip(".!?"))):
             continue
-        return stop.end()
+        return end
     return None
+
+
+def _sentence_ends(text: str, language: str) -> list[int]:
+    """Where all sentences but the last one end, with the quotation and emphasis marks that close there."""
+    ends, position = [], 0
+    for sentence in segment(language, text)[:-1]:
+        closing = _CLOSING.match(text, position + len(sentence.rstrip()))
+        position += len(sentence)
+        assert closing is not None  # it may be empty
+        ends.append(closing.end())
+    return ends
 
 
 def _can_start(letter: str) -> bool:

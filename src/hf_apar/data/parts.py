@@ -1,0 +1,168 @@
+"""The parts of a Markdown answer that may fork: items with titles, sections under headings, paragraphs."""
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Literal
+
+from markdown_it.token import Token
+
+from hf_apar.data.cues import CONCLUSION, count_words
+from hf_apar.data.sentences import first_sentence_end
+
+MIN_ITEMS = 3  # titled items that make a list worth forking, sections an article, and paragraphs an essay
+MIN_PARAGRAPH_FORKS = 2
+MAX_TITLE_WORDS = 12
+MIN_DETAIL_WORDS = 5
+MIN_REST_WORDS = 6
+
+_COLON = r"(?::(?=\s)|：)"
+_DASH = r"(?:[^\S\n]+[-–—](?=\s)|[^\S\n]*——)"
+_BOLD_TITLE = re.compile(rf"(\*\*|__)(?P<title>[^*_\n]+?)(?:[:：.。]\1|\1[^\S\n]*[:：]|\1{_DASH}|\1(?=[^\S\n]*\n))")
+_PLAIN_TITLE = re.compile(rf"(?P<title>[^:：*_`\n]+?)(?:{_COLON}|{_DASH})")
+_LINE_TITLE = re.compile(r"(?P<title>[^\n`]*[^\s.!?;,。！？।؟،])[^\S\n]*(?=\n)")  # detail on the lines below it
+_BOLD_LINE = re.compile(r"(\*\*|__)(?P<title>[^*_\n]+)\1[^\S\n]*[:：]?\s*\Z")
+_BOLD_LINE_LEVEL = 7  # below the six of headings
+_BLANK_LINES = re.compile(r"(?:[ \t]*(?:\r\n|\r|\n))+")
+
+Span = tuple[int, int]
+Kind = Literal["item", "section", "paragraph"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of an answer that may fork.
+
+    Attributes:
+        kind: what it is.
+        title: what stays in the parent: a title, or a paragraph's first sentence.
+        detail: what forks.
+        span: where the detail stands in the answer.
+        group: the list, the headings of one level or the paragraphs that it belongs to.
+        index: its place among them, those without a detail counted too.
+        following: the paragraph after a paragraph, else "".
+    """
+
+    kind: Kind
+    title: str
+    detail: str
+    span: Span
+    group: int
+    index: int
+    following: str = ""
+
+
+def find_parts(answer: str, tokens: Sequence[Token]) -> list[Part]:
+    """Return the parts of ``answer`` in reading order, each after those that it lies in."""
+    source = _Source(answer, tokens)
+    parts = [*source.sections(), *source.items()]
+    if not parts and not any(token.type == "list_item_open" for token in tokens):
+        parts = list(source.paragraphs())
+    return sorted(parts, key=lambda part: (part.span[0], -part.span[1]))
+
+
+def enough(parts: Sequence[Part]) -> list[Part]:
+    """Leave out the groups with too few parts to be worth forking."""
+    sizes: dict[int, int] = {}
+    for part in parts:
+        sizes[part.group] = sizes.get(part.group, 0) + 1
+    least = {"item": MIN_ITEMS, "section": MIN_ITEMS, "paragraph": MIN_PARAGRAPH_FORKS}
+    return [part for part in parts if sizes[part.group] >= least[part.kind]]
+
+
+class _Source:
+    """An answer, its tokens, and where its lines start."""
+
+    def __init__(self, answer: str, tokens: Sequence[Token]) -> None:
+        self.answer = answer
+        self.tokens = tokens
+        # by the parser's own line ends; the last offset is the end
+        self.offsets = [0, *accumulate(len(line) for line in io.StringIO(answer, newline=""))]
+        self.top = [
+            self._lines(token.map) for token in tokens if token.type == "paragraph_open" and token.level == 0 and token.map
+        ]
+        last = self.top[-1] if self.top else (len(answer), len(answer))
+        ends_it = not answer[last[1] :].strip() and CONCLUSION.match(answer, *last)
+        self.end = last[0] if ends_it else len(answer)  # what concludes the answer stays in the root
+
+    def _lines(self, lines: Sequence[int]) -> Span:
+        return self.offsets[lines[0]], self.offsets[lines[1]]
+
+    def items(self) -> Iterator[Part]:
+        """Yield the items with title and detail of all lists, nested ones included."""
+        open_lists: list[list[int]] = []  # group, items so far
+        started: set[int] = set()  # lines that an item begins: a list within it on the same line is none of ours
+        for number, token in enumerate(self.tokens):
+            if token.type in ("bullet_list_open", "ordered_list_open"):
+                open_lists.append([number, -1])
+            elif token.type in ("bullet_list_close", "ordered_list_close"):
+                open_lists.pop()
+            elif token.type == "list_item_open" and token.map and token.map[0] not in started:
+                started.add(token.map[0])
+                open_lists[-1][1] += 1
+                start, end = self._lines(token.map)
+                marker = re.compile(r"[ \t]*" + re.escape(token.info + token.markup) + r"[ \t]+").match(
+                    self.answer, start, end
+                )
+                title_end = marker and self._title_end(marker.end(), end)
+                if marker and title_end:
+                    yield from self._part("item", (marker.end(), title_end, end), open_lists[-1])
+
+    def _title_end(self, start: int, end: int) -> int | None:
+        """Where the title ends that stands at ``start``, if one does."""
+        for form in (_BOLD_TITLE, _PLAIN_TITLE, _LINE_TITLE):
+            title = form.match(self.answer, start, end)
+            if title is not None:
+                return title.end() if 1 <= count_words(title["title"]) <= MAX_TITLE_WORDS else None
+        return None
+
+    def sections(self) -> Iterator[Part]:
+        """Yield what stands under each heading, a bold line alone being one too."""
+        headings = list(self._headings())
+        groups: dict[int, list[int]] = {}  # level: group, sections so far
+        for place, (level, (start, body)) in enumerate(headings):
+            groups = {other: group for other, group in groups.items() if other <= level}
+            group = groups.setdefault(level, [-1 - place, -1])
+            group[1] += 1
+            end = next((span[0] for other, span in headings[place + 1 :] if other <= level), len(self.answer))
+            yield from self._part("section", (start, body, end), group)
+
+    def _headings(self) -> Iterator[tuple[int, Span]]:
+        for token in self.tokens:
+            if token.level == 0 and token.map:
+                span = self._lines(token.map)
+                if token.type == "heading_open":
+                    yield int(token.tag[1]), span
+                elif token.type == "paragraph_open" and _BOLD_LINE.match(self.answer, *span):
+                    yield _BOLD_LINE_LEVEL, span
+
+    def paragraphs(self) -> Iterator[Part]:
+        """Yield what follows the title or the first sentence of each paragraph."""
+        if len(self.top) < MIN_ITEMS:
+            return
+        for index, ((start, end), after) in enumerate(pairwise([*self.top, (0, 0)])):
+            title = _BOLD_TITLE.match(self.answer, start, end)
+            sentence = first_sentence_end(self.answer[start:end])
+            if title is not None or sentence is not None:
+                title_end = title.end() if title is not None else start + (sentence or 0)
+                yield from self._part("paragraph", (start, title_end, end), [0, index], self.answer[slice(*after)])
+
+    def _part(self, kind: Kind, cuts: tuple[int, int, int], place: Sequence[int], following: str = "") -> Iterator[Part]:
+        """Yield the part that starts, forks and ends at ``cuts`` unless too little would fork."""
+        start, cut, end = cuts
+        if start < self.end:
+            end = min(end, self.end)
+        span = _trimmed(self.answer, (cut, end))
+        detail = self.answer[slice(*span)]
+        if count_words(detail) >= (MIN_REST_WORDS if kind == "paragraph" else MIN_DETAIL_WORDS):
+            yield Part(kind, self.answer[start:cut], detail, span, place[0], place[1], following)
+
+
+def _trimmed(answer: str, span: Span) -> Span:
+    """Leave line ends on either side to the parent."""
+    start, end = span
+    if blank := _BLANK_LINES.match(answer, start, end):
+        start = blank.end()
+    return start, start + len(answer[start:end].rstrip())

@@ -1,0 +1,164 @@
+"""The rules by which an answer, or a part of it, stays unforked: named, so that they can be counted and switched off."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import median
+
+from markdown_it.token import Token
+
+from hf_apar.data.cues import ANAPHORA, CONCLUSION, REFERENCE, SEQUENCE
+from hf_apar.data.parts import Part
+from hf_apar.errors import ConfigurationError
+
+NO_STRUCTURE = "it has neither a list with titles nor sections nor paragraphs to split"
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What the rules judge: an answer, its Markdown tokens, what would fork in it, and how much may."""
+
+    answer: str
+    tokens: Sequence[Token]
+    parts: Sequence[Part]
+    max_forks: int
+
+    def has(self, *types: str) -> bool:
+        """Is there a token of one of ``types``?"""
+        return not self._types.isdisjoint(types)
+
+    @cached_property
+    def _types(self) -> set[str]:
+        return {inner.type for outer in self.tokens for inner in (outer, *(outer.children or ()))}
+
+
+def _never(_: object) -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A named reason not to fork.
+
+    Attributes:
+        name: as it is switched by.
+        why: as it is reported.
+        refuses: must this answer stay in one piece?
+        keeps: must this part stay in its parent, while others fork?
+    """
+
+    name: str
+    why: str
+    refuses: Callable[[Draft], bool] = _never
+    keeps: Callable[[Part], bool] = _never
+
+
+# a pair of dollar signs as pandoc reads it, so that prices are no formula; "=" hardly occurs in prose
+_FORMULA = re.compile(r"\$\$|\\[(\[]|\\begin\{|=|(?<!\\)\$(?=\S)[^$\n]*?(?<=\S)\$(?!\d)")
+_BARE_LINK = re.compile(r"https?://|www\.", re.IGNORECASE)
+_ARITHMETIC = re.compile(
+    r"\d%? ?[+×÷*∙·] ?[$€£]?\d|\d [x/] [$€£]?\d|\d (?:plus|minus|times|(?:multiplied|divided) by) [$€£]?\d", re.IGNORECASE
+)
+_SPEECH = re.compile(
+    r"^ {0,3}(?:\*\*|__)?(?P<speaker>[^\W\d][^\n:：*_]{0,30}?)(?:\*\*|__)?(?::(?=\s|\*\*)|：)", re.MULTILINE
+)
+_QUOTED_PARAGRAPH = re.compile(r"^[ \t]*[\"“«„「『—–]", re.MULTILINE)
+_VERSE_LINE = 60  # letters
+
+
+def _holds_code(draft: Draft) -> bool:
+    return draft.has("fence", "code_block") or any(
+        inner.type == "code_inline" and "\n" in inner.content for token in draft.tokens for inner in token.children or ()
+    )
+
+
+def _quotes_a_list(draft: Draft) -> bool:
+    return any(
+        token.type == "list_item_open" and "blockquote_open" in _around(draft.tokens, token) for token in draft.tokens
+    )
+
+
+def _around(tokens: Sequence[Token], inner: Token) -> set[str]:
+    around: list[str] = []
+    for token in tokens:
+        if token is inner:
+            break
+        if token.nesting:
+            around = [*around, token.type] if token.nesting > 0 else around[:-1]
+    return set(around)
+
+
+def _is_verse(draft: Draft) -> bool:
+    """Are most of the paragraphs stanzas: several short lines each?"""
+    texts = [token.content.splitlines() for token in draft.tokens if token.type == "inline" and token.level == 1]
+    stanzas = [lines for lines in texts if len(lines) >= 3]
+    return 2 * len(stanzas) >= len(texts) > 0 and median(len(line) for lines in stanzas for line in lines) <= _VERSE_LINE
+
+
+def _is_dialogue(draft: Draft) -> bool:
+    """Do two speakers take turns, or most paragraphs open with a quotation?"""
+    speakers = [match["speaker"].strip().lower() for match in _SPEECH.finditer(draft.answer)]
+    turns = {speaker for speaker in speakers if speakers.count(speaker) > 1}
+    paragraphs = [token.content for token in draft.tokens if token.type == "inline" and token.level == 1]
+    spoken = sum(_QUOTED_PARAGRAPH.match(text) is not None for text in paragraphs)
+    return (len(turns) > 1 and _alternate(speakers, turns)) or spoken >= max(3, len(paragraphs) / 2)
+
+
+def _alternate(speakers: Sequence[str], turns: set[str]) -> bool:
+    """Is it an exchange of a few, rather than the same subheadings in one section after another?"""
+    return len(set(speakers)) <= len(turns) + 1
+
+
+def _refer_to_each_other(draft: Draft) -> bool:
+    return any(REFERENCE.search(part.detail) for part in draft.parts)
+
+
+def _go_on(draft: Draft) -> bool:
+    return any(
+        part.index > 0 and part.kind != "paragraph" and (SEQUENCE.match(part.title) or SEQUENCE.match(part.detail))
+        for part in draft.parts
+    )
+
+
+def _is_leant_on(part: Part) -> bool:
+    return bool(ANAPHORA.match(part.following) or SEQUENCE.match(part.following))
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("code", "it holds code", _holds_code),
+    Rule("html", "it holds HTML", lambda draft: draft.has("html_block", "html_inline")),
+    Rule("table", "it holds a table", lambda draft: draft.has("table_open")),
+    Rule("formula", "it holds a formula", lambda draft: _FORMULA.search(draft.answer) is not None),
+    Rule("link", "it holds a link", lambda draft: draft.has("link_open", "image") or bool(_BARE_LINK.search(draft.answer))),
+    Rule("quote", "it quotes a list", _quotes_a_list),
+    Rule("calculation", "it calculates", lambda draft: _ARITHMETIC.search(draft.answer) is not None),
+    Rule("poem", "it is in verse", _is_verse),
+    Rule("dialogue", "it is a dialogue", _is_dialogue),
+    Rule("reference", "its parts refer to each other", _refer_to_each_other),
+    Rule("sequence", "its parts go on from each other", _go_on),
+    Rule("forks", "it would fork too often", lambda draft: len(draft.parts) > draft.max_forks),
+    Rule(
+        "introduction", "a first paragraph introduces", keeps=lambda part: part.kind == "paragraph" and part.index == 0
+    ),
+    Rule("conclusion", "it concludes", keeps=lambda part: CONCLUSION.match(part.title) is not None),
+    Rule("leaning", "its paragraphs lean on each other", keeps=_is_leant_on),
+)  # fmt: skip
+
+
+def rules_without(names: Iterable[str]) -> tuple[Rule, ...]:
+    """Return all rules but those called ``names``.
+
+    >>> len(RULES) - len(rules_without(["poem", "link"]))
+    2
+
+    Raises:
+        ConfigurationError: if there is no such rule.
+    """
+    known = {rule.name for rule in RULES}
+    left_out = set(names)
+    if unknown := left_out - known:
+        raise ConfigurationError(
+            f"there is no rule called {', '.join(sorted(unknown))}; the rules are {', '.join(sorted(known))}"
+        )
+    return tuple(rule for rule in RULES if rule.name not in left_out)
