@@ -1,5 +1,6 @@
 """vLLM's own server with APAR in it: streams, hang-ups, bad requests, and the stock path where nobody asks for threads."""
 
+import contextlib
 import json
 import os
 import socket
@@ -250,3 +251,83 @@ def test_many_clients_at_once_lose_and_cross_nothing(server):
     with pytest.raises(urllib.error.HTTPError):
         urllib.request.urlopen(bad)
     assert not mistakes and server.at_rest()
+
+
+def compare_with(oracle, tokenizer, ask_one):
+    with ThreadPoolExecutor(6) as pool:
+        texts = list(pool.map(ask_one, QUESTIONS))
+    for question, text in zip(QUESTIONS, texts, strict=True):
+        assert text == expected(oracle, tokenizer, question)[0]
+
+
+def test_two_data_parallel_ranks_keep_each_answer_on_one(folder, oracle, tokenizer_and_model, tmp_path):
+    server = Server(
+        folder, tmp_path / "log.txt", "--data-parallel-size", "2", "--api-server-count", "1",
+        VLLM_CPU_OMP_THREADS_BIND="0|1" if (os.cpu_count() or 1) > 1 else "0|0",
+    )  # fmt: skip
+    try:
+        server.wait()
+        compare_with(oracle, tokenizer_and_model[0], lambda text: ask(server, text).choices[0].message.content)
+        text = urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics").read().decode()
+        served = [line for line in text.splitlines() if line.startswith("vllm:request_success_total")]
+        ranks = {line.split('engine="')[1][0]: 0.0 for line in served}
+        for line in served:
+            ranks[line.split('engine="')[1][0]] += float(line.rsplit(" ", 1)[1])
+        assert len(ranks) == 2 and min(ranks.values()) > 3, "both work"
+        assert server.metric("vllm:prefix_cache_hits_total") > 0, "children find their prefix"
+        assert server.at_rest()
+    finally:
+        server.stop()
+
+
+def test_two_servers_behind_a_router(server, folder, oracle, tokenizer_and_model, tmp_path):
+    other = Server(folder, tmp_path / "log.txt")
+    taken = []
+
+    def relay(client):
+        taken.append(ports[len(taken) % 2])
+        with client, socket.create_connection(("127.0.0.1", taken[-1])) as upstream:
+            back = threading.Thread(target=pump, args=(upstream, client), daemon=True)
+            back.start()
+            pump(client, upstream)
+            back.join(120)
+
+    def pump(source, target):
+        while True:
+            try:
+                data = source.recv(65536)
+                if not data:
+                    break
+                target.sendall(data)
+            except OSError:
+                break
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+    try:
+        ports = [server.port, other.wait().port]
+        with socket.create_server(("127.0.0.1", 0)) as router:
+
+            def accept():
+                while True:
+                    try:
+                        client, _ = router.accept()
+                    except OSError:
+                        return
+                    threading.Thread(target=relay, args=(client,), daemon=True).start()
+
+            threading.Thread(target=accept, daemon=True).start()
+            url = f"http://127.0.0.1:{router.getsockname()[1]}/v1"
+
+            def ask_one(question):
+                client = OpenAI(base_url=url, api_key="none", max_retries=0, timeout=120)
+                made = client.chat.completions.create(
+                    model="tiny", messages=[{"role": "user", "content": question}], **GREEDY, **ASKED
+                )
+                return made.choices[0].message.content
+
+            compare_with(oracle, tokenizer_and_model[0], ask_one)
+        assert set(taken) == set(ports)
+        assert other.at_rest() and server.at_rest()
+    finally:
+        other.stop()
