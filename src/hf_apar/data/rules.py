@@ -12,8 +12,6 @@ from hf_apar.data.cues import ANAPHORA, CONCLUSION, REFERENCE, SEQUENCE
 from hf_apar.data.parts import Part
 from hf_apar.errors import ConfigurationError
 
-NO_STRUCTURE = "it has neither a list with titles nor sections nor paragraphs to split"
-
 
 @dataclass(frozen=True)
 class Draft:
@@ -144,6 +142,10 @@ RULES: tuple[Rule, ...] = (
     Rule("conclusion", "it concludes", keeps=lambda part: CONCLUSION.match(part.title) is not None),
     Rule("leaning", "its paragraphs lean on each other", keeps=_is_leant_on),
 )  # fmt: skip
+
+
+# not a rule that can be switched: what is left when nothing forks
+NO_STRUCTURE = Rule("structure", "it has neither a list with titles nor sections nor paragraphs to split")
 
 
 def rules_without(names: Iterable[str]) -> tuple[Rule, ...]:
