@@ -21,8 +21,8 @@ def count_words(text: str) -> int:
 
 
 def _opening(words: str) -> re.Pattern[str]:
-    """Match a text that opens with one of ``words`` (``|`` between them), whatever quotes or emphasis stand before."""
-    return re.compile(rf"[\s*_\"'“«„¿¡(]*(?:{words})(?![^\W{_UNSPACED}])", re.IGNORECASE)
+    """Match a text that opens with one of ``words`` (``|`` between them), whatever marks stand before."""
+    return re.compile(rf"[\s#*_\"'“«„¿¡(]*(?:{words})(?![^\W{_UNSPACED}])", re.IGNORECASE)
 
 
 def _joined(*alternatives: str) -> str:

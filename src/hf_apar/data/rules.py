@@ -59,16 +59,10 @@ _ARITHMETIC = re.compile(
     r"\d%? ?[+×÷*∙·] ?[$€£]?\d|\d [x/] [$€£]?\d|\d (?:plus|minus|times|(?:multiplied|divided) by) [$€£]?\d", re.IGNORECASE
 )
 _SPEECH = re.compile(
-    r"^ {0,3}(?:\*\*|__)?(?P<speaker>[^\W\d][^\n:：*_]{0,30}?)(?:\*\*|__)?(?::(?=\s|\*\*)|：)", re.MULTILINE
+    r"^ {0,3}(?:\*\*|__)?(?P<speaker>[^\W\d][^\n:：*_]{0,30}?)(?:\*\*|__)?(?::(?=[^\S\n]+\S|\*\*)|：)", re.MULTILINE
 )
-_QUOTED_PARAGRAPH = re.compile(r"^[ \t]*[\"“«„「『—–]", re.MULTILINE)
+_SPOKEN_PARAGRAPH = re.compile(r"[ \t]*(?:[—–]|[\"“«„「『][^\"”»“」』\n]*[.!?,…。！？][\"”»“」』])")
 _VERSE_LINE = 60  # letters
-
-
-def _holds_code(draft: Draft) -> bool:
-    return draft.has("fence", "code_block") or any(
-        inner.type == "code_inline" and "\n" in inner.content for token in draft.tokens for inner in token.children or ()
-    )
 
 
 def _quotes_a_list(draft: Draft) -> bool:
@@ -99,7 +93,7 @@ def _is_dialogue(draft: Draft) -> bool:
     speakers = [match["speaker"].strip().lower() for match in _SPEECH.finditer(draft.answer)]
     turns = {speaker for speaker in speakers if speakers.count(speaker) > 1}
     paragraphs = [token.content for token in draft.tokens if token.type == "inline" and token.level == 1]
-    spoken = sum(_QUOTED_PARAGRAPH.match(text) is not None for text in paragraphs)
+    spoken = sum(_SPOKEN_PARAGRAPH.match(text) is not None for text in paragraphs)
     return (len(turns) > 1 and _alternate(speakers, turns)) or spoken >= max(3, len(paragraphs) / 2)
 
 
@@ -124,7 +118,7 @@ def _is_leant_on(part: Part) -> bool:
 
 
 RULES: tuple[Rule, ...] = (
-    Rule("code", "it holds code", _holds_code),
+    Rule("code", "it holds code", lambda draft: draft.has("fence", "code_block")),
     Rule("html", "it holds HTML", lambda draft: draft.has("html_block", "html_inline")),
     Rule("table", "it holds a table", lambda draft: draft.has("table_open")),
     Rule("formula", "it holds a formula", lambda draft: _FORMULA.search(draft.answer) is not None),
