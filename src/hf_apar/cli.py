@@ -168,7 +168,9 @@ def extract(
 
 @app.command()
 def train(
-    answers: Annotated[Path, typer.Argument(help="JSON Lines of `prompt` and `response`.", exists=True, dir_okay=False)],
+    answers: Annotated[
+        Path, typer.Argument(help="Prompts and responses, or what `extract` wrote.", exists=True, dir_okay=False)
+    ],
     output: Annotated[Path, typer.Argument(help="Folder for the adapter and its checkpoints.", file_okay=False)],
     model: ModelOption = None,
     rank: Annotated[int, typer.Option(min=1, help="Rank of LoRA.")] = 32,
@@ -211,7 +213,9 @@ def train(
 
 @app.command("train-medusa")
 def train_medusa(
-    answers: Annotated[Path, typer.Argument(help="JSON Lines of `prompt` and `response`.", exists=True, dir_okay=False)],
+    answers: Annotated[
+        Path, typer.Argument(help="Prompts and responses, or what `extract` wrote.", exists=True, dir_okay=False)
+    ],
     output: Annotated[Path, typer.Argument(help="Folder for the heads and their checkpoints.", file_okay=False)],
     model: ModelOption = None,
     length: Annotated[int, typer.Option(min=1, help="Guesses in a row.")] = 5,
