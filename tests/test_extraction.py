@@ -1,6 +1,7 @@
 """Markdown to a tree: the text survives byte for byte, and only what is safe to split forks."""
 
 from itertools import pairwise
+from time import process_time
 
 import pytest
 from hypothesis import given
@@ -275,3 +276,12 @@ def test_answers_in_many_languages_stay_whole_by_the_right_rule(name):
 def test_json_that_is_no_tree_is_refused(pieces):
     with pytest.raises(DataError, match="a tree is a list of strings"):
         TextThread.from_json(pieces)
+
+
+@pytest.mark.parametrize(
+    "text", ["- a" + " " * 20_000 + "b", "**a**" + " " * 20_000 + "b", "**a" * 5_000, "- " + "a " * 20_000]
+)
+def test_no_text_takes_quadratic_time(text):
+    start = process_time()
+    assert extract(text).text == text
+    assert process_time() - start < 1

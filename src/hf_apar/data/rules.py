@@ -66,26 +66,21 @@ _VERSE_LINE = 60  # letters
 
 
 def _quotes_a_list(draft: Draft) -> bool:
-    return any(
-        token.type == "list_item_open" and "blockquote_open" in _around(draft.tokens, token) for token in draft.tokens
-    )
-
-
-def _around(tokens: Sequence[Token], inner: Token) -> set[str]:
-    around: list[str] = []
-    for token in tokens:
-        if token is inner:
-            break
-        if token.nesting:
-            around = [*around, token.type] if token.nesting > 0 else around[:-1]
-    return set(around)
+    quotations = 0
+    for token in draft.tokens:
+        if token.type in ("blockquote_open", "blockquote_close"):
+            quotations += token.nesting
+        elif token.type == "list_item_open" and quotations:
+            return True
+    return False
 
 
 def _is_verse(draft: Draft) -> bool:
-    """Are most of the paragraphs stanzas: several short lines each?"""
+    """Are there stanzas, several short lines each, among paragraphs that would fork, or mostly stanzas?"""
     texts = [token.content.splitlines() for token in draft.tokens if token.type == "inline" and token.level == 1]
-    stanzas = [lines for lines in texts if len(lines) >= 3]
-    return 2 * len(stanzas) >= len(texts) > 0 and median(len(line) for lines in stanzas for line in lines) <= _VERSE_LINE
+    stanzas = [lines for lines in texts if len(lines) >= 3 and median(map(len, lines)) <= _VERSE_LINE]
+    prose_forks = any(part.kind == "paragraph" for part in draft.parts)
+    return bool(stanzas) and (prose_forks or 2 * len(stanzas) >= len(texts))
 
 
 def _is_dialogue(draft: Draft) -> bool:
@@ -125,7 +120,7 @@ RULES: tuple[Rule, ...] = (
     Rule("link", "it holds a link", lambda draft: draft.has("link_open", "image") or bool(_BARE_LINK.search(draft.answer))),
     Rule("quote", "it quotes a list", _quotes_a_list),
     Rule("calculation", "it calculates", lambda draft: _ARITHMETIC.search(draft.answer) is not None),
-    Rule("poem", "it is in verse", _is_verse),
+    Rule("poem", "it is in verse, or in lines of their own", _is_verse),
     Rule("dialogue", "it is a dialogue", _is_dialogue),
     Rule("reference", "its parts refer to each other", _refer_to_each_other),
     Rule("sequence", "its parts go on from each other", _go_on),
