@@ -1,4 +1,4 @@
-"""The command line: ``hf-apar generate``, ``distill``, ``train``, ``train-medusa`` and ``merge`` (needs the extra ``cli``).
+"""The command line, ``hf-apar`` (needs the extra ``cli``).
 
 What is slow to import is imported inside the commands, so that ``--help`` is quick.
 """
@@ -7,7 +7,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict
 from enum import StrEnum
@@ -138,8 +138,39 @@ def distill(
 
 
 @app.command()
+def extract(
+    source: Annotated[Path, typer.Argument(help="Chats: JSON Lines, Parquet, or a folder of `datasets`.", exists=True)],
+    output: Annotated[Path, typer.Argument(help="JSON Lines, or Parquet if it ends so.", dir_okay=False)],
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    max_depth: Annotated[int, typer.Option(min=1, help="Deepest thread; the root has depth 1.")] = 3,
+    max_forks: Annotated[int, typer.Option(min=1, help="An answer that would fork more often stays whole.")] = 16,
+    without: Annotated[list[str] | None, typer.Option(help="Switch off the rule of this name; may be given again.")] = None,
+) -> None:
+    """Find where the answers of chats fork, and report what keeps the others whole. Bad records are written aside."""
+    with _errors_in_one_line():
+        from hf_apar.data.convert import extract_file
+
+        with _progress() as show:
+            report = extract_file(
+                source, output, workers=workers, max_depth=max_depth, max_forks=max_forks, without=without or (),
+                on_progress=show,
+            )  # fmt: skip
+    counts = report.to_dict()
+    typer.echo(
+        f"{report.records} records, {report.rejected.total()} of them rejected; {report.answers} answers, "
+        f"{counts['structured_share']:.1%} structured, {counts['threads_per_answer']:.2f} threads an answer, ideal ratio "
+        f"{counts['ideal_ratio']:.2f}; {report.seconds:.1f} s"
+    )
+    for title, reasons in (("left whole", report.refused), ("parts kept", report.kept), ("rejected", report.rejected)):
+        for reason, count in reasons.most_common():
+            typer.echo(f"{title:>12} {count:8d}  {reason}")
+
+
+@app.command()
 def train(
-    answers: Annotated[Path, typer.Argument(help="JSON Lines of `prompt` and `response`.", exists=True, dir_okay=False)],
+    answers: Annotated[
+        Path, typer.Argument(help="Prompts and responses, or what `extract` wrote.", exists=True, dir_okay=False)
+    ],
     output: Annotated[Path, typer.Argument(help="Folder for the adapter and its checkpoints.", file_okay=False)],
     model: ModelOption = None,
     rank: Annotated[int, typer.Option(min=1, help="Rank of LoRA.")] = 32,
@@ -182,7 +213,9 @@ def train(
 
 @app.command("train-medusa")
 def train_medusa(
-    answers: Annotated[Path, typer.Argument(help="JSON Lines of `prompt` and `response`.", exists=True, dir_okay=False)],
+    answers: Annotated[
+        Path, typer.Argument(help="Prompts and responses, or what `extract` wrote.", exists=True, dir_okay=False)
+    ],
     output: Annotated[Path, typer.Argument(help="Folder for the heads and their checkpoints.", file_okay=False)],
     model: ModelOption = None,
     length: Annotated[int, typer.Option(min=1, help="Guesses in a row.")] = 5,
@@ -358,14 +391,21 @@ def _template_questions(count: int, seed: int) -> "list[Question]":
 
 
 def _follow(steps: Iterator[int], *, total: int) -> None:
-    """Draw a progress bar on the standard error; each step is the count of what is done."""
+    """Draw a progress bar; each step is the count of what is done."""
+    with _progress() as show:
+        for done in steps:
+            show(done, total)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """Draw a progress bar on the standard error; what is yielded takes the count of what is done, and of all."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     with Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=total)
-        for done in steps:
-            progress.update(task, completed=done)
+        task = progress.add_task("", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _record(prompt: str, one: "Result | None", many: "AparResult | None") -> dict[str, object]:

@@ -21,8 +21,8 @@ def count_words(text: str) -> int:
 
 
 def _opening(words: str) -> re.Pattern[str]:
-    """Match a text that opens with one of ``words`` (``|`` between them), whatever quotes or emphasis stand before."""
-    return re.compile(rf"[\s*_\"'“«„¿¡(]*(?:{words})(?![^\W{_UNSPACED}])", re.IGNORECASE)
+    """Match a text that opens with one of ``words`` (``|`` between them), whatever marks stand before."""
+    return re.compile(rf"[\s#*_\"'“«„¿¡(]*(?:{words})(?![^\W{_UNSPACED}])", re.IGNORECASE)
 
 
 def _joined(*alternatives: str) -> str:
@@ -86,7 +86,7 @@ REFERENCE = re.compile(
         r"\b(?:mentioned|described|discussed|listed|explained|noted|outlined|defined) (?:above|earlier|previously)\b",
         r"\b(?:previous|preceding|prior|last|first|second|third|next|earlier|above|following) "
         r"(?:step|point|item|tip|section|paragraph|bullet|entry)s?\b",
-        r"\bbuild(?:s|ing)? (?:up)?on (?:this|that|it|these|those|the (?:previous|first|last|above))\b",
+        r"\bbuild(?:s|ing)? (?:up)?on (?:this|that|these|those|the (?:previous|first|last|above))\b",
         r"\b(?:schritt|punkt|tipp|abschnitt|étape|point|paso|punto|passo|etapa|passaggio|adım) \d+\b",
         r"\b(?:шаг|пункт)\w* (?:№ ?)?\d+\b",
         r"\b(?:wie oben|oben (?:genannt|erwähnt|beschrieben)\w*|siehe oben|im vorherigen|vorige[nr]?)\b",

@@ -5,6 +5,7 @@ unless a rule keeps them (:mod:`hf_apar.data.rules`).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 
 from markdown_it import MarkdownIt
@@ -34,7 +35,7 @@ def extract(
     >>> extract("- Oak: it grows very slowly indeed\\n- Ash: b c d e f\\n- Elm: g h i j k").pieces[:3]
     ('- Oak:', TextThread(pieces=(' it grows very slowly indeed',)), '\\n- Ash:')
     """
-    return extract_or_reason(answer, max_depth=max_depth, max_forks=max_forks, rules=rules)[0]
+    return extraction(answer, max_depth=max_depth, max_forks=max_forks, rules=rules).tree
 
 
 def refusal(answer: str, *, max_forks: int = MAX_FORKS, rules: Sequence[Rule] = RULES) -> str | None:
@@ -43,23 +44,40 @@ def refusal(answer: str, *, max_forks: int = MAX_FORKS, rules: Sequence[Rule] = 
     >>> refusal("See [this](https://example.org).")
     'it holds a link'
     """
-    return extract_or_reason(answer, max_forks=max_forks, rules=rules)[1]
+    refused_by = extraction(answer, max_forks=max_forks, rules=rules).refused_by
+    return None if refused_by is None else refused_by.why
 
 
-def extract_or_reason(
+@dataclass(frozen=True)
+class Extraction:
+    """What came of an answer.
+
+    Attributes:
+        tree: its tree, of one piece where it does not fork.
+        refused_by: the rule that left it in one piece, :data:`~hf_apar.data.rules.NO_STRUCTURE` for want of parts.
+        kept_by: the rules that kept a part of it unforked, one for each part.
+    """
+
+    tree: TextThread
+    refused_by: Rule | None
+    kept_by: tuple[Rule, ...]
+
+
+def extraction(
     answer: str, *, max_depth: int = MAX_DEPTH, max_forks: int = MAX_FORKS, rules: Sequence[Rule] = RULES
-) -> tuple[TextThread, str | None]:
+) -> Extraction:
     """Return what :func:`extract` and :func:`refusal` do, for the work of one of them."""
     tokens = _parser().parse(answer)
     found = enough(find_parts(answer, tokens))
-    kept = {part: rule for part in found for rule in rules if rule.keeps(part)}
-    parts = enough([part for part in found if part not in kept])
+    keepers = [next((rule for rule in rules if rule.keeps(part)), None) for part in found]
+    parts = enough([part for part, keeper in zip(found, keepers, strict=True) if keeper is None])
+    kept_by = tuple(keeper for keeper in keepers if keeper is not None)
     draft = Draft(answer, tokens, parts, max_forks)
-    reason = next((rule.why for rule in rules if rule.refuses(draft)), None)
-    if reason is None and not parts:
-        reason = next((rule.why for rule in reversed(rules) if rule in kept.values()), NO_STRUCTURE)
-    spans = [] if reason else [part.span for part in parts]
-    return _build(answer, (0, len(answer)), spans, max_depth), reason
+    refused_by = next((rule for rule in rules if rule.refuses(draft)), None)
+    if refused_by is None and not parts:
+        refused_by = kept_by[-1] if kept_by else NO_STRUCTURE
+    spans = [] if refused_by else [part.span for part in parts]
+    return Extraction(_build(answer, (0, len(answer)), spans, max_depth), refused_by, kept_by)
 
 
 @cache

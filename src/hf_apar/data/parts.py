@@ -19,11 +19,12 @@ MIN_DETAIL_WORDS = 5
 MIN_REST_WORDS = 6
 
 _COLON = r"(?::(?=\s)|：)"
-_DASH = r"(?:[^\S\n]+[-–—](?=\s)|[^\S\n]*——)"
-_BOLD_TITLE = re.compile(rf"(\*\*|__)(?P<title>[^*_\n]+?)(?:[:：.。]\1|\1[^\S\n]*[:：]|\1{_DASH}|\1(?=[^\S\n]*\n))")
-_PLAIN_TITLE = re.compile(rf"(?P<title>[^:：*_`\n]+?)(?:{_COLON}|{_DASH})")
-_LINE_TITLE = re.compile(r"(?P<title>[^\n`]*[^\s.!?;,。！？।؟،])[^\S\n]*(?=\n)")  # detail on the lines below it
-_BOLD_LINE = re.compile(r"(\*\*|__)(?P<title>[^*_\n]+)\1[^\S\n]*[:：]?\s*\Z")
+_SPACE = r"[^\S\n]{0,3}"  # bounded, as titles are: no text takes quadratic time
+_DASH = rf"(?:(?=[^\S\n]){_SPACE}[-–—](?=\s)|{_SPACE}——)"
+_BOLD_TITLE = re.compile(rf"(\*\*|__)(?P<title>[^*_\n]{{1,200}}?)(?:[:：.。]\1|\1{_SPACE}[:：]|\1{_DASH}|\1(?={_SPACE}\n))")
+_PLAIN_TITLE = re.compile(rf"(?P<title>[^:：*_`\n]{{1,200}}?)(?:{_COLON}|{_DASH})")
+_LINE_TITLE = re.compile(rf"(?P<title>[^\n`]{{0,200}}[^\s.!?;,。！？।؟،]){_SPACE}(?=\n)")  # detail on the lines below it
+_BOLD_LINE = re.compile(rf"(\*\*|__)(?P<title>[^*_\n]+)\1{_SPACE}[:：]?\s*\Z")
 _BOLD_LINE_LEVEL = 7  # below the six of headings
 _BLANK_LINES = re.compile(r"(?:[ \t]*(?:\r\n|\r|\n))+")
 

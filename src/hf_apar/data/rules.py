@@ -12,8 +12,6 @@ from hf_apar.data.cues import ANAPHORA, CONCLUSION, REFERENCE, SEQUENCE
 from hf_apar.data.parts import Part
 from hf_apar.errors import ConfigurationError
 
-NO_STRUCTURE = "it has neither a list with titles nor sections nor paragraphs to split"
-
 
 @dataclass(frozen=True)
 class Draft:
@@ -61,39 +59,28 @@ _ARITHMETIC = re.compile(
     r"\d%? ?[+×÷*∙·] ?[$€£]?\d|\d [x/] [$€£]?\d|\d (?:plus|minus|times|(?:multiplied|divided) by) [$€£]?\d", re.IGNORECASE
 )
 _SPEECH = re.compile(
-    r"^ {0,3}(?:\*\*|__)?(?P<speaker>[^\W\d][^\n:：*_]{0,30}?)(?:\*\*|__)?(?::(?=\s|\*\*)|：)", re.MULTILINE
+    r"^ {0,3}(?:\*\*|__)?(?P<speaker>[^\W\d][^\n:：*_]{0,30}?)(?:\*\*|__)?(?::(?=[^\S\n]+\S|\*\*)|：)", re.MULTILINE
 )
-_QUOTED_PARAGRAPH = re.compile(r"^[ \t]*[\"“«„「『—–]", re.MULTILINE)
+_SPOKEN_PARAGRAPH = re.compile(r"[ \t]*(?:[—–]|[\"“«„「『][^\"”»“」』\n]*[.!?,…。！？][\"”»“」』])")
 _VERSE_LINE = 60  # letters
 
 
-def _holds_code(draft: Draft) -> bool:
-    return draft.has("fence", "code_block") or any(
-        inner.type == "code_inline" and "\n" in inner.content for token in draft.tokens for inner in token.children or ()
-    )
-
-
 def _quotes_a_list(draft: Draft) -> bool:
-    return any(
-        token.type == "list_item_open" and "blockquote_open" in _around(draft.tokens, token) for token in draft.tokens
-    )
-
-
-def _around(tokens: Sequence[Token], inner: Token) -> set[str]:
-    around: list[str] = []
-    for token in tokens:
-        if token is inner:
-            break
-        if token.nesting:
-            around = [*around, token.type] if token.nesting > 0 else around[:-1]
-    return set(around)
+    quotations = 0
+    for token in draft.tokens:
+        if token.type in ("blockquote_open", "blockquote_close"):
+            quotations += token.nesting
+        elif token.type == "list_item_open" and quotations:
+            return True
+    return False
 
 
 def _is_verse(draft: Draft) -> bool:
-    """Are most of the paragraphs stanzas: several short lines each?"""
+    """Are there stanzas, several short lines each, among paragraphs that would fork, or mostly stanzas?"""
     texts = [token.content.splitlines() for token in draft.tokens if token.type == "inline" and token.level == 1]
-    stanzas = [lines for lines in texts if len(lines) >= 3]
-    return 2 * len(stanzas) >= len(texts) > 0 and median(len(line) for lines in stanzas for line in lines) <= _VERSE_LINE
+    stanzas = [lines for lines in texts if len(lines) >= 3 and median(map(len, lines)) <= _VERSE_LINE]
+    prose_forks = any(part.kind == "paragraph" for part in draft.parts)
+    return bool(stanzas) and (prose_forks or 2 * len(stanzas) >= len(texts))
 
 
 def _is_dialogue(draft: Draft) -> bool:
@@ -101,7 +88,7 @@ def _is_dialogue(draft: Draft) -> bool:
     speakers = [match["speaker"].strip().lower() for match in _SPEECH.finditer(draft.answer)]
     turns = {speaker for speaker in speakers if speakers.count(speaker) > 1}
     paragraphs = [token.content for token in draft.tokens if token.type == "inline" and token.level == 1]
-    spoken = sum(_QUOTED_PARAGRAPH.match(text) is not None for text in paragraphs)
+    spoken = sum(_SPOKEN_PARAGRAPH.match(text) is not None for text in paragraphs)
     return (len(turns) > 1 and _alternate(speakers, turns)) or spoken >= max(3, len(paragraphs) / 2)
 
 
@@ -126,14 +113,14 @@ def _is_leant_on(part: Part) -> bool:
 
 
 RULES: tuple[Rule, ...] = (
-    Rule("code", "it holds code", _holds_code),
+    Rule("code", "it holds code", lambda draft: draft.has("fence", "code_block")),
     Rule("html", "it holds HTML", lambda draft: draft.has("html_block", "html_inline")),
     Rule("table", "it holds a table", lambda draft: draft.has("table_open")),
     Rule("formula", "it holds a formula", lambda draft: _FORMULA.search(draft.answer) is not None),
     Rule("link", "it holds a link", lambda draft: draft.has("link_open", "image") or bool(_BARE_LINK.search(draft.answer))),
     Rule("quote", "it quotes a list", _quotes_a_list),
     Rule("calculation", "it calculates", lambda draft: _ARITHMETIC.search(draft.answer) is not None),
-    Rule("poem", "it is in verse", _is_verse),
+    Rule("poem", "it is in verse, or in lines of their own", _is_verse),
     Rule("dialogue", "it is a dialogue", _is_dialogue),
     Rule("reference", "its parts refer to each other", _refer_to_each_other),
     Rule("sequence", "its parts go on from each other", _go_on),
@@ -144,6 +131,10 @@ RULES: tuple[Rule, ...] = (
     Rule("conclusion", "it concludes", keeps=lambda part: CONCLUSION.match(part.title) is not None),
     Rule("leaning", "its paragraphs lean on each other", keeps=_is_leant_on),
 )  # fmt: skip
+
+
+# not a rule that can be switched: what is left when nothing forks
+NO_STRUCTURE = Rule("structure", "it has neither a list with titles nor sections nor paragraphs to split")
 
 
 def rules_without(names: Iterable[str]) -> tuple[Rule, ...]:

@@ -17,11 +17,10 @@ from transformers.trainer_utils import get_last_checkpoint
 from hf_apar.checks import is_split
 from hf_apar.config import AparConfig
 from hf_apar.data.collator import DataCollatorForApar, pack
-from hf_apar.data.distill import read_answers
 from hf_apar.data.features import IGNORED, TreeFeatures
 from hf_apar.errors import ControlTokenError
 from hf_apar.speculation.medusa import MedusaHeads, path_successors
-from hf_apar.training.mixture import mix
+from hf_apar.training.mixture import mix, read_examples
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ def train_medusa(
     if config.fork_token_id is None or config.child_token_id is None:
         raise ControlTokenError("the model has no control tokens; train it to fork first, see docs/training.md")
     mixture = mix(
-        read_answers(answers), tokenizer, (config.fork_token_id, config.child_token_id),
+        read_examples(answers), tokenizer, (config.fork_token_id, config.child_token_id),
         structured_share=0.67, max_length=max_length, max_repetition=1.0, seed=seed,
     )  # fmt: skip
     ids = most_frequent(mixture.train, draft_vocabulary, (config.fork_token_id, int(tokenizer.eos_token_id)))

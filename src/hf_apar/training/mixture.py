@@ -1,9 +1,11 @@
 """The training mixture: answers as trees, structured and whole ones in a fixed proportion, some held out."""
 
+import json
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
@@ -11,6 +13,7 @@ from hf_apar.chat import encode_chat
 from hf_apar.data.distill import Answer
 from hf_apar.data.features import TreeFeatures, tree_features
 from hf_apar.data.markdown import extract
+from hf_apar.data.records import ChatAnswer, Message, chat_answers, open_records
 from hf_apar.data.repetition import repeated_share, repeats_a_title
 from hf_apar.data.text_tree import TextThread
 from hf_apar.errors import DataError
@@ -27,8 +30,32 @@ class Mixture:
     max_depth: int
 
 
+def read_examples(path: Path) -> list[Answer | ChatAnswer]:
+    """Read the answers that :func:`~hf_apar.data.distill.distill` wrote, or the chats and trees of ``hf-apar extract``.
+
+    Raises:
+        DataError: if a record is neither.
+    """
+    return [example for number, row in open_records(path).rows for example in _examples(path, number, row)]
+
+
+def _examples(path: Path, number: int, row: object) -> Iterator[Answer | ChatAnswer]:
+    try:
+        record = json.loads(row) if isinstance(row, bytes) else row
+        if isinstance(record, Mapping) and "messages" in record:
+            yield from chat_answers(record)
+        elif isinstance(record, Mapping):
+            yield Answer(record["prompt"], record["response"])
+        else:
+            raise DataError("it is no object")
+    except (ValueError, KeyError) as error:
+        raise DataError(
+            f"{path}, record {number}: {error}; wanted a prompt and a response, or what `hf-apar extract` writes"
+        ) from error
+
+
 def mix(
-    answers: Sequence[Answer],
+    answers: Sequence[Answer | ChatAnswer],
     tokenizer: PreTrainedTokenizerBase,
     control_ids: tuple[int, int],
     *,
@@ -39,7 +66,7 @@ def mix(
     max_repetition: float = 0.1,
     seed: int = 0,
 ) -> Mixture:
-    """Extract trees from ``answers`` and draw from the unstructured ones until ``structured_share`` are structured.
+    """Extract the trees of ``answers`` without one; draw of the unstructured ones until ``structured_share`` are structured.
 
     Of the structured answers that are trained on, ``unforked_share`` come once more, as they read without forks: decoded
     plainly, with [Fork] banned, the model must know that a title's detail is followed by the next title and not by EOS.
@@ -55,11 +82,11 @@ def mix(
             f"structured_share is {structured_share}, held_out {held_out} and unforked_share {unforked_share}; the first is "
             "above 0 and at most 1, the second between 0 and 1, the third one of these or between them"
         )
-    given = [(answer, extract(answer.response)) for answer in answers if answer.response.strip()]
+    given = [(before, tree) for before, tree in map(_with_tree, answers) if tree.text.strip()]
     pairs = [
-        (answer, tree)
-        for answer, tree in given
-        if max_repetition >= 1 or (repeated_share(answer.response) <= max_repetition and not repeats_a_title(tree))
+        (before, tree)
+        for before, tree in given
+        if max_repetition >= 1 or (repeated_share(tree.text) <= max_repetition and not repeats_a_title(tree))
     ]
     structured = [pair for pair in pairs if pair[1].is_structured]
     whole = [pair for pair in pairs if not pair[1].is_structured]
@@ -86,14 +113,19 @@ def mix(
     forked = [pair for pair, _ in fitting[aside:] if pair[1].is_structured]
     again = draw.sample(forked, round(unforked_share * len(forked)))
     train = features[aside:] + [
-        _features(answer, TextThread((tree.text,)), tokenizer, control_ids) for answer, tree in again
+        _features(before, TextThread((tree.text,)), tokenizer, control_ids) for before, tree in again
     ]
     draw.shuffle(train)
     return Mixture(train, features[:aside], max(tree.depth for (_, tree), _ in fitting))
 
 
+def _with_tree(answer: Answer | ChatAnswer) -> tuple[Sequence[Message], TextThread]:
+    if isinstance(answer, ChatAnswer):
+        return answer.before, answer.tree
+    return [{"role": "user", "content": answer.prompt}], extract(answer.response)
+
+
 def _features(
-    answer: Answer, tree: TextThread, tokenizer: PreTrainedTokenizerBase, control_ids: tuple[int, int]
+    before: Sequence[Message], tree: TextThread, tokenizer: PreTrainedTokenizerBase, control_ids: tuple[int, int]
 ) -> TreeFeatures:
-    prompt = encode_chat(tokenizer, [{"role": "user", "content": answer.prompt}])
-    return tree_features(prompt, tree, tokenizer, *control_ids, eos_id=int(tokenizer.eos_token_id))
+    return tree_features(encode_chat(tokenizer, before), tree, tokenizer, *control_ids, eos_id=int(tokenizer.eos_token_id))

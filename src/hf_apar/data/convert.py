@@ -1,0 +1,228 @@
+"""A file of chats to a file of trees: ``hf-apar extract`` without the command line."""
+
+import json
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
+
+from hf_apar.data.cues import count_words
+from hf_apar.data.markdown import MAX_DEPTH, MAX_FORKS, Extraction, extraction
+from hf_apar.data.records import Message, chat_messages, open_records
+from hf_apar.data.rules import Rule, rules_without
+from hf_apar.errors import DataError
+
+CHUNK = 128  # records that a process takes at once
+
+Row = tuple[int, object]  # its number, and a line of JSON or what it says
+
+
+@dataclass
+class ExtractionReport:
+    """What became of a file; the counts of two parts of it add up.
+
+    Attributes:
+        records, answers: that were read; a record may be rejected, or hold several answers.
+        rejected: why records were written aside, and how many.
+        structured: answers that fork.
+        threads: of all answers, roots included.
+        words, path_words: of all answers, and of the longest paths of their trees.
+        refused: the rules that kept answers whole, and how many.
+        kept: the rules that kept a part unforked, and how many parts.
+        seconds: from the first record to the last.
+    """
+
+    records: int = 0
+    answers: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    structured: int = 0
+    threads: int = 0
+    words: int = 0
+    path_words: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    kept: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+    def __add__(self, other: "ExtractionReport") -> "ExtractionReport":
+        return ExtractionReport(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the counts, the most frequent reasons first, and the ratios of them."""
+        counts = {
+            name: dict(value.most_common()) if isinstance(value, Counter) else value for name, value in vars(self).items()
+        }
+        ratios = {
+            "structured_share": self.structured / max(1, self.answers),
+            "threads_per_answer": self.threads / max(1, self.answers),
+            "ideal_ratio": self.words / max(1, self.path_words),
+            "answers_per_second": self.answers / max(1e-9, self.seconds),
+        }
+        return counts | {name: round(ratio, 4) for name, ratio in ratios.items()}
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    lines: list[str]
+    aside: list[str]
+    report: ExtractionReport
+
+
+def extract_file(
+    source: Path,
+    output: Path,
+    *,
+    workers: int = 1,
+    max_depth: int = MAX_DEPTH,
+    max_forks: int = MAX_FORKS,
+    without: Iterable[str] = (),
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ExtractionReport:
+    """Read chats from ``source`` and write them to ``output`` with the tree of each answer.
+
+    ``output`` is JSON Lines, or Parquet if it is called so: ``messages``, and in those of the assistant ``tree``, the
+    nested lists of :meth:`~hf_apar.data.text_tree.TextThread.to_json` (in Parquet as text). Records that cannot be used
+    go to ``output`` + ``.rejected.jsonl`` with their line and the reason; the report to ``output`` + ``.report.json``.
+
+    Args:
+        source: JSON Lines, Parquet or a folder of ``datasets``; the forms of a record are those of
+            :func:`~hf_apar.data.records.chat_messages`.
+        workers: processes; the file does not depend on them.
+        max_depth, max_forks: as in :func:`~hf_apar.data.markdown.extract`.
+        without: names of rules that are switched off.
+        on_progress: called with the number of rows done and that of all.
+
+    Raises:
+        ConfigurationError: if there is no rule of a name.
+        DataError: if ``source`` is ``output``, or a folder that is no dataset.
+    """
+    if source.resolve() == output.resolve():
+        raise DataError(f"{output} is the file that is read; name another one to write to")
+    job = _Job(max_depth, max_forks, tuple(without))
+    rules_without(job.without)  # before anything is written
+    records, started, report = open_records(source), perf_counter(), ExtractionReport()
+    rejected = output.with_name(output.name + ".rejected.jsonl")
+    with _lines_to(output) as write, _lines_to(rejected) as write_aside:
+        for chunk in _chunks(records.rows, job, workers):
+            write(chunk.lines)
+            write_aside(chunk.aside)
+            report += chunk.report
+            on_progress(report.records, records.total)
+    on_progress(report.records, report.records)  # empty lines are no records
+    report.seconds = perf_counter() - started
+    text = json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n"
+    output.with_name(output.name + ".report.json").write_text(text, encoding="utf-8")
+    return report
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a worker does with rows; it is sent to other processes."""
+
+    max_depth: int
+    max_forks: int
+    without: tuple[str, ...]
+
+    def __call__(self, rows: list[Row]) -> _Chunk:
+        lines, aside, report = [], [], ExtractionReport(records=len(rows))
+        rules = rules_without(self.without)
+        for number, row in rows:
+            try:
+                messages = chat_messages(json.loads(row) if isinstance(row, bytes) else row)
+                found = {
+                    index: self._extract(message, rules) for index, message in enumerate(messages) if _is_answer(message)
+                }
+            except (ValueError, RecursionError) as error:  # DataError, and all that json raises, are ValueErrors
+                reason = _reason(error)
+                report.rejected[reason] += 1
+                aside.append(_rejection(number, reason, row))
+                continue
+            for extracted in found.values():
+                _count(report, extracted)
+            written = [
+                message | {"tree": found[index].tree.to_json()} if index in found else message
+                for index, message in enumerate(messages)
+            ]
+            lines.append(json.dumps({"messages": written}, ensure_ascii=False))
+        return _Chunk(lines, aside, report)
+
+    def _extract(self, message: Message, rules: tuple[Rule, ...]) -> Extraction:
+        return extraction(message["content"], max_depth=self.max_depth, max_forks=self.max_forks, rules=rules)
+
+
+def _is_answer(message: Message) -> bool:
+    return message["role"] == "assistant"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, DataError):
+        return str(error)
+    return "the record is nested too deeply" if isinstance(error, RecursionError) else "the line is no JSON in UTF-8"
+
+
+def _rejection(number: int, reason: str, row: object) -> str:
+    record = row.decode("utf-8", "replace").rstrip("\r\n") if isinstance(row, bytes) else row
+    return json.dumps({"line": number, "reason": reason, "record": record}, ensure_ascii=False, default=str)
+
+
+def _count(report: ExtractionReport, found: Extraction) -> None:
+    tree = found.tree
+    report.answers += 1
+    report.structured += tree.is_structured
+    report.threads += 1 + tree.fork_count
+    report.words += sum(count_words(piece) for thread in tree.walk() for piece in thread.pieces if isinstance(piece, str))
+    report.path_words += tree.critical_path(count_words)
+    report.kept.update(rule.name for rule in found.kept_by)
+    if found.refused_by is not None:
+        report.refused[found.refused_by.name] += 1
+
+
+def _chunks(rows: Iterator[Row], job: _Job, workers: int) -> Iterator[_Chunk]:
+    """Yield what ``job`` makes of ``rows``, in their order; few of them wait in memory."""
+    batches = iter(lambda: list(islice(rows, CHUNK)), [])
+    if workers <= 1:
+        yield from map(job, batches)
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        running: deque[Future[_Chunk]] = deque()
+        for batch in batches:
+            running.append(pool.submit(job, batch))
+            if len(running) > 3 * workers:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+
+
+@contextmanager
+def _lines_to(path: Path) -> Iterator[Callable[[list[str]], None]]:
+    """Write lines to ``path``, which appears once it is complete."""
+    part = path.with_name(path.name + ".part")
+    if path.suffix == ".parquet":
+        with _parquet_lines_to(part) as write:
+            yield write
+    else:
+        with part.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+            yield lambda lines: file.writelines(line + "\n" for line in lines)
+    part.replace(path)
+
+
+@contextmanager
+def _parquet_lines_to(path: Path) -> Iterator[Callable[[list[str]], None]]:
+    import pyarrow as arrow
+    from pyarrow.parquet import ParquetWriter
+
+    message = arrow.struct([(name, arrow.string()) for name in ("role", "content", "tree")])
+    schema = arrow.schema([("messages", arrow.list_(message))])
+
+    def write(lines: list[str]) -> None:
+        records = [json.loads(line) for line in lines]
+        for message in (message for record in records for message in record["messages"]):
+            if "tree" in message:
+                message["tree"] = json.dumps(message["tree"], ensure_ascii=False)
+        file.write_table(arrow.Table.from_pylist(records, schema=schema))
+
+    with ParquetWriter(path, schema) as file:
+        yield write
