@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
@@ -95,13 +97,23 @@ def test_the_mask_against_its_definition():
     assert mask.tolist() == [[j <= i < row.visible_until[j] for j in size] for i in size]
 
 
-def test_first_fit_keeps_every_tree_that_fits(caplog):
-    sizes = [6, 5, 4, 3, 11, 2]
-    trees = [TreeFeatures([n] * n, list(range(n)), [n] * n, [-100] * n) for n in sizes]
-    rows = pack(trees, 10)
+def blanks(sizes):
+    return [TreeFeatures([n] * n, list(range(n)), [n] * n, [-100] * n) for n in sizes]
+
+
+def test_the_fullest_row_with_room_takes_a_tree(caplog):
+    rows = pack(blanks([6, 5, 4, 3, 11, 2]), 10)
     assert [row.input_ids for row in rows] == [[6] * 6 + [4] * 4, [5] * 5 + [3] * 3 + [2] * 2]
     assert rows[1].visible_until == [5] * 5 + [8] * 3 + [10] * 2
     assert "1 of 6 trees left out, longer than 10" in caplog.text
+
+
+@given(st.lists(st.integers(1, 10), max_size=30))
+def test_packing_keeps_every_tree_and_wastes_no_row(sizes):
+    rows = pack(blanks(sizes), 10)
+    assert sorted(token for row in rows for token in row.input_ids) == sorted(n for n in sizes for _ in range(n))
+    assert all(len(row) <= 10 for row in rows)
+    assert sum(len(row) <= 5 for row in rows) <= 1, "two half-empty rows would have been one"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Packs of trees, and batches of packs with the dense mask that eager and sdpa attention take."""
 
 import logging
+from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ COLUMNS = ("input_ids", "position_ids", "visible_until", "shift_labels")
 
 
 def pack(features: Sequence[TreeFeatures], max_length: int) -> list[TreeFeatures]:
-    """Put trees side by side into rows of at most ``max_length`` tokens, each into the first row with room.
+    """Put trees side by side into rows of at most ``max_length`` tokens, each into the fullest row that has room for it.
 
     Trees in one row do not see each other. A longer tree is left out; how many were is logged.
 
@@ -26,19 +27,27 @@ def pack(features: Sequence[TreeFeatures], max_length: int) -> list[TreeFeatures
     [2, 2, 4, 4]
     """
     rows: list[TreeFeatures] = []
+    rooms: list[tuple[int, int]] = []  # (tokens that still fit, row), sorted
     fitting = [tree for tree in features if len(tree) <= max_length]
     if len(fitting) < len(features):
         logger.warning("%d of %d trees left out, longer than %d", len(features) - len(fitting), len(features), max_length)
     for tree in fitting:
-        row = next((row for row in rows if len(row) + len(tree) <= max_length), None)
-        if row is None:
-            rows.append(row := TreeFeatures())
-        offset = len(row)
-        row.input_ids.extend(tree.input_ids)
-        row.position_ids.extend(tree.position_ids)
-        row.visible_until.extend(offset + until for until in tree.visible_until)
-        row.shift_labels.extend(tree.shift_labels)
+        place = bisect_left(rooms, (len(tree), 0))
+        if place == len(rooms):
+            rooms.append((max_length, len(rows)))
+            rows.append(TreeFeatures())
+        room, row = rooms.pop(place)
+        insort(rooms, (room - len(tree), row))
+        _append(rows[row], tree)
     return rows
+
+
+def _append(row: TreeFeatures, tree: TreeFeatures) -> None:
+    offset = len(row)
+    row.input_ids.extend(tree.input_ids)
+    row.position_ids.extend(tree.position_ids)
+    row.visible_until.extend(offset + until for until in tree.visible_until)
+    row.shift_labels.extend(tree.shift_labels)
 
 
 @dataclass(frozen=True)
