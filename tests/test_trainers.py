@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -16,8 +17,11 @@ from torch.nn.functional import cross_entropy
 from transformers import BitsAndBytesConfig, LlamaForCausalLM, Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
+from byte_tokenizer import byte_tokenizer
+from hf_apar import AparModelForCausalLM
 from hf_apar.data.collator import DataCollatorForApar
 from hf_apar.training.lora import add_lora
+from test_docs import TRAIN
 from tiny_trainer import CHILD, COLLATOR, EOS, FORK, ROWS, TOKENIZER, arguments, tiny_model
 
 SCRIPT = Path(__file__).parent / "tiny_trainer.py"
@@ -171,3 +175,27 @@ def test_a_run_that_was_killed_in_mid_epoch_goes_on_as_if_it_had_not_been(tmp_pa
     again.train(resume_from_checkpoint=checkpoint)
     _, expected = trained(stock(tmp_path / "whole", COLLATOR, **changes))
     assert_weights_equal(trained_part(again.model), expected, 0.0)
+
+
+@pytest.mark.parametrize("example", TRAIN, ids=lambda example: example.name)
+def test_an_example_writes_what_loads(example, tmp_path, monkeypatch, capsys):
+    base, answers, output = tmp_path / "base", tmp_path / "answers.jsonl", tmp_path / "output"
+    tokenizer = byte_tokenizer()
+    tiny_model(vocab_size=len(tokenizer)).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    lines = [
+        {"prompt": "list", "response": "- A: a b c d e\n- B: f g h i j\n- C: k l m n o"},
+        {"prompt": "say", "response": "no"},
+    ]
+    answers.write_text("".join(json.dumps(line) + "\n" for line in lines * 4))
+    arguments = [str(answers), str(output), "--model", str(base), "--max-steps", "2"]
+    monkeypatch.setattr(sys, "argv", [str(example), *arguments])
+    runpy.run_path(str(example), run_name="__main__")
+    assert str(output) in capsys.readouterr().out
+    assert len(example.read_text().splitlines()) < 60
+    model = AparModelForCausalLM.from_pretrained(output)
+    settings = model.generation_config.apar_config
+    assert (settings["fork_token_id"], settings["child_token_id"]) == (FORK, CHILD)
+    whole = LlamaForCausalLM.from_pretrained(base)
+    learnt = model.model.layers[0].mlp.up_proj.weight - whole.model.layers[0].mlp.up_proj.weight
+    assert 1e-6 < learnt.abs().max() < 1.0, "the base's weights, and what two steps add"
