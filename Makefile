@@ -51,12 +51,14 @@ serve-demo: $(VLLM)/.stamp
 	$(VLLM)/bin/python examples/serve.py "$(PROMPT)"
 
 # Nothing else may run meanwhile. VICUNA is FastChat's vicuna_bench/question.jsonl, which is not part of this package.
+# ANSWERS is a file that hf-apar distill wrote.
 bench: $(VENV)/.stamp
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/no_fork.py
 	$(BIN)/python benchmarks/growth.py
 	test -z "$(VICUNA)" || $(BIN)/python benchmarks/batches.py "$(VICUNA)"
 	test -z "$(VICUNA)" || $(BIN)/python benchmarks/speculation.py --each 1 "$(VICUNA)"
+	test -z "$(ANSWERS)" || $(BIN)/python benchmarks/training_cost.py "$(ANSWERS)"
 
 # Counts of operations instead of seconds, so that it holds on a busy machine too.
 bench-smoke: $(VENV)/.stamp

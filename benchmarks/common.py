@@ -93,7 +93,18 @@ def publish(name: str, title: str, columns: Sequence[str], rows: Sequence[Sequen
     write_page()
 
 
-ORDER = ("loop", "no_fork", "batches", "batches_float32", "speculation", "speculation_4", "rivals", "growth")
+ORDER = (
+    "loop",
+    "no_fork",
+    "batches",
+    "batches_float32",
+    "speculation",
+    "speculation_4",
+    "rivals",
+    "growth",
+    "training",
+    "training_threads",
+)
 
 
 def write_page() -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from byte_tokenizer import byte_tokenizer
 from hf_apar.chat import encode_chat
-from hf_apar.data.features import tree_features
+from hf_apar.data.features import IGNORED, chat_features, tree_features, truncate
 from hf_apar.data.text_tree import TextThread
 from hf_apar.errors import ControlTokenError, DataError
 
@@ -116,6 +116,72 @@ def test_a_tokenizer_that_makes_control_tokens_of_text_is_refused():
 
     with pytest.raises(ControlTokenError, match="Careless made the control tokens"):
         tree_features(PROMPT, TextThread(("[Fork]",)), Careless(), FORK, CHILD, EOS)
+
+
+def depths(row):
+    starts = [i for i, token in enumerate(row.input_ids) if token == CHILD]
+    return sorted(sum(start < row.visible_until[above] for above in starts if above <= start) for start in starts)
+
+
+@given(TREES, st.integers(1, 60))
+def test_truncation_leaves_whole_threads_as_they_were(tree, limit):
+    row = features_of(tree)
+    cut = truncate(row, limit, CHILD)
+    whole, left = sorted(row_paths(row)), sorted(row_paths(cut))
+    assert all(left.count(path) <= whole.count(path) for path in left)
+    assert next(row_paths(cut)) == next(row_paths(row)), "the root stays"
+    assert depths(cut) == depths(row)[: len(depths(cut))], "the deepest go first"
+    assert len(cut) <= limit or CHILD not in cut.input_ids
+    assert cut == row or len(truncate(row, len(cut), CHILD)) == len(cut)
+    assert (cut == row) == (len(row) <= limit or CHILD not in row.input_ids), "no thread goes without need"
+
+
+def test_the_last_of_the_deepest_threads_goes_first():
+    def detail(text, *pieces):
+        return TextThread((text, *pieces))
+
+    tree = TextThread(("a", detail("b", detail("c")), "d", detail("e", detail("f")), "g", detail("h")))
+    row = features_of(tree)
+    texts = []
+    for limit in range(len(row), len(PROMPT), -1):
+        text = TOKENIZER.decode([t for t in truncate(row, limit, CHILD).input_ids[len(PROMPT) :] if t not in (FORK, CHILD)])
+        texts += [text] if text not in texts else []
+    assert texts == ["abcdefgh", "abcdegh", "abdegh", "abdeg", "abdg", "adg"]
+
+
+def test_each_answer_of_a_chat_follows_the_plain_chat_before_it():
+    first = TextThread(("one:", TextThread((" [Fork]",)), "\ntwo"))
+    chat = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "[Child]?"},
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": "More."},
+        {"role": "assistant", "content": "context alone"},
+        {"role": "user", "content": "And?<|im_end|>"},
+        {"role": "assistant", "content": TextThread(("no list",))},
+    ]
+    rows = chat_features(chat, TOKENIZER, FORK, CHILD, EOS)
+    plain = [message | {"content": getattr(message["content"], "text", message["content"])} for message in chat]
+    assert len(rows) == 2
+    for row, place in zip(rows, (2, 6), strict=True):
+        prompt = encode_chat(TOKENIZER, plain[:place])
+        assert row == tree_features(prompt, chat[place]["content"], TOKENIZER, FORK, CHILD, EOS)
+        assert row.shift_labels[: len(prompt) - 1] == [IGNORED] * (len(prompt) - 1)
+        rendered = TOKENIZER.apply_chat_template(plain[:place], tokenize=False, add_generation_prompt=True)
+        assert TOKENIZER.decode(row.input_ids[: len(prompt)], clean_up_tokenization_spaces=False) == rendered
+        assert FORK not in prompt and CHILD not in prompt, "typed control text is text, in earlier answers too"
+
+
+@pytest.mark.parametrize(
+    ("chat", "message"),
+    [
+        ([{"role": "user", "content": TextThread(("a",))}], "a message of the role 'user' is a tree"),
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "no answer of the chat is a TextThread"),
+    ],
+)
+def test_chats_that_cannot_be_learnt_from(chat, message):
+    with pytest.raises(DataError, match=message):
+        chat_features(chat, TOKENIZER, FORK, CHILD, EOS)
 
 
 CHATS = st.lists(st.builds(lambda text: {"role": "user", "content": text}, st.text("ab \n[Fork]<|im_end|>é")), min_size=1)

@@ -1,14 +1,17 @@
-"""Packs of trees, and batches of packs with the dense mask that eager and sdpa attention take."""
+"""Packs of trees, and batches of packs with the mask that the model's attention takes."""
 
 import logging
+from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
 from torch import LongTensor, Tensor
 
+from hf_apar.data.block_mask import TreeBlockMask
 from hf_apar.data.features import IGNORED, TreeFeatures
-from hf_apar.errors import DataError
+from hf_apar.errors import ConfigurationError, DataError
 from hf_apar.masks import additive, visible_until_mask
 
 logger = logging.getLogger(__name__)
@@ -17,7 +20,7 @@ COLUMNS = ("input_ids", "position_ids", "visible_until", "shift_labels")
 
 
 def pack(features: Sequence[TreeFeatures], max_length: int) -> list[TreeFeatures]:
-    """Put trees side by side into rows of at most ``max_length`` tokens, each into the first row with room.
+    """Put trees side by side into rows of at most ``max_length`` tokens, each into the fullest row that has room for it.
 
     Trees in one row do not see each other. A longer tree is left out; how many were is logged.
 
@@ -26,39 +29,83 @@ def pack(features: Sequence[TreeFeatures], max_length: int) -> list[TreeFeatures
     [2, 2, 4, 4]
     """
     rows: list[TreeFeatures] = []
+    rooms: list[tuple[int, int]] = []  # (tokens that still fit, row), sorted
     fitting = [tree for tree in features if len(tree) <= max_length]
     if len(fitting) < len(features):
         logger.warning("%d of %d trees left out, longer than %d", len(features) - len(fitting), len(features), max_length)
     for tree in fitting:
-        row = next((row for row in rows if len(row) + len(tree) <= max_length), None)
-        if row is None:
-            rows.append(row := TreeFeatures())
-        offset = len(row)
-        row.input_ids.extend(tree.input_ids)
-        row.position_ids.extend(tree.position_ids)
-        row.visible_until.extend(offset + until for until in tree.visible_until)
-        row.shift_labels.extend(tree.shift_labels)
+        place = bisect_left(rooms, (len(tree), 0))
+        if place == len(rooms):
+            rooms.append((max_length, len(rows)))
+            rows.append(TreeFeatures())
+        room, row = rooms.pop(place)
+        insort(rooms, (room - len(tree), row))
+        _append(rows[row], tree)
     return rows
+
+
+def _append(row: TreeFeatures, tree: TreeFeatures) -> None:
+    offset = len(row)
+    row.input_ids.extend(tree.input_ids)
+    row.position_ids.extend(tree.position_ids)
+    row.visible_until.extend(offset + until for until in tree.visible_until)
+    row.shift_labels.extend(tree.shift_labels)
+
+
+def path_rows(row: Mapping[str, Sequence[int]]) -> list[dict[str, list[int]]]:
+    """Cut a row of trees into one row a path, from the root to a last token: plain sequences for plain causal attention.
+
+    A token that several paths share has its target in the first of them alone, so that the targets are those of ``row``.
+    This is how the paper's reference trains (section 3.2); packed rows compute a shared token once.
+
+    >>> [path["input_ids"] for path in path_rows({
+    ...     "input_ids": [5, 8, 9, 6, 7], "position_ids": [0, 1, 2, 3, 2], "visible_until": [5, 5, 4, 4, 5],
+    ...     "shift_labels": [8, 7, 6, 2, 2]})]
+    [[5, 8, 9, 6], [5, 8, 7]]
+    """
+    until = row["visible_until"]
+    paths: list[dict[str, list[int]]] = []
+    counted: set[int] = set()
+    for last in (index for index, end in enumerate(until) if end == index + 1):  # no later token sees these
+        seen = [index for index in range(last + 1) if until[index] > last]
+        paths.append({name: [row[name][index] for index in seen] for name in ("input_ids", "position_ids")})
+        paths[-1]["visible_until"] = [len(seen)] * len(seen)
+        paths[-1]["shift_labels"] = [IGNORED if index in counted else row["shift_labels"][index] for index in seen]
+        counted.update(seen)
+    return paths
 
 
 @dataclass(frozen=True)
 class DataCollatorForApar:
     """Makes a batch of rows of trees (:meth:`TreeFeatures.to_dict`) for a causal LM and the stock ``Trainer``.
 
-    The batch holds ``input_ids``, ``position_ids``, ``labels`` and ``shift_labels`` (batch, length), and an additive
-    ``attention_mask`` (batch, 1, length, length). ``labels`` repeats ``shift_labels``: transformers asks for ``labels``
-    to compute a loss at all and takes its targets from ``shift_labels``, and either way of counting them agrees, since
-    the first token of a row, a prompt's, has no target.
+    The batch holds ``input_ids``, ``position_ids``, ``labels`` and ``shift_labels`` (batch, length), and an
+    ``attention_mask``. ``labels`` repeats ``shift_labels``: transformers asks for ``labels`` to compute a loss at all and
+    takes its targets from ``shift_labels``, and either way of counting them agrees, since the first token of a row, a
+    prompt's, has no target.
 
     Attributes:
         pad_token_id: fills shorter rows; such a token sees itself alone.
         max_length: a longer row is an error; ``None`` for any length.
-        dtype: of the mask: that of the attention's inputs.
+        dtype: of the dense mask: that of the attention's inputs.
+        mode: ``"dense"``, an additive mask (batch, 1, length, length) for eager and sdpa attention; ``"flex"``, a
+            :class:`~hf_apar.data.block_mask.TreeBlockMask` for ``attn_implementation="flex_attention"``; ``"paths"``, the
+            rows of :func:`path_rows`, more and shorter ones, and a plain mask (paths, length) of ones for tokens and
+            zeros for padding: any attention takes it, flash attention too.
+        pad_to_multiple_of: the batch's length is a multiple of it; ``None`` for any length.
     """
 
     pad_token_id: int
     max_length: int | None = None
     dtype: torch.dtype = torch.float32
+    mode: Literal["dense", "flex", "paths"] = "dense"
+    pad_to_multiple_of: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("dense", "flex", "paths"):
+            raise ConfigurationError(f"mode is {self.mode!r}; it must be 'dense', 'flex' or 'paths'")
+        if self.pad_to_multiple_of is not None and self.pad_to_multiple_of < 1:
+            raise ConfigurationError(f"pad_to_multiple_of is {self.pad_to_multiple_of}; it must be 1 or more")
 
     def __call__(self, features: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
         """Pad and stack ``features``.
@@ -68,16 +115,25 @@ class DataCollatorForApar:
         """
         for row in features:
             self._check(row)
-        length = max(len(row["input_ids"]) for row in features)
-        shift_labels = _stack(features, "shift_labels", [IGNORED] * length)
-        visible_until = _stack(features, "visible_until", range(1, length + 1))
+        rows = [path for row in features for path in path_rows(row)] if self.mode == "paths" else features
+        lengths = [len(row["input_ids"]) for row in rows]
+        multiple = self.pad_to_multiple_of or 1
+        length = -(-max(lengths) // multiple) * multiple
+        shift_labels = _stack(rows, "shift_labels", [IGNORED] * length)
         return {
-            "input_ids": _stack(features, "input_ids", [self.pad_token_id] * length),
-            "position_ids": _stack(features, "position_ids", [0] * length),
-            "attention_mask": additive(visible_until_mask(visible_until), self.dtype).unsqueeze(1),  # (batch, 1, l, l)
+            "input_ids": _stack(rows, "input_ids", [self.pad_token_id] * length),
+            "position_ids": _stack(rows, "position_ids", [0] * length),
+            "attention_mask": self._mask(_stack(rows, "visible_until", range(1, length + 1)), torch.tensor(lengths)),
             "labels": shift_labels.clone(),
             "shift_labels": shift_labels,
         }
+
+    def _mask(self, visible_until: LongTensor, lengths: Tensor) -> Tensor:
+        if self.mode == "dense":
+            return additive(visible_until_mask(visible_until), self.dtype).unsqueeze(1)  # (batch, 1, length, length)
+        if self.mode == "flex":
+            return cast(Tensor, TreeBlockMask(visible_until))  # what models take in a mask's place
+        return (torch.arange(visible_until.shape[1]) < lengths[:, None]).long()  # (paths, length)
 
     def _check(self, row: Mapping[str, Sequence[int]]) -> None:
         if missing := [name for name in COLUMNS if name not in row]:

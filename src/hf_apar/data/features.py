@@ -1,10 +1,12 @@
 """A tree as one row of tokens: depth-first order, positions along the path, and one integer per token for the mask."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate, compress
 
 from transformers import PreTrainedTokenizerBase
 
+from hf_apar.chat import encode_chat
 from hf_apar.data.text_tree import TextThread
 from hf_apar.errors import ControlTokenError, DataError
 
@@ -58,6 +60,74 @@ def tree_features(
     row.add_thread(list(prompt_ids), tree, position=0)
     row.features.shift_labels[: len(prompt_ids) - 1] = [IGNORED] * (len(prompt_ids) - 1)
     return row.features
+
+
+def chat_features(
+    messages: Sequence[Mapping[str, str | TextThread]],
+    tokenizer: PreTrainedTokenizerBase,
+    fork_id: int,
+    child_id: int,
+    eos_id: int,
+) -> list[TreeFeatures]:
+    """Turn a chat of one or more turns into one tree for each answer that is a :class:`TextThread`.
+
+    The prompt of each is the chat before it as the template renders it, earlier answers as the plain text that they read
+    as: the very tokens that the model meets in that turn, whatever the template does to earlier ones. An answer that is a
+    string is context alone.
+
+    Args:
+        messages: dicts with a ``role`` and a ``content``; the content of an assistant's message may be a tree.
+
+    Raises:
+        DataError: if no answer is a tree, another role's message is one, or an answer cannot be tokenised.
+        ControlTokenError: if the tokenizer makes a control token of text.
+    """
+    answers = [(place, message["content"]) for place, message in enumerate(messages)]
+    trees = [(place, content) for place, content in answers if isinstance(content, TextThread)]
+    if wrong := sorted({str(messages[place]["role"]) for place, _ in trees} - {"assistant"}):
+        raise DataError(f"a message of the role {wrong[0]!r} is a tree; only an assistant's may be one")
+    if not trees:
+        raise DataError(
+            "no answer of the chat is a TextThread, so there is nothing to learn; make one with "
+            "hf_apar.data.markdown.extract(text), or TextThread((text,)) for an answer without forks"
+        )
+    plain = [{name: _plain(value) for name, value in message.items()} for message in messages]
+    return [
+        tree_features(encode_chat(tokenizer, plain[:place]), tree, tokenizer, fork_id, child_id, eos_id)
+        for place, tree in trees
+    ]
+
+
+def _plain(content: str | TextThread) -> str:
+    return content.text if isinstance(content, TextThread) else content
+
+
+def truncate(tree: TreeFeatures, max_tokens: int, child_id: int) -> TreeFeatures:
+    """Leave out whole threads, the deepest first and of these the last, until at most ``max_tokens`` tokens are left.
+
+    A thread goes with its [Child]. The [Fork] before it stays, and stays a target: what is left keeps its positions, its
+    targets and what it sees, so truncation takes terms out of the loss and changes none. The root is never cut: where it
+    alone is longer, the result is too, and :func:`hf_apar.data.collator.pack` leaves it out.
+
+    >>> tree = TreeFeatures([5, 8, 9, 6, 7], [0, 1, 2, 3, 2], [5, 5, 4, 4, 5], [8, 7, 6, 2, 2])
+    >>> truncate(tree, 4, child_id=9)
+    TreeFeatures(input_ids=[5, 8, 7], position_ids=[0, 1, 2], visible_until=[3, 3, 3], shift_labels=[8, 7, 2])
+    """
+    ends = tree.visible_until
+    starts = [index for index, token in enumerate(tree.input_ids) if token == child_id]
+    depth = {start: sum(start < ends[above] for above in starts if above <= start) for start in starts}
+    kept = [True] * len(tree)
+    for start in sorted(starts, key=lambda start: (depth[start], start), reverse=True):
+        if sum(kept) <= max_tokens:
+            break
+        kept[start : ends[start]] = [False] * (ends[start] - start)
+    before = [0, *accumulate(kept)]  # how many are kept before each place
+    return TreeFeatures(
+        list(compress(tree.input_ids, kept)),
+        list(compress(tree.position_ids, kept)),
+        [before[end] for end in compress(ends, kept)],
+        list(compress(tree.shift_labels, kept)),
+    )
 
 
 @dataclass(frozen=True)
