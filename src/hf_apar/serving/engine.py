@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vllm import SamplingParams
+from vllm import SamplingParams, exceptions
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
@@ -21,6 +21,9 @@ from hf_apar.tree import FinishReason, ParagraphTree, Thread
 
 ARGUMENT = "hf_apar"
 """Name in ``SamplingParams.extra_args`` of what :class:`hf_apar.serving.processor.ForkRules` needs to know."""
+
+QueueFull: Any = getattr(exceptions, "GracefulHTTPError", ())
+"""What vLLM raises where its queue takes no request; nothing in versions that always take one."""
 
 _FINISH: Mapping[str, FinishReason] = {"stop": "eos", "length": "length"}
 
@@ -80,8 +83,9 @@ def thread_params(params: SamplingParams, answer: Answer, thread: Thread, number
     Stop strings and the text are the answer's business, and so is its length: a thread may take all that is left of it.
     """
     own, config = copy.deepcopy(params), answer.config
-    own.n, own.output_kind, own.stop, own.stream_interval = 1, RequestOutputKind.DELTA, [], None
-    own.output_text_buffer_length = 0
+    own.n, own.output_kind, own.stop, own.output_text_buffer_length = 1, RequestOutputKind.DELTA, [], 0
+    if hasattr(own, "stream_interval"):
+        own.stream_interval = None  # every token as it comes: a fork must not wait
     own.detokenize = params.logprobs is not None  # its logprobs spell the tokens that might have been
     room = answer.limits.max_length - len(thread.path_ids)
     own.max_tokens = room if answer.room is None else min(room, answer.room)

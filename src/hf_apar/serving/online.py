@@ -5,14 +5,13 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from vllm.exceptions import GracefulHTTPError
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from hf_apar.config import ResolvedConfig
 from hf_apar.serving import stats
 from hf_apar.serving.admission import Admission, AdmissionPolicy, Family, Load, ProportionalFair
-from hf_apar.serving.engine import AparCompletion, Collector, as_text, merged, new_answer, take, thread_params
+from hf_apar.serving.engine import AparCompletion, Collector, QueueFull, as_text, merged, new_answer, take, thread_params
 from hf_apar.tree import Thread
 
 _PAUSE = 0.05  # seconds until a child that the server's queue had no place for is tried again
@@ -85,7 +84,7 @@ async def generate_in_threads(
                     async for output in request:
                         events.put_nowait((family, thread, output))
                     return
-                except GracefulHTTPError as error:  # the server's queue is full: a child waits, a new answer is refused
+                except QueueFull as error:  # the server's queue is full: a child waits, a new answer is refused
                     if thread.parent is None:
                         events.put_nowait(error)
                         return
