@@ -174,9 +174,10 @@ class Admission:
 
     def changed(self, family: Family) -> None:
         """Something was written for ``family``: start and cancel what that asks for."""
-        before = self._families[family]
-        if self._count(family) != before:
+        if self._count(family) != self._families[family]:
             self._share()
+        else:
+            self._settle(family)  # a thread may have forked and ended at once
 
     def share(self) -> None:
         """Share out the engine anew if children wait, since its load has changed; not more often than it is worth."""

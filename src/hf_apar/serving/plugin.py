@@ -15,6 +15,7 @@ from hf_apar.errors import AparError, ConfigurationError
 
 logger = logging.getLogger("vllm.hf_apar")
 
+_NO = ("", "0", "0.0", "false", "no", "none")
 _SETTINGS = {"apar_max_threads": "max_threads", "apar_max_depth": "max_depth", "apar_fork_bias": "fork_bias"}
 
 
@@ -56,9 +57,8 @@ def wanted(engine: Any, prompt: Any, params: Any) -> ResolvedConfig | None:
         VLLMValidationError: for settings that are no settings; the server answers with status 400.
     """
     given: Mapping[str, Any] = getattr(params, "extra_args", None) or {}
-    default = os.environ.get("APAR_DEFAULT", "0") not in ("", "0")
-    asked = given.get("apar", default)
-    if not asked:
+    asked = given.get("apar", os.environ.get("APAR_DEFAULT", "0"))
+    if str(asked).lower() in _NO:
         return None
     from hf_apar.serving.engine import cannot_fork
 
