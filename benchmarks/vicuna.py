@@ -23,6 +23,8 @@ import torch
 import transformers
 
 import hf_apar
+from hf_apar.checkpoints import DEFAULT_BASE, load_base
+from hf_apar.training.quality import distinct, false_forks, mean_nll
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,6 +41,8 @@ def main() -> None:
     if missing:
         answer_all(*load(options), missing, record, options)
     rows = [record[key(question)] for question in questions]
+    if options.quality:
+        ask_the_base(questions, record, options)
     options.report.parent.mkdir(exist_ok=True)
     options.report.write_text(report(rows, options), encoding="utf-8")
 
@@ -50,6 +54,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--max-new-tokens", type=int, default=512)
     parser.add_argument("--per-category", type=int, help="the first so many questions of each category")
+    parser.add_argument("--quality", action="store_true", help="let the base model answer too, and judge the answers")
     parser.add_argument("--json", type=Path, default=ROOT / "results.json")
     parser.add_argument("--report", type=Path, default=ROOT / "docs" / "results.md")
     return parser.parse_args()
@@ -81,13 +86,38 @@ def answer_all(model, tokenizer, questions, record, options):
     for apar in (False, True):  # the first pass through a model pays for what later ones find ready
         generate(model, tokenizer, questions[0], apar, max_new_tokens=8)
     for number, question in enumerate(questions):
-        row = {"category": question["category"]}
+        row = {"category": question["category"], "penalty": model.generation_config.repetition_penalty or 1.0}
         for apar in (False, True) if number % 2 else (True, False):
             out, seconds = generate(model, tokenizer, question, apar, max_new_tokens=options.max_new_tokens)
             row |= of_apar(out, seconds, tokenizer) if apar else of_plain(out, seconds, tokenizer, question)
         record[key(question)] = row
         options.json.write_text(json.dumps(record, indent=1), encoding="utf-8")
         print(f"{len(record)} answered: {row['apar']['threads']} threads, {wall_ratio(row):.2f} by the clock", flush=True)
+
+
+def ask_the_base(questions, record, options):
+    """What the model before its tuning answers, and how likely it finds its own answers and those of APAR."""
+    base = None if options.model is None else json.loads((Path(options.model) / "adapter_config.json").read_text())
+    model, tokenizer = load_base(
+        DEFAULT_BASE if base is None else base["base_model_name_or_path"], dtype=getattr(torch, options.dtype)
+    )
+    for question in questions:
+        row = record[key(question)]
+        if "base" in row:
+            continue
+        prompt = encode(tokenizer, question)
+        ids = torch.tensor([prompt])
+        out = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=options.max_new_tokens,
+            repetition_penalty=row.get("penalty", 1.0),
+        )  # fmt: skip
+        text = tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True)
+        texts = {"base": text, "apar": row["apar"]["text"], "plain": row["plain"]["text"].removesuffix(tokenizer.eos_token)}
+        row["base"] = {"text": text}
+        row["nll"] = {
+            name: mean_nll(model, [prompt], [tokenizer.encode(one, add_special_tokens=False)]) for name, one in texts.items()
+        }
+        options.json.write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
 def encode(tokenizer, question):
@@ -110,6 +140,7 @@ def of_apar(out, seconds, tokenizer):
         "threads": len(tree.threads),
         "ended": bool(tree.closing_ids),
         "empty_children": sum(not thread.tokens for thread in children),
+        "false_forks": false_forks(tree, tokenizer),
         "text": tree.text(tokenizer),
         **asdict(stats),
         "seconds": seconds,
@@ -178,7 +209,7 @@ def report(rows, options):
             f"| {tokens_per_step(group):.2f} | {median(group, 'peak_kv', 'kv_if_sequential')} "
             f"| {median(group, 'attended', 'attended_if_sequential')} |"
         )
-    lines += ["", of_the_forked(rows), "", *by_the_clock(rows)]
+    lines += ["", of_the_forked(rows), "", *by_the_clock(rows), *of_quality(rows)]
     return "\n".join(lines) + "\n"
 
 
@@ -195,6 +226,32 @@ def of_the_forked(rows):
         f"{median(several, 'peak_kv', 'kv_if_sequential')} of sequential, attended tokens "
         f"{median(several, 'attended', 'attended_if_sequential')}."
     )
+
+
+WHOLE = ("coding", "math", "extraction")  # categories whose answers should not fork
+
+
+def of_quality(rows):
+    judged = [row for row in rows if "nll" in row]
+    if not judged:
+        return []
+    children = sum(row["apar"]["threads"] - 1 for row in judged)
+    wrong = sum(row["apar"]["threads"] - 1 if row["category"] in WHOLE else row["apar"]["false_forks"] for row in judged)
+    lines = [
+        "",
+        "## Quality",
+        "",
+        f"False forks (an empty child, one that repeats a sibling, any in an answer of {', '.join(WHOLE)}): {wrong} of {children}",
+        f"({wrong / max(children, 1):.1%}). Likelihood: mean negative log-likelihood of a token under the base model, in nats.",
+        "",
+        "| answers | likelihood | distinct pairs of words | distinct runs of four |",
+        "|---|---|---|---|",
+    ]
+    for name, way in (("APAR", "apar"), ("the tuned model, plainly", "plain"), ("the base model's own", "base")):
+        texts = [row[way]["text"] for row in judged]
+        likelihood = statistics.fmean(row["nll"][way] for row in judged)
+        lines.append(f"| {name} | {likelihood:.3f} | {distinct(texts, 2):.3f} | {distinct(texts, 4):.3f} |")
+    return lines
 
 
 def children_of(row):

@@ -218,6 +218,26 @@ def test_heads_are_trained_and_used_and_change_no_text(checkpoint, tmp_path):
     assert missing.exit_code == 2 and "train-medusa" in missing.stderr
 
 
+def test_the_recipe_goes_through_all_stages_and_on_from_where_it_stopped(untuned, tmp_path):
+    """From answers that are there already: a random model's own would hold no list."""
+    texts = ["- A: a b c d e\n- B: f g h i j\n- C: k l m n o"] * 8 + ["no list"] * 4
+    (tmp_path / "answers.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"{place}?", "response": text}) + "\n" for place, text in enumerate(texts))
+    )
+    (tmp_path / "answers.jsonl.done").write_text("3")
+    asked = ("recipe", "--output", str(tmp_path), "--model", untuned, "--templates", "3", "--max-steps", "2")
+    first = run(*asked)
+    assert first.exit_code == 0, first.output
+    assert all(f"{number}. " in first.stderr for number in (1, 2, 3, 4))
+    adapter = tmp_path / "adapter"
+    made = {file.name: file.stat().st_mtime for file in adapter.iterdir()}
+    assert {"adapter_model.safetensors", "metrics.json", "medusa.safetensors"} <= made.keys()
+    assert "8" in first.stdout and "66.7%" in first.stdout, "the share that is structured"
+    again = run(*asked)
+    assert again.exit_code == 0 and {file.name: file.stat().st_mtime for file in adapter.iterdir()} == made
+    assert run("generate", PROMPT, "--model", str(adapter), "--max-new-tokens", "8").exit_code == 0
+
+
 class Letters:
     """Decodes token 97 as ``a``, as a tokenizer would."""
 

@@ -14,7 +14,8 @@ CODE = re.compile(
 )
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TRAIN = sorted((ROOT / "examples").glob("train_*.py"))  # run on a tiny model in test_trainers.py
-EXAMPLES = sorted({*(ROOT / "examples").glob("*.py")} - {*TRAIN})
+SERVE = ROOT / "examples" / "serve.py"  # run where vLLM is, by `make serve-demo`
+EXAMPLES = sorted({*(ROOT / "examples").glob("*.py")} - {*TRAIN, SERVE})
 
 
 def padded_code(page: Path) -> list[str]:

@@ -244,6 +244,55 @@ def train_medusa(
 
 
 @app.command()
+def recipe(
+    output: Annotated[Path, typer.Option(help="Folder for all that is made; the adapter lies in its `adapter`.")],
+    prompts: Annotated[str, typer.Option(help="JSON Lines of prompts; - for the package's templates alone.")] = "-",
+    templates: Annotated[int, typer.Option(min=0, help="Add so many prompts from the package's own templates.")] = 1388,
+    opened_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the prompts without an opening whose answers must hold a list.")
+    ] = 0.5,
+    model: ModelOption = None,
+    engine: Annotated[Engine, typer.Option(help="What answers the prompts.")] = Engine.transformers,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered at once.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer answers are dropped.")] = 384,
+    max_forks: Annotated[int, typer.Option(min=1, help="An answer that would fork more often stays whole.")] = 9,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that extract.")] = 1,
+    epochs: Annotated[float, typer.Option(help="Passes over the answers.")] = 2.0,
+    max_steps: Annotated[int, typer.Option(help="Steps, in place of epochs; -1 for none.")] = -1,
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens of a row; several answers share one.")] = 1024,
+    heads: Annotated[bool, typer.Option("--heads/--no-heads", help="Train Medusa heads too.")] = True,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 where it is safe.")] = False,
+    seed: SeedOption = 0,
+) -> None:
+    """From a chat model to one that forks: `distill`, `extract`, `train`, `train-medusa`, each going on where it stopped."""
+    output.mkdir(parents=True, exist_ok=True)
+    answers, trees, adapter = output / "answers.jsonl", output / "trees.jsonl", output / "adapter"
+    dtype = Dtype.bfloat16 if bf16 else Dtype.float32
+    _stage(1, "the model answers prompts in its own words")
+    distill(
+        prompts, answers, model=model, batch_size=batch_size, max_new_tokens=max_new_tokens, templates=templates,
+        opened_share=opened_share, engine=engine, seed=seed, dtype=dtype,
+    )  # fmt: skip
+    _stage(2, "trees are found in the answers")
+    if not trees.exists() or trees.stat().st_mtime < answers.stat().st_mtime:
+        extract(answers, trees, workers=workers, max_forks=max_forks)
+    _stage(3, "the model learns where to fork")
+    if not (adapter / "metrics.json").exists():
+        train(trees, adapter, model=model, epochs=epochs, max_steps=max_steps, max_length=max_length, bf16=bf16, seed=seed)
+    if heads and not (adapter / "medusa.safetensors").exists():
+        _stage(4, "heads learn what it writes next")
+        train_medusa(
+            trees, adapter, model=str(adapter), epochs=epochs, max_steps=max_steps, max_length=max_length, seed=seed,
+            dtype=dtype,
+        )  # fmt: skip
+    typer.echo(f'done: hf-apar generate --model {adapter} "..."')
+
+
+def _stage(number: int, what: str) -> None:
+    typer.secho(f"{number}. {what}", bold=True, err=True)
+
+
+@app.command()
 def merge(
     output: Annotated[Path, typer.Argument(help="A new folder.", file_okay=False)],
     model: ModelOption = None,

@@ -1,0 +1,53 @@
+"""What is counted against a fork, and for an answer."""
+
+import math
+
+import pytest
+import torch
+
+from conftest import tiny_llama
+from hf_apar.training.quality import distinct, false_forks, mean_nll
+from hf_apar.tree import ParagraphTree, Thread
+
+
+class Letters:
+    def decode(self, token_ids, *, skip_special_tokens):
+        return "".join(map(chr, token_ids))
+
+
+def tree_of(*details):
+    threads = [Thread(0, None, 0, 1, [], tokens=list(b"1. Water:\n2. Money:\n3. Time:"))]
+    threads += [Thread(number, 0, 9, 2, [], tokens=list(map(ord, text))) for number, text in enumerate(details, start=1)]
+    return ParagraphTree(threads)
+
+
+@pytest.mark.parametrize(
+    ("details", "expected"),
+    [
+        (["It saves a lot of it.", "It costs less than before.", "Nobody waits."], 0),
+        (["It saves a lot of it.", "It saves a lot of it.", "Nobody waits."], 1),
+        (["It saves a lot of it, day by day.", "", "  \n"], 2),
+        (["Yes.", "yes", "No."], 1),
+        ([], 0),
+    ],
+)
+def test_empty_children_and_those_that_repeat_a_sibling_are_false_forks(details, expected):
+    assert false_forks(tree_of(*details), Letters()) == expected
+
+
+def test_a_text_that_loops_is_less_varied():
+    assert distinct(["one two three four five"]) == 1.0
+    assert distinct(["one two one two one two"]) < 0.5
+    assert distinct(["", "word"]) == 0.0
+
+
+def test_the_likelihood_is_that_of_the_answers_tokens_alone():
+    model = tiny_llama()
+    prompts, answers = [[1, 2, 3], [4, 5]], [[6, 7], [8]]
+    expected = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        for place, token in enumerate(answer):
+            logits = model(input_ids=torch.tensor([prompt + answer[:place]])).logits[0, -1].float()
+            expected.append(-logits.log_softmax(-1)[token].item())
+    assert mean_nll(model, prompts, answers) == pytest.approx(sum(expected) / 3, abs=1e-5)
+    assert mean_nll(model, [[1]], [[]]) == 0.0 and not math.isnan(mean_nll(model, [], []))
