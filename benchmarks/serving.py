@@ -70,7 +70,7 @@ class Pass:
 
 
 class Engine:
-    def __init__(self, folder, dtype, blocks=None):
+    def __init__(self, folder, dtype, penalty, blocks=None):
         os.environ["APAR_DEFAULT"] = "0"
         arguments = AsyncEngineArgs(
             str(folder),
@@ -84,6 +84,7 @@ class Engine:
         self.tokenizer = self.engine.get_tokenizer()
         self.numbers = count()
         self.peak = 0.0
+        self.penalty = penalty
 
     @property
     def blocks(self):
@@ -93,7 +94,7 @@ class Engine:
         vocabulary = self.tokenizer.get_vocab()
         banned = {vocabulary[name]: -100.0 for name in ("[Fork]", "[Child]")}
         return SamplingParams(
-            temperature=0.0, max_tokens=tokens, repetition_penalty=1.1, output_kind=RequestOutputKind.DELTA,
+            temperature=0.0, max_tokens=tokens, repetition_penalty=self.penalty, output_kind=RequestOutputKind.DELTA,
             extra_args={"apar": int(apar)}, logit_bias=None if apar else banned,
         )  # fmt: skip
 
@@ -167,7 +168,7 @@ def row(name, found):
 
 async def measure(folder, options, questions):
     record = {"rows": [], "scarce": [], "policies": []}
-    engine = Engine(folder, options.dtype)
+    engine = Engine(folder, options.dtype, options.repetition_penalty)
     await alternate(engine, questions[:4], 16, 1, 4)  # warm
     wanted = {}
     for at_once in options.at_once:
@@ -186,6 +187,13 @@ async def measure(folder, options, questions):
                 }  # fmt: skip
                 record["rows"].append(row(f"1, the {len(wide)} of {len(some)} with five threads or more", chosen))
                 print(record["rows"][-1], flush=True)
+    if not options.mixed:
+        engine.close()
+        return record | {
+            "step_ms": [1000 * stats.reported[0].times(width) for width in (1, 16, 64)],
+            "slo_ms": 0,
+            "alone_ms": 0,
+        }
     half = [number % 2 == 0 for number in range(options.mixed)]
     some = questions[: options.mixed]
     alone = await engine.run(some, False, options.max_new_tokens)
@@ -207,7 +215,7 @@ async def measure(folder, options, questions):
     engine.close()
     for at_once in options.scarce:
         quarter = max(wanted.get(at_once, 64) // 4, LENGTH // BLOCK + 2)
-        engine = Engine(folder, options.dtype, quarter)
+        engine = Engine(folder, options.dtype, options.repetition_penalty, quarter)
         await alternate(engine, questions[:4], 16, 1, 4)
         found = await alternate(engine, questions[:at_once], options.max_new_tokens, options.passes, at_once)
         record["scarce"].append(row(f"{at_once}, {quarter} blocks", found))
@@ -255,6 +263,8 @@ def main():
     options.add_argument("--model", type=Path, help="a merged checkpoint; default: the one that ships")
     options.add_argument("--dtype", default="bfloat16")
     options.add_argument("--max-new-tokens", type=int, default=256)
+    options.add_argument("--repetition-penalty", type=float, default=1.1, help="the default model's own is 1.1")
+    options.add_argument("--no-page", action="store_true", help="show the tables and leave docs/serving.md as it is")
     options.add_argument("--passes", type=int, default=5)
     options.add_argument("--at-once", type=int, nargs="+", default=[1, 4, 16, 64])
     options.add_argument("--single", type=int, default=4, help="questions of the passes of one at a time")
@@ -267,6 +277,9 @@ def main():
             *hf_apar.load_default_model(dtype=torch.bfloat16), Path(temporary) / "model"
         )  # fmt: skip
         record = asyncio.run(measure(folder, options, questions))
+    print(page(record, options))
+    if options.no_page:
+        return
     OUTPUT.parent.mkdir(exist_ok=True)
     OUTPUT.write_text(json.dumps(record, indent=1), encoding="utf-8")
     file = ROOT / "docs" / "serving.md"
@@ -274,7 +287,6 @@ def main():
     text = file.read_text(encoding="utf-8")
     before, rest = text.split(begin)
     file.write_text(before + begin + page(record, options) + end + rest.split(end)[1], encoding="utf-8")
-    print(page(record, options))
 
 
 if __name__ == "__main__":
