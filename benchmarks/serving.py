@@ -172,7 +172,7 @@ async def measure(folder, options, questions):
     await alternate(engine, questions[:4], 16, 1, 4)  # warm
     wanted = {}
     for at_once in options.at_once:
-        some = questions[: max(at_once, options.single if at_once == 1 else at_once)]
+        some = questions[: options.single if at_once == 1 else options.rounds * at_once]
         found = await alternate(engine, some, options.max_new_tokens, options.passes, at_once)
         record["rows"].append(row(str(at_once), found))
         wanted[at_once] = max(one.blocks for one in found[False])
@@ -217,7 +217,9 @@ async def measure(folder, options, questions):
         quarter = max(wanted.get(at_once, 64) // 4, LENGTH // BLOCK + 2)
         engine = Engine(folder, options.dtype, options.repetition_penalty, quarter)
         await alternate(engine, questions[:4], 16, 1, 4)
-        found = await alternate(engine, questions[:at_once], options.max_new_tokens, options.passes, at_once)
+        found = await alternate(
+            engine, questions[: options.rounds * at_once], options.max_new_tokens, options.passes, at_once
+        )
         record["scarce"].append(row(f"{at_once}, {quarter} blocks", found))
         print(record["scarce"][-1], flush=True)
         engine.close()
@@ -268,6 +270,7 @@ def main():
     options.add_argument("--passes", type=int, default=5)
     options.add_argument("--at-once", type=int, nargs="+", default=[1, 4, 16, 64])
     options.add_argument("--single", type=int, default=4, help="questions of the passes of one at a time")
+    options.add_argument("--rounds", type=int, default=2, help="questions of a pass for each client, who asks on at once")
     options.add_argument("--scarce", type=int, nargs="*", default=[16, 64])
     options.add_argument("--mixed", type=int, default=32)
     options = options.parse_args()

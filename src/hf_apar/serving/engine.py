@@ -1,6 +1,6 @@
 """All that depends on vLLM's version: settings of a model, parameters of a thread's request, what a request made.
 
-Written against vLLM 0.20.2 to 0.32.0, whose names and signatures agree in what is used here.
+Tested with vLLM 0.29 and 0.32, the two ends of what is supported; 0.20.2 and 0.26 have the same names in what is used here.
 """
 
 import copy
@@ -189,6 +189,6 @@ def check_seams(generate: Any) -> None:
     found = tuple(inspect.signature(generate).parameters)
     if found[:4] != _GENERATE or not {"lora_request", "priority", "data_parallel_rank"} <= set(found):
         raise ConfigurationError(
-            f"this vLLM's AsyncLLM.generate takes {', '.join(found)}; hf_apar knows vLLM 0.20.2 to 0.32: install one of "
+            f"this vLLM's AsyncLLM.generate takes {', '.join(found)}; hf_apar knows vLLM 0.29 to 0.32: install one of "
             "these, or leave hf_apar out with VLLM_PLUGINS"
         )
