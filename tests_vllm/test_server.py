@@ -281,7 +281,7 @@ def test_two_data_parallel_ranks_keep_each_answer_on_one(folder, oracle, tokeniz
 
 
 def test_two_servers_behind_a_router(server, folder, oracle, tokenizer_and_model, tmp_path):
-    other = Server(folder, tmp_path / "log.txt")
+    other = Server(folder, tmp_path / "log.txt", APAR_DEFAULT="1")
     taken = []
 
     def relay(client):
@@ -328,6 +328,13 @@ def test_two_servers_behind_a_router(server, folder, oracle, tokenizer_and_model
 
             compare_with(oracle, tokenizer_and_model[0], ask_one)
         assert set(taken) == set(ports)
+        unasked = ask(other, QUESTIONS[1], extra_body={})
+        assert unasked.choices[0].message.content == ask(server, QUESTIONS[1]).choices[0].message.content
+        declined = ask(other, QUESTIONS[1], max_tokens=60, **PLAIN)
+        assert (
+            declined.choices[0].message.content
+            == ask(server, QUESTIONS[1], max_tokens=60, **PLAIN).choices[0].message.content
+        )
         assert other.at_rest() and server.at_rest()
     finally:
         other.stop()

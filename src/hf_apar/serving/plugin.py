@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from hf_apar.config import AparConfig, ResolvedConfig
-from hf_apar.errors import AparError, ConfigurationError
+from hf_apar.errors import AparError
 
 logger = logging.getLogger("vllm.hf_apar")
 
@@ -74,7 +74,7 @@ def wanted(engine: Any, prompt: Any, params: Any) -> ResolvedConfig | None:
         return ResolvedConfig(**(AparConfig.from_dict(own).filled_from(_settings(engine)).to_dict()))  # type: ignore[arg-type]
     except (AparError, ValueError, TypeError) as error:
         if "apar" not in given:  # the server's setting, not the request's
-            logger.warning("hf_apar: decoded plainly: %s", error)
+            logger.debug("hf_apar: decoded plainly, since %s", error)
             return None
         from vllm.exceptions import VLLMValidationError
 
@@ -92,12 +92,16 @@ def _unfit(engine: Any, prompt: Any) -> str | None:
 
 
 def _settings(engine: Any) -> AparConfig:
-    """Return the settings of the engine's model, read once."""
+    """Return the settings of the engine's model; they are read once, and so is that there are none."""
     if not hasattr(engine, "_hf_apar_settings"):
         from hf_apar.serving.engine import model_settings
 
-        engine._hf_apar_settings = model_settings(engine.model_config, engine.get_tokenizer())
-    found = engine._hf_apar_settings
-    if not isinstance(found, AparConfig):
-        raise ConfigurationError(str(found))
+        try:
+            engine._hf_apar_settings = model_settings(engine.model_config, engine.get_tokenizer())
+        except AparError as error:
+            engine._hf_apar_settings = error
+            logger.warning("hf_apar: %s", error)
+    found: AparConfig | AparError = engine._hf_apar_settings
+    if isinstance(found, AparError):
+        raise found.with_traceback(None)
     return found
