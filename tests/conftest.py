@@ -4,11 +4,14 @@ import copy
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_apar import enable_apar
 
 torch.set_num_threads(1)
+settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
+settings.load_profile("unhurried")
 
 VOCABULARY, EOS, FORK, CHILD = 48, 0, 46, 47
 

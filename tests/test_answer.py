@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_apar.config import ResolvedConfig
@@ -96,7 +96,6 @@ def run(answer, script, draw):
     return engine, "".join(piece.text for piece in pieces), [one for piece in pieces for one in piece.tokens]
 
 
-@settings(deadline=None)
 @given(script=scripts, data=st.data())
 def test_any_order_of_writing_reads_as_the_script(script, data):
     answer = Answer(PROMPT, CONFIG, Limits(None, 10_000), Bytes())
@@ -111,7 +110,6 @@ def test_any_order_of_writing_reads_as_the_script(script, data):
         assert thread.logprobs == [-float(place) for place in range(len(thread.sampled_ids))]
 
 
-@settings(deadline=None)
 @given(
     script=scripts, stop=st.lists(st.sampled_from(["a", "b b", "é\n", ".", "字a", "ab"]), min_size=1, max_size=3),
     include=st.booleans(), data=st.data(),
@@ -131,7 +129,6 @@ def test_the_first_stop_string_in_reading_order_cuts_the_answer(script, stop, in
     assert answer.finished and not answer.to_start() and not engine.done, "nothing runs on in vain"
 
 
-@settings(deadline=None)
 @given(script=scripts, limit=st.integers(1, 12), data=st.data())
 def test_a_bound_on_tokens_holds_for_all_threads_together(script, limit, data):
     answer = Answer(PROMPT, CONFIG, Limits(limit, 10_000), Bytes())

@@ -105,7 +105,7 @@ class Growth(RuleBasedStateMachine):
 
 
 TestGrowth = Growth.TestCase
-TestGrowth.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestGrowth.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 def test_released_slots_are_used_again_lowest_first():

@@ -75,7 +75,7 @@ class Guesses(Proposer):
         return Draft(tokens, parents)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     seed=st.integers(0, 10**6),
     lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4),
@@ -126,7 +126,7 @@ class AtLeast:
         return scores
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), budget=st.integers(1, 60), max_threads=st.integers(1, 5), guesses=st.booleans())
 def test_a_budget_cuts_threads_short_and_changes_nothing_else(seed, budget, max_threads, guesses):
     prompts = [[1, 2], [3]]
