@@ -94,6 +94,19 @@ def test_the_first_stop_string_in_reading_order_ends_the_answer(engine, prompts)
         assert (output.outputs[0].finish_reason, output.outputs[0].stop_reason) == ("stop", stop)
 
 
+def test_a_stop_string_ends_the_work_too(engine, prompts, monkeypatch):
+    """What is cut is not written to its end first."""
+    steps, step = [], engine._engine.step
+    monkeypatch.setattr(engine._engine, "step", lambda: (steps.append(1), step())[1])
+    counts = []
+    (whole,) = engine.generate(prompts[3:4], SamplingParams(**GREEDY))
+    for stop in (None, [whole.outputs[0].text[:1]]):
+        steps.clear()
+        engine.generate(prompts[3:4], SamplingParams(**GREEDY, stop=stop))
+        counts.append(len(steps))
+    assert counts[1] <= 3 < 10 < counts[0]
+
+
 def test_several_answers_are_drawn_for_one_prompt(engine, prompts):
     (output,) = engine.generate(prompts[:1], SamplingParams(temperature=1.0, max_tokens=80, n=3))
     assert [one.index for one in output.outputs] == [0, 1, 2]

@@ -19,7 +19,17 @@ from vllm import LLM, SamplingParams
 from vllm.inputs import TokensPrompt
 from vllm.outputs import RequestOutput
 
-from hf_apar.serving.engine import Collector, as_text, cannot_fork, merged, model_settings, new_answer, take, thread_params
+from hf_apar.serving.engine import (
+    AparCompletion,
+    Collector,
+    as_text,
+    cannot_fork,
+    merged,
+    model_settings,
+    new_answer,
+    take,
+    thread_params,
+)
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[int] | Mapping[str, Any]  # text, token ids, or vLLM's dicts of either
@@ -155,6 +165,7 @@ class _Asked:
         self.first: RequestOutput | None = None
         self.families: list[Family] = []
         self.collectors: list[Collector] = []
+        self.outputs: list[AparCompletion] = []  # of the answers that are finished
         self.output: Any = None
 
     def add(self, number: int, name: str, threads: "dict[str, tuple[_Asked, Thread, Family]]") -> None:
@@ -179,14 +190,14 @@ class _Asked:
         self.owner._admission.add(family)
 
     def collect(self) -> None:
-        """Let go of the answers that are finished; the last one makes the output."""
+        """Read what is new, so that a stop string cuts at once, and let finished answers go; the last makes the output."""
+        self.outputs += [output for one in self.collectors if (output := one.collect()) is not None]
         for family in [one for one in self.families if one.answer.finished]:
             self.owner._admission.remove(family)
             self.families.remove(family)
         if not self.families and self.output is None:
-            outputs = [output for one in self.collectors if (output := one.collect()) is not None]
             assert self.first is not None
-            self.output = merged(self.first, outputs, True)
+            self.output = merged(self.first, sorted(self.outputs, key=lambda one: one.index), True)
 
     def close(self) -> None:
         """Cancel what still runs."""

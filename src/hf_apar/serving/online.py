@@ -122,7 +122,12 @@ async def generate_in_threads(
                 shared.changed(family)
                 shared.share()
             collector = collectors[families.index(family)]
-            if collector.told or (new := collector.collect()) is None:
+            if collector.told:
+                continue
+            new = collector.collect()
+            if family.answer.finished:
+                shared.remove(family)  # a stop string cut it
+            if new is None:
                 continue
             if params.output_kind != RequestOutputKind.FINAL_ONLY:
                 yield merged(first, [new], all(collector.told for collector in collectors))

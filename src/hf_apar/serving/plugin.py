@@ -36,12 +36,10 @@ def register() -> None:
     if os.environ.get("VLLM_USE_RUST_FRONTEND") == "1":
         logger.warning("hf_apar: the Rust front end passes by AsyncLLM; unset VLLM_USE_RUST_FRONTEND to serve APAR")
 
-    def generate(
-        self: Any, prompt: Any, sampling_params: Any, request_id: str, *args: Any, **kwargs: Any
-    ) -> AsyncGenerator[Any, None]:
+    def generate(self: Any, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any) -> AsyncGenerator[Any, None]:
         config = wanted(self, prompt, sampling_params)
         if config is None:
-            return original(self, prompt, sampling_params, request_id, *args, **kwargs)  # type: ignore[no-any-return]
+            return original(self, prompt, sampling_params, request_id, **kwargs)  # type: ignore[no-any-return]
         from hf_apar.serving.online import generate_in_threads
 
         return generate_in_threads(self, original, config, prompt, sampling_params, request_id, **kwargs)
