@@ -145,3 +145,18 @@ def test_training_makes_the_heads_guess_what_the_model_writes(writer, tmp_path):
         for proposer in (None, MedusaDrafts(heads, schedule="constant"))
     )
     assert out.sequences.tolist() == alone.sequences.tolist()
+
+
+def test_training_goes_on_from_other_heads(writer, tmp_path):
+    model, tokenizer = writer
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text("".join(json.dumps({"prompt": "list", "response": TEXT}) + "\n" for _ in range(20)))
+    options = {"length": 2, "max_length": 256, "max_steps": 1}
+    anew = train_medusa(
+        model, tokenizer, answers, tmp_path / "old", inner_size=64, learning_rate=1e-2, **options | {"max_steps": 40}
+    )
+    on = train_medusa(model, tokenizer, answers, tmp_path / "new", start=tmp_path / "old", learning_rate=1e-9, **options)
+    assert on["eval_accepted"] == pytest.approx(anew["eval_accepted"], abs=0.05)  # the heads are kept in bfloat16
+    MedusaHeads(16, 8, DRAFT_IDS, 2).save(tmp_path / "narrow")
+    with pytest.raises(ConfigurationError, match="heads of the same model"):
+        train_medusa(model, tokenizer, answers, tmp_path / "none", start=tmp_path / "narrow", **options)

@@ -218,6 +218,9 @@ def train_medusa(
     ],
     output: Annotated[Path, typer.Argument(help="Folder for the heads and their checkpoints.", file_okay=False)],
     model: ModelOption = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Folder of heads to go on from, of this model before it was tuned further.")
+    ] = None,
     length: Annotated[int, typer.Option(min=1, help="Guesses in a row.")] = 5,
     inner_size: Annotated[int, typer.Option(min=1, help="Width of the heads' gated layer.")] = 1024,
     draft_vocabulary: Annotated[int, typer.Option(min=8, help="So many frequent tokens may be guessed.")] = 8192,
@@ -236,9 +239,9 @@ def train_medusa(
 
         loaded, tokenizer = _load(model, dtype)
         metrics = learn(
-            loaded, tokenizer, answers, output, length=length, inner_size=inner_size, draft_vocabulary=draft_vocabulary,
-            learning_rate=learning_rate, epochs=epochs, max_steps=max_steps, max_length=max_length, save_steps=save_steps,
-            eval_steps=eval_steps, seed=seed,
+            loaded, tokenizer, answers, output, start=start, length=length, inner_size=inner_size,
+            draft_vocabulary=draft_vocabulary, learning_rate=learning_rate, epochs=epochs, max_steps=max_steps,
+            max_length=max_length, save_steps=save_steps, eval_steps=eval_steps, seed=seed,
         )  # fmt: skip
     typer.echo(json.dumps(metrics, indent=1))
 

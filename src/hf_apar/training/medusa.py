@@ -18,7 +18,7 @@ from hf_apar.checks import is_split
 from hf_apar.config import AparConfig
 from hf_apar.data.collator import DataCollatorForApar, pack
 from hf_apar.data.features import IGNORED, TreeFeatures
-from hf_apar.errors import ControlTokenError
+from hf_apar.errors import ConfigurationError, ControlTokenError
 from hf_apar.speculation.medusa import MedusaHeads, path_successors
 from hf_apar.training.mixture import mix, read_examples
 
@@ -33,6 +33,7 @@ def train_medusa(
     answers: Path,
     output: Path,
     *,
+    start: Path | None = None,
     length: int = 5,
     inner_size: int = 1024,
     draft_vocabulary: int = 8192,
@@ -49,6 +50,8 @@ def train_medusa(
     Args:
         model: a model that can fork.
         answers: JSON Lines with ``prompt`` and ``response``: best the model's own.
+        start: folder of heads to go on from, such as those of the same model before it was tuned further; ``inner_size``
+            and ``draft_vocabulary`` are theirs then.
         length: guesses in a row.
         inner_size: of the cell's gated layer.
         draft_vocabulary: so many of the answers' most frequent tokens may be guessed.
@@ -58,6 +61,7 @@ def train_medusa(
         The metrics on held-out answers: ``eval_loss`` and ``eval_accepted``, guesses in a row that are the model's choice.
 
     Raises:
+        ConfigurationError: if ``start`` has no heads, or those of a model of another width.
         ControlTokenError: if ``model`` has no control tokens.
     """
     config = AparConfig.from_dict(getattr(model.generation_config, "apar_config", None) or {})
@@ -67,8 +71,18 @@ def train_medusa(
         read_examples(answers), tokenizer, (config.fork_token_id, config.child_token_id),
         structured_share=0.67, max_length=max_length, max_repetition=1.0, seed=seed,
     )  # fmt: skip
-    ids = most_frequent(mixture.train, draft_vocabulary, (config.fork_token_id, int(tokenizer.eos_token_id)))
-    heads = MedusaHeads(model.config.get_text_config(decoder=True).hidden_size, inner_size, ids, length)
+    hidden_size = int(model.config.get_text_config(decoder=True).hidden_size)
+    if start is None:
+        ids = most_frequent(mixture.train, draft_vocabulary, (config.fork_token_id, int(tokenizer.eos_token_id)))
+        heads = MedusaHeads(hidden_size, inner_size, ids, length)
+    else:
+        heads = MedusaHeads.load(start)
+        heads.length = length
+        if heads.hidden_size != hidden_size:
+            raise ConfigurationError(
+                f"the heads in {start} are for states of {heads.hidden_size} numbers, the model's have {hidden_size}; "
+                "give heads of the same model, or none to start anew"
+            )
     checkpoints = output / "medusa_checkpoints"  # beside an adapter's own, if it is trained there too
     arguments = TrainingArguments(
         output_dir=str(checkpoints), per_device_train_batch_size=1, per_device_eval_batch_size=1, num_train_epochs=epochs,
