@@ -4,12 +4,9 @@ Run it where vLLM is installed: `make serve-demo`, or `pip install "hf-apar[vllm
 """
 
 import os
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from pathlib import Path
 
 import torch
@@ -17,6 +14,7 @@ from openai import OpenAI
 
 import hf_apar
 from hf_apar.hub import save_merged
+from hf_apar.serving.local import LocalServer
 
 QUESTION = " ".join(sys.argv[1:]) or "What would happen if nobody needed sleep?"
 APAR = {"vllm_xargs": {"apar": 1}}
@@ -24,18 +22,11 @@ PLAIN = {"logit_bias": {"49152": -100, "49153": -100}}  # no forks: what the sam
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as temporary, socket.socket() as probe:
+    with tempfile.TemporaryDirectory() as temporary:
         folder = save_merged(*hf_apar.load_default_model(dtype=torch.bfloat16), Path(temporary) / "model")
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
-        command = [sys.executable, "-m", "hf_apar.serving.launch", "serve", str(folder), "--host", "127.0.0.1"]
-        command += ["--port", str(port), "--served-model-name", "apar", "--block-size", "32", "--max-model-len", "1024"]
-        log, small = Path(temporary) / "log.txt", {"VLLM_CPU_KVCACHE_SPACE": "1"} | dict(os.environ)  # GiB
-        server = subprocess.Popen(command, stdout=log.open("w"), stderr=subprocess.STDOUT, env=small)
-        try:
-            wait(port, server, log)
-            client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
+        arguments = ("--served-model-name", "apar", "--block-size", "32", "--max-model-len", "1024")
+        with LocalServer(folder, *arguments, environment={"VLLM_CPU_KVCACHE_SPACE": "1"} | dict(os.environ)) as server:
+            client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
             ask(client, PLAIN, show=False, tokens=8)  # warm both ways
             ask(client, APAR, show=False, tokens=8)
             plain = ask(client, PLAIN, show=False)
@@ -43,21 +34,6 @@ def main() -> None:
             for name, (tokens, seconds) in (("plain", plain), ("APAR", threads)):
                 print(f"{name:>5}: {tokens:4d} tokens {seconds:6.2f} s {tokens / seconds:7.1f} tokens/s")
             print(f"APAR is {threads[0] / threads[1] / (plain[0] / plain[1]):.2f} times as fast per token")
-        finally:
-            server.terminate()
-            server.wait(60)
-
-
-def wait(port: int, server: "subprocess.Popen[bytes]", log: Path) -> None:
-    for _ in range(600):
-        if server.poll() is not None:
-            sys.exit(f"the server did not start:\n{log.read_text()[-4000:]}")
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
-            return
-        except OSError:
-            time.sleep(0.5)
-    sys.exit("the server did not start in five minutes")
 
 
 def ask(client: OpenAI, extra: dict[str, object], *, show: bool, tokens: int = 256) -> tuple[int, float]:

@@ -4,83 +4,37 @@ import contextlib
 import json
 import os
 import socket
-import subprocess
-import sys
 import threading
-import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from openai import BadRequestError, OpenAI
 
+from hf_apar.serving.local import LocalServer
+
 GREEDY = {"temperature": 0.0, "max_tokens": 600}
 ASKED = {"extra_body": {"vllm_xargs": {"apar": 1}}}
 PLAIN = {"extra_body": {"vllm_xargs": {"apar": 0}}}
-VLLM = (sys.executable, "-m", "hf_apar.serving.launch")  # vLLM's own command
 QUESTIONS = ["Why?", "Name three birds.", "x", "And now, at some length: what is a hedge for?", "Tell me more.", "é字"]
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+class Server(LocalServer):
+    """``vllm serve`` with the tiny model, and a client of it."""
 
-
-class Server:
-    """``vllm serve`` on loopback."""
-
-    def __init__(self, folder, log, *arguments, **environment):
-        self.port = free_port()
-        self.log = log
-        command = [
-            *VLLM, "serve", str(folder), "--port", str(self.port), "--host", "127.0.0.1",
-            "--dtype", "float32", "--block-size", "32", "--max-model-len", "1024", "--enforce-eager",
+    def __init__(self, folder, *arguments, **environment):
+        super().__init__(
+            folder, "--dtype", "float32", "--block-size", "32", "--max-model-len", "1024", "--enforce-eager",
             "--served-model-name", "tiny", "--num-gpu-blocks-override", "400", *arguments,
-        ]  # fmt: skip
-        environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"} | environment
-        self.process = subprocess.Popen(command, stdout=log.open("w"), stderr=subprocess.STDOUT, env=environment)
-        self.client = OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=0, timeout=120)
-
-    def wait(self, seconds=240):
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            assert self.process.poll() is None, self.log.read_text()[-3000:]
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2)
-                return self
-            except OSError:
-                time.sleep(0.5)
-        raise TimeoutError(self.log.read_text()[-3000:])
-
-    def metric(self, name):
-        text = urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics").read().decode()
-        return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
-
-    def at_rest(self, seconds=30):
-        """Wait until nothing runs, nothing waits and no block is held."""
-        names = ("vllm:num_requests_running", "vllm:num_requests_waiting{", "vllm:kv_cache_usage_perc")
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            left = {name: self.metric(name) for name in names}
-            if not any(left.values()):
-                return True
-            time.sleep(0.2)
-        raise AssertionError(left)
-
-    def stop(self):
-        self.process.terminate()
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
+            environment={"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"} | environment,
+        )  # fmt: skip
+        self.client = OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120)
 
 
 @pytest.fixture(scope="module")
-def server(folder, tmp_path_factory):
-    server = Server(folder, tmp_path_factory.mktemp("server") / "log.txt")
-    yield server.wait()
-    server.stop()
+def server(folder):
+    with Server(folder) as server:
+        yield server
 
 
 def ask(server, question, stream=False, **options):
@@ -108,7 +62,7 @@ def test_answers_and_usage_are_those_of_generate(server, oracle, tokenizer_and_m
         assert (answer.usage.completion_tokens, answer.usage.prompt_tokens) == (tokens, prompt)
         threads += forked
     assert threads > len(QUESTIONS) + 5
-    assert server.at_rest()
+    assert not server.await_rest()
 
 
 def test_a_stream_reads_as_the_whole_answer(server):
@@ -143,7 +97,7 @@ def test_stop_strings_cut_in_reading_order(server):
         cut = ask(server, QUESTIONS[3], stream=stream, stop=[stop])
         text = "".join(one.choices[0].delta.content or "" for one in cut) if stream else cut.choices[0].message.content
         assert text == whole[: whole.index(stop)]
-    assert server.at_rest()
+    assert not server.await_rest()
 
 
 def test_who_does_not_ask_gets_the_stock_answer(server, tokenizer_and_model, folder):
@@ -185,7 +139,7 @@ def test_who_hangs_up_frees_the_whole_tree(server):
         })  # fmt: skip
         next(iter(stream))
         stream.response.close()
-    assert server.at_rest()
+    assert not server.await_rest()
     assert ask(server, "x").choices[0].finish_reason == "stop"
 
 
@@ -200,7 +154,7 @@ def test_bad_requests_are_answered_with_400_and_harm_nobody(server):
             ask(server, "x", **options)
     with pytest.raises(BadRequestError):
         ask(server, "long " * 2000)
-    assert server.at_rest()
+    assert not server.await_rest()
 
 
 def test_one_thread_at_a_time_writes_the_same_text(server):
@@ -246,11 +200,11 @@ def test_many_clients_at_once_lose_and_cross_nothing(server):
         list(pool.map(client, range(32)))
     body = json.dumps({"model": "tiny", "messages": "no list"}).encode()
     bad = urllib.request.Request(
-        f"http://127.0.0.1:{server.port}/v1/chat/completions", data=body, headers={"Content-Type": "application/json"}
+        f"{server.url}/v1/chat/completions", data=body, headers={"Content-Type": "application/json"}
     )
     with pytest.raises(urllib.error.HTTPError):
         urllib.request.urlopen(bad)
-    assert not mistakes and server.at_rest()
+    assert not mistakes and not server.await_rest()
 
 
 def compare_with(oracle, tokenizer, ask_one):
@@ -260,28 +214,22 @@ def compare_with(oracle, tokenizer, ask_one):
         assert text == expected(oracle, tokenizer, question)[0]
 
 
-def test_two_data_parallel_ranks_keep_each_answer_on_one(folder, oracle, tokenizer_and_model, tmp_path):
-    server = Server(
-        folder, tmp_path / "log.txt", "--data-parallel-size", "2", "--api-server-count", "1",
-        VLLM_CPU_OMP_THREADS_BIND="0|1" if (os.cpu_count() or 1) > 1 else "0|0",
-    )  # fmt: skip
-    try:
-        server.wait()
+def test_two_data_parallel_ranks_keep_each_answer_on_one(folder, oracle, tokenizer_and_model):
+    cores = "0|1" if (os.cpu_count() or 1) > 1 else "0|0"
+    arguments = ("--data-parallel-size", "2", "--api-server-count", "1")
+    with Server(folder, *arguments, VLLM_CPU_OMP_THREADS_BIND=cores) as server:
         compare_with(oracle, tokenizer_and_model[0], lambda text: ask(server, text).choices[0].message.content)
-        text = urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics").read().decode()
+        text = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
         served = [line for line in text.splitlines() if line.startswith("vllm:request_success_total")]
         ranks = {line.split('engine="')[1][0]: 0.0 for line in served}
         for line in served:
             ranks[line.split('engine="')[1][0]] += float(line.rsplit(" ", 1)[1])
         assert len(ranks) == 2 and min(ranks.values()) > 3, "both work"
         assert server.metric("vllm:prefix_cache_hits_total") > 0, "children find their prefix"
-        assert server.at_rest()
-    finally:
-        server.stop()
+        assert not server.await_rest()
 
 
-def test_two_servers_behind_a_router(server, folder, oracle, tokenizer_and_model, tmp_path):
-    other = Server(folder, tmp_path / "log.txt", APAR_DEFAULT="1")
+def test_two_servers_behind_a_router(server, folder, oracle, tokenizer_and_model):
     taken = []
 
     def relay(client):
@@ -304,8 +252,8 @@ def test_two_servers_behind_a_router(server, folder, oracle, tokenizer_and_model
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_WR)
 
-    try:
-        ports = [server.port, other.wait().port]
+    with Server(folder, APAR_DEFAULT="1") as other:
+        ports = [server.port, other.port]
         with socket.create_server(("127.0.0.1", 0)) as router:
 
             def accept():
@@ -336,5 +284,3 @@ def test_two_servers_behind_a_router(server, folder, oracle, tokenizer_and_model
             == ask(server, QUESTIONS[1], max_tokens=60, **PLAIN).choices[0].message.content
         )
         assert other.at_rest() and server.at_rest()
-    finally:
-        other.stop()

@@ -23,3 +23,7 @@ class DataError(AparError, ValueError):
 
 class MissingPackageError(AparError, ImportError):
     """An optional package that is asked for and not installed."""
+
+
+class ServerError(AparError, RuntimeError):
+    """A server that this package started does not answer."""
