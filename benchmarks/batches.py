@@ -23,37 +23,46 @@ def main() -> None:
     rows, data = [], {}
     for size in options.batches:
         batches = [encode(tokenizer, questions[start : start + size]) for start in range(0, len(questions), size)]
-        ways = {
-            name: lambda apar=apar, batches=batches: tokens_a_second(model, tokenizer, batches, apar, options.max_new_tokens)
-            for name, apar in (("plain", False), ("apar", True))
-        }
-        tokens_a_second(model, tokenizer, batches[:1], True, 8)
-        found = interleaved(ways, options.repeats)
-        gains = [one / other for one, other in zip(found["apar"], found["plain"], strict=True)]
-        rows.append([str(size), spread(found["plain"]), spread(found["apar"]), spread(gains)])
-        data[size] = found
+        measure(model, tokenizer, batches[0], True, 8)
+        runs = [
+            interleaved(
+                {
+                    name: lambda apar=apar, inputs=inputs: measure(model, tokenizer, inputs, apar, options.max_new_tokens)
+                    for name, apar in (("plain", False), ("apar", True))
+                },
+                options.repeats,
+            )
+            for inputs in batches
+        ]
+        gains = [speed([one]) / speed([other]) for run in runs for one, other in zip(run["apar"], run["plain"], strict=True)]
+        plain, apar = (speed(one for run in runs for one in run[name]) for name in ("plain", "apar"))
+        rows.append([str(size), f"{plain:.1f}", f"{apar:.1f}", f"{apar / plain:.2f}", spread(gains)])
+        print(rows[-1], flush=True)
+        data[size] = runs
     publish(
         "batches" if options.dtype == "bfloat16" else f"batches_{options.dtype}",
         "Batches of questions" if options.dtype == "bfloat16" else f"Batches of questions in {options.dtype}",
-        ["batch", "generate, tokens/s", "APAR, tokens/s", "APAR / generate"],
+        ["batch", "generate, tokens/s", "APAR, tokens/s", "APAR / generate in all", "batch by batch"],
         rows,
-        f"{options.dtype}, greedy, {options.number} questions of Vicuna Bench, {options.max_new_tokens} new tokens at most.",
+        f"{options.dtype}, greedy, {len(questions)} questions of Vicuna Bench, {options.max_new_tokens} new tokens at most; each "
+        f"batch {options.repeats} times on each side, in turn.",
         data,
     )
 
 
-def tokens_a_second(model, tokenizer, batches, apar, limit):
-    tokens = seconds = 0.0
-    for inputs in batches:
-        spent, out = timed(
-            lambda inputs=inputs: model.generate(
-                **inputs, apar=apar, do_sample=False, max_new_tokens=limit, return_dict_in_generate=True
-            )
-        )
-        new = out.sequences[:, inputs["input_ids"].shape[1] :]
-        tokens += int((new != tokenizer.eos_token_id).sum())
-        seconds += spent
-    return tokens / seconds
+def measure(model, tokenizer, inputs, apar, limit):
+    """The tokens of all answers, and the seconds they took."""
+    seconds, out = timed(
+        lambda: model.generate(**inputs, apar=apar, do_sample=False, max_new_tokens=limit, return_dict_in_generate=True)
+    )
+    new = out.sequences[:, inputs["input_ids"].shape[1] :]
+    return int((new != tokenizer.eos_token_id).sum()), seconds
+
+
+def speed(runs):
+    """Tokens a second of ``runs``, pairs of tokens and seconds."""
+    tokens, seconds = zip(*runs, strict=True)
+    return sum(tokens) / sum(seconds)
 
 
 if __name__ == "__main__":

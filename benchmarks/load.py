@@ -1,0 +1,202 @@
+"""Many clients at once on vLLM's own server, some of them rude: is any answer lost or crossed, does anything stay behind?
+
+    .venv-vllm/bin/python benchmarks/load.py QUESTIONS.jsonl                  # five minutes, 64 clients
+    .venv-vllm/bin/python benchmarks/load.py QUESTIONS.jsonl --seconds 60 --clients 8
+
+Each client asks on and on, and draws what it does: streams an answer in threads or plainly, asks for a whole one, hangs up
+after a few words, sends a prompt that is too long or a body that makes no sense.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import httpx
+import torch
+
+import hf_apar
+from hf_apar.hub import save_merged
+from hf_apar.serving.local import LocalServer
+
+ROOT = Path(__file__).parents[1]
+OUTPUT = ROOT / "benchmarks" / "output" / "load.json"
+KINDS = {"threads, stream": 6, "plain, stream": 6, "threads, whole": 3, "hang up": 3, "too long": 1, "malformed": 1}
+LIMIT = 128
+
+
+class Clients:
+    def __init__(self, url, questions, seed):
+        self.http = httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=None))
+        self.questions, self.random = questions, random.Random(seed)
+        self.alone = {}  # what each question is answered with nobody else around: (question, in threads) to text
+        self.counts, self.mistakes = Counter(), Counter()
+        self.first, self.took = defaultdict(list), defaultdict(list)  # seconds by kind
+
+    def body(self, question, apar, stream):
+        return {
+            "model": "apar", "messages": [{"role": "user", "content": question}], "max_tokens": LIMIT, "temperature": 0,
+            "stream": stream, "vllm_xargs": {"apar": int(apar)}, "logit_bias": {} if apar else {"49152": -100, "49153": -100},
+        }  # fmt: skip
+
+    async def stream(self, question, apar, chunks=None):
+        """The text of an answer and the seconds until it began; hang up after so many ``chunks``."""
+        text, ids, start, first, seen = "", set(), time.perf_counter(), None, 0
+        finished = False
+        async with self.http.stream("POST", "/v1/chat/completions", json=self.body(question, apar, True)) as answer:
+            answer.raise_for_status()
+            async for line in answer.aiter_lines():
+                if not line.startswith("data: ") or line.endswith("[DONE]"):
+                    continue
+                chunk = json.loads(line.removeprefix("data: "))
+                ids.add(chunk["id"])
+                for choice in chunk["choices"]:
+                    text += choice["delta"].get("content") or ""
+                    finished |= choice["finish_reason"] is not None
+                first = first or (time.perf_counter() - start if text else None)
+                seen += 1
+                if chunks is not None and seen >= chunks:
+                    return text, first
+        self.mistakes["lost"] += not finished
+        self.mistakes["crossed"] += len(ids) != 1
+        return text, first
+
+    async def whole(self, question, apar):
+        answer = await self.http.post("/v1/chat/completions", json=self.body(question, apar, False))
+        answer.raise_for_status()
+        return answer.json()["choices"][0]["message"]["content"]
+
+    def judge(self, question, apar, text):
+        """Another width rounds otherwise, so an answer may leave that of a quiet server, but never be another question's."""
+        if text == self.alone[question, apar]:
+            return
+        self.counts["other words"] += 1
+        likeness = {asked: common(text, alone) for (asked, way), alone in self.alone.items() if way == apar}
+        self.mistakes["lost"] += not text
+        self.mistakes["crossed"] += likeness[question] < max(likeness.values())
+
+    async def client(self, end):
+        while time.monotonic() < end:
+            (kind,) = self.random.choices(list(KINDS), list(KINDS.values()))
+            question, start = self.random.choice(self.questions), time.perf_counter()
+            self.counts[kind] += 1
+            try:
+                await self.one(kind, question)
+                self.took[kind].append(time.perf_counter() - start)
+            except Exception as error:
+                self.mistakes[f"{kind}: {type(error).__name__}: {error}"[:200]] += 1
+
+    async def one(self, kind, question):
+        apar = "plain" not in kind
+        if "stream" in kind:
+            text, first = await self.stream(question, apar)
+            self.first[kind].append(first)
+            self.judge(question, apar, text)
+        elif kind == "threads, whole":
+            self.judge(question, apar, await self.whole(question, apar))
+        elif kind == "hang up":
+            await self.stream(question, apar, chunks=self.random.randint(1, 40))
+        else:
+            body = self.body("word " * 4000, apar, True) if kind == "too long" else {"model": "apar", "messages": 7}
+            answer = await self.http.post("/v1/chat/completions", json=body)
+            self.mistakes[f"{kind}: status {answer.status_code}"] += answer.status_code != 400
+
+
+def common(one, other):
+    """How many characters two texts begin with alike."""
+    return next(
+        (place for place, pair in enumerate(zip(one, other, strict=False)) if len(set(pair)) > 1), min(len(one), len(other))
+    )
+
+
+async def run(server, questions, options):
+    clients = Clients(server.url, questions, options.seed)
+    for question in questions:
+        for apar in (False, True):
+            clients.alone[question, apar] = await clients.whole(question, apar)
+    before = resources(server)
+    end = time.monotonic() + options.seconds
+    await asyncio.gather(*(clients.client(end) for _ in range(options.clients)))
+    left = await asyncio.to_thread(server.await_rest, 60.0)
+    await clients.http.aclose()
+    await asyncio.sleep(2)
+    return clients, left, before, resources(server)
+
+
+def resources(server):
+    return {name: server.metric(f"process_{name}") for name in ("open_fds", "resident_memory_bytes")}
+
+
+def percentiles(values):
+    cuts = statistics.quantiles(values, n=100, method="inclusive")
+    return " / ".join(f"{cuts[place - 1]:.1f}" for place in (50, 90, 99))
+
+
+def table(clients, left, before, after, options):
+    wrong = {name: count for name, count in clients.mistakes.items() if count}
+    rows = [
+        f"| {kind} | {clients.counts[kind]} | {percentiles(clients.first[kind]) if clients.first[kind] else ''} "
+        f"| {percentiles(clients.took[kind])} |"
+        for kind in KINDS
+        if len(clients.took[kind]) > 1
+    ]
+    return f"""{options.clients} clients for {options.seconds} s, {LIMIT} new tokens at most; seconds, as 50th / 90th / 99th percentile.
+
+| what clients did | times | until the text began | until it was done |
+|---|---|---|---|
+{chr(10).join(rows)}
+
+Mistakes: {wrong or "none"}. {clients.counts["other words"]} answers had other words than on a quiet server (a step of another width
+rounds otherwise), each of them its own question's. Requests and blocks left afterwards: {left or "none"}; open files
+{before["open_fds"]:.0f} before and {after["open_fds"]:.0f} after, memory {before["resident_memory_bytes"] / 2**20:.0f} and {after["resident_memory_bytes"] / 2**20:.0f} MiB (of the process that talks to clients).
+"""
+
+
+def main():
+    options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    options.add_argument("questions", type=Path, help="JSON Lines with `turns`, as FastChat's benches")
+    options.add_argument("--model", type=Path, help="a merged checkpoint; default: the one that ships")
+    options.add_argument("--dtype", default="bfloat16")
+    options.add_argument("--seconds", type=int, default=300)
+    options.add_argument("--clients", type=int, default=64)
+    options.add_argument("--number", type=int, default=16, help="different questions")
+    options.add_argument("--seed", type=int, default=0)
+    options = options.parse_args()
+    if not options.questions.is_file():
+        sys.exit(f"{options.questions} is missing: name a file of questions as FastChat's vicuna_bench/question.jsonl")
+    lines = options.questions.read_text(encoding="utf-8").splitlines()
+    questions = [json.loads(line)["turns"][0] for line in lines]
+    questions = questions[:: max(1, len(questions) // options.number)][: options.number]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.model or save_merged(
+            *hf_apar.load_default_model(dtype=torch.bfloat16), Path(temporary) / "model"
+        )  # fmt: skip
+        arguments = (
+            "--dtype",
+            options.dtype,
+            "--served-model-name",
+            "apar",
+            "--block-size",
+            "32",
+            "--max-model-len",
+            "1024",
+        )
+        with LocalServer(folder, *arguments, environment={"VLLM_CPU_KVCACHE_SPACE": "2"} | dict(os.environ)) as server:
+            clients, left, before, after = asyncio.run(run(server, questions, options))
+    text = table(clients, left, before, after, options)
+    print(text)
+    OUTPUT.parent.mkdir(exist_ok=True)
+    OUTPUT.write_text(json.dumps({"markdown": text, "counts": clients.counts, "mistakes": clients.mistakes}, indent=1))
+    if left or any(clients.mistakes.values()):
+        sys.exit("an answer was lost or crossed, or something stayed behind")
+
+
+if __name__ == "__main__":
+    main()
