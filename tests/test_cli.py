@@ -190,13 +190,13 @@ def test_distill_goes_through_all_prompts_once(untuned, tmp_path):
 def test_train_has_the_options_of_the_recipe_with_their_defaults():
     """The oracle is the signature of the library's function."""
     wanted = {name: option.default for name, option in inspect.signature(recipe).parameters.items()}
-    got = {name: option.default for name, option in inspect.signature(cli.train).parameters.items()}
+    got = {name: option.default for name, option in inspect.signature(cli.training.train).parameters.items()}
     assert got | {"model": DEFAULT_BASE} == wanted
 
 
 def test_train_medusa_has_the_options_of_its_function_with_their_defaults():
     wanted = {name: option.default for name, option in inspect.signature(learn).parameters.items()}
-    got = {name: option.default for name, option in inspect.signature(cli.train_medusa).parameters.items()}
+    got = {name: option.default for name, option in inspect.signature(cli.training.train_medusa).parameters.items()}
     ours = {"model", "dtype", "tokenizer"}
     assert {name: value for name, value in got.items() if name not in ours} == {
         name: value for name, value in wanted.items() if name not in ours

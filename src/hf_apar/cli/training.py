@@ -1,15 +1,9 @@
-"""The command line, ``hf-apar`` (needs the extra ``cli``).
+"""Commands that make a model which can fork: ``distill``, ``extract``, ``train``, ``train-medusa``; ``recipe`` runs all."""
 
-What is slow to import is imported inside the commands, so that ``--help`` is quick.
-"""
-
-import io
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,26 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hf_apar.errors import AparError, DataError
+from hf_apar.cli.common import Dtype, DtypeOption, ModelOption, SeedOption, app, errors_in_one_line, load, progress, quietly
+from hf_apar.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hf_apar.comparison import AparResult, Result
     from hf_apar.data.distill import Question, Sampler
-    from hf_apar.speculation.proposer import Proposer
-
-app = typer.Typer(
-    name="hf-apar",
-    help="Auto-parallel auto-regressive decoding: one answer, written by many threads.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_show_locals=False,
-    rich_markup_mode=None,  # an error is one line, not a box
-)
-
-
-_LOOKED_UP = 5  # tokens that `generate` looks up for a draft
 
 
 class Engine(StrEnum):
@@ -44,67 +25,6 @@ class Engine(StrEnum):
 
     transformers = "transformers"
     vllm = "vllm"
-
-
-class Dtype(StrEnum):
-    """Number formats that a model is loaded in."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-ModelOption = Annotated[
-    str | None, typer.Option("--model", help="Folder or hub id of a model or adapter; default: the one that ships.")
-]
-DtypeOption = Annotated[Dtype, typer.Option(help="Number format of the weights.")]
-SeedOption = Annotated[int, typer.Option(help="Seed of whatever is drawn at random.")]
-
-
-@app.command()
-def generate(
-    prompt: Annotated[str, typer.Argument(help="The question, as one user turn; - reads it from the standard input.")],
-    model: ModelOption = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Bound on all tokens of all threads together.")] = 512,
-    max_threads: Annotated[int | None, typer.Option(min=1, help="Threads that may live at once.")] = None,
-    fork_bias: Annotated[float | None, typer.Option(help="Added to the logit of [Fork]: more forks, or fewer.")] = None,
-    do_sample: Annotated[bool, typer.Option("--do-sample", help="Sample, instead of the likeliest token.")] = False,
-    temperature: Annotated[float | None, typer.Option(help="Temperature; implies --do-sample.")] = None,
-    seed: SeedOption = 0,
-    compare: Annotated[bool, typer.Option("--compare", help="Decode plainly first, and show both times.")] = False,
-    plain: Annotated[bool, typer.Option("--plain", help="Decode plainly only, without APAR.")] = False,
-    heads: Annotated[
-        Path | None, typer.Option(help="Folder of Medusa heads; default: those that lie with the model, if any.")
-    ] = None,
-    no_heads: Annotated[bool, typer.Option("--no-heads", help="Write without Medusa heads.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object and nothing else.")] = False,
-    dtype: DtypeOption = Dtype.float32,
-) -> None:
-    """Answer PROMPT with many threads, and watch them write."""
-    if plain and compare:
-        raise typer.BadParameter("--plain leaves APAR out and --compare needs it; give one of them")
-    with _errors_in_one_line():
-        from hf_apar.comparison import Decoder
-        from hf_apar.config import AparConfig
-
-        loaded, tokenizer = _load(model, dtype)
-        config = AparConfig(max_threads=max_threads, fork_bias=fork_bias)
-        options: dict[str, object] = {"max_new_tokens": max_new_tokens, "do_sample": do_sample}
-        if temperature is not None:
-            options |= {"do_sample": True, "temperature": temperature}
-        text = typer.get_text_stream("stdin").read() if prompt == "-" else prompt
-        proposer = None if no_heads else _heads(model, heads)
-        decoder = Decoder(loaded, tokenizer, _encode(tokenizer, text), options, seed, not as_json, proposer)
-        if compare:
-            decoder.warm_up(config)
-            _title("Plain decoding", decoder.show)
-        one = decoder.plain() if plain or compare else None
-        if compare:
-            _title("APAR", decoder.show)
-        many = None if plain else decoder.apar(config)
-    if as_json:
-        typer.echo(json.dumps(_record(text, one, many), ensure_ascii=False))
-    else:
-        _summarise(one, many)
 
 
 @app.command()
@@ -125,7 +45,7 @@ def distill(
     dtype: DtypeOption = Dtype.float32,
 ) -> None:
     """Let a model answer prompts in its own words: the text for `train`. Goes on where it stopped."""
-    with _errors_in_one_line():
+    with errors_in_one_line():
         questions = [] if prompts == "-" else _read_questions(Path(prompts))
         questions = _opened(questions, opened_share, seed) + _template_questions(templates, seed)
         if not questions:
@@ -147,10 +67,10 @@ def extract(
     without: Annotated[list[str] | None, typer.Option(help="Switch off the rule of this name; may be given again.")] = None,
 ) -> None:
     """Find where the answers of chats fork, and report what keeps the others whole. Bad records are written aside."""
-    with _errors_in_one_line():
+    with errors_in_one_line():
         from hf_apar.data.convert import extract_file
 
-        with _progress() as show:
+        with progress() as show:
             report = extract_file(
                 source, output, workers=workers, max_depth=max_depth, max_forks=max_forks, without=without or (),
                 on_progress=show,
@@ -196,7 +116,7 @@ def train(
     seed: SeedOption = 0,
 ) -> None:
     """Teach a model where to fork, from ANSWERS to an adapter in OUTPUT. Goes on from a checkpoint found there."""
-    with _errors_in_one_line():
+    with errors_in_one_line():
         from hf_apar.checkpoints import DEFAULT_BASE
         from hf_apar.training.recipe import train as fine_tune
 
@@ -234,10 +154,10 @@ def train_medusa(
     dtype: DtypeOption = Dtype.bfloat16,
 ) -> None:
     """Teach Medusa heads to guess what a model that can fork writes next. Goes on from a checkpoint found in OUTPUT."""
-    with _errors_in_one_line():
+    with errors_in_one_line():
         from hf_apar.training.medusa import train_medusa as learn
 
-        loaded, tokenizer = _load(model, dtype)
+        loaded, tokenizer = load(model, dtype)
         metrics = learn(
             loaded, tokenizer, answers, output, start=start, length=length, inner_size=inner_size,
             draft_vocabulary=draft_vocabulary, learning_rate=learning_rate, epochs=epochs, max_steps=max_steps,
@@ -295,86 +215,13 @@ def _stage(number: int, what: str) -> None:
     typer.secho(f"{number}. {what}", bold=True, err=True)
 
 
-@app.command()
-def merge(
-    output: Annotated[Path, typer.Argument(help="A new folder.", file_okay=False)],
-    model: ModelOption = None,
-    dtype: DtypeOption = Dtype.bfloat16,
-) -> None:
-    """Write an adapter and its base as one ordinary checkpoint in OUTPUT, which loads anywhere; its heads go along."""
-    with _errors_in_one_line():
-        from hf_apar.checkpoints import DEFAULT_ADAPTER
-        from hf_apar.hub import save_merged
-        from hf_apar.speculation.medusa import HEADS_FILE
-
-        loaded, tokenizer = _load(model, dtype)
-        save_merged(loaded, tokenizer, output)
-        heads = (DEFAULT_ADAPTER if model is None else Path(model)) / HEADS_FILE
-        if heads.is_file():
-            shutil.copy(heads, output)
-    typer.echo(f"{output} decodes plainly with AutoModelForCausalLM, and with threads through hf_apar")
-
-
-@contextmanager
-def _errors_in_one_line() -> Iterator[None]:
-    """Turn an error that the user can mend into one line on the standard error and exit code 2."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        typer.echo(f"hf-apar: {error.name} is not installed; pip install 'hf_apar[cli,train,default]'", err=True)
-        raise typer.Exit(2) from error
-    except (AparError, OSError) as error:
-        typer.echo(f"hf-apar: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from error
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Load without progress bars; that of GGUF files ignores the switch of transformers, so it is redirected."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    with redirect_stderr(io.StringIO()):
-        yield
-
-
-def _load(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Load a model that can fork, and its tokenizer."""
-    import torch
-    from transformers import AutoTokenizer
-
-    import hf_apar
-    from hf_apar.checkpoints import load_default_model
-
-    torch_dtype = getattr(torch, dtype.value)
-    with _quietly():
-        if name is None:
-            return load_default_model(dtype=torch_dtype)
-        model = hf_apar.AparModelForCausalLM.from_pretrained(name, dtype=torch_dtype)
-        return model, AutoTokenizer.from_pretrained(name)
-
-
-def _heads(model: str | None, folder: Path | None) -> "Proposer | None":
-    """Return what makes drafts: heads in ``folder``, or those that lie with the model, and prompt lookup beside them."""
-    from hf_apar.checkpoints import DEFAULT_ADAPTER
-    from hf_apar.speculation.lookup import PromptLookup
-    from hf_apar.speculation.medusa import HEADS_FILE, MedusaDrafts, MedusaHeads
-    from hf_apar.speculation.together import Together
-
-    lies_with_model = DEFAULT_ADAPTER if model is None else Path(model)
-    if folder is None and not (lies_with_model / HEADS_FILE).is_file():
-        return None
-    return Together(MedusaDrafts(MedusaHeads.load(folder or lies_with_model)), PromptLookup(_LOOKED_UP))
-
-
 def _load_base(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load any model, without APAR, and its tokenizer."""
     import torch
 
     from hf_apar.checkpoints import DEFAULT_BASE, load_base
 
-    with _quietly():
+    with quietly():
         return load_base(name or DEFAULT_BASE, dtype=getattr(torch, dtype.value))
 
 
@@ -400,15 +247,6 @@ def _sampler(
         tokenizer.save_pretrained(folder)
         llm = LLM(folder, dtype=dtype.value, max_num_seqs=min(batch_size, 128), block_size=32, max_model_len=2048, seed=seed)
         yield VllmSampler(llm), tokenizer
-
-
-def _encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Return ``text`` as a user turn, or as it stands where the model is no chat model."""
-    from hf_apar.chat import encode_chat
-
-    if tokenizer.chat_template is None:
-        return list(tokenizer.encode(text, split_special_tokens=True))
-    return encode_chat(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True)
 
 
 def _read_questions(path: Path) -> "list[Question]":
@@ -444,54 +282,6 @@ def _template_questions(count: int, seed: int) -> "list[Question]":
 
 def _follow(steps: Iterator[int], *, total: int) -> None:
     """Draw a progress bar; each step is the count of what is done."""
-    with _progress() as show:
+    with progress() as show:
         for done in steps:
             show(done, total)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """Draw a progress bar on the standard error; what is yielded takes the count of what is done, and of all."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    with Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-def _record(prompt: str, one: "Result | None", many: "AparResult | None") -> dict[str, object]:
-    """Return the JSON object: APAR's answer, or the plain one where it is the only one."""
-    if many is None:
-        assert one is not None
-        return {"prompt": prompt, **asdict(one)}
-    record: dict[str, object] = {"prompt": prompt, "text": many.text, "tokens": many.tokens, "seconds": many.seconds}
-    record["stats"] = asdict(many.stats) | {"tokens_per_step": many.stats.tokens_per_step}
-    record["tree"] = many.tree
-    return record if one is None else record | {"plain": asdict(one)}
-
-
-def _title(text: str, show: bool) -> None:
-    if show:
-        typer.secho(f"--- {text}", bold=True)
-
-
-def _summarise(one: "Result | None", many: "AparResult | None") -> None:
-    if many is not None:
-        stats, threads = many.stats, len(many.tree["threads"])  # type: ignore[arg-type]
-        typer.secho(
-            f"\n{threads} threads, {stats.tokens} tokens in {stats.steps} steps ({stats.tokens_per_step:.2f} a step), "
-            f"{many.seconds:.2f} s; peak KV cache {stats.peak_kv} slots, "
-            f"{stats.peak_kv / stats.kv_if_sequential:.0%} of sequential",
-            dim=True,
-        )
-    for name, result in (("plain", one), ("APAR", many)):
-        if result is not None:
-            speed = f"{result.tokens_per_second:7.1f} tokens/s"
-            typer.echo(f"{name:>5}: {result.tokens:5d} tokens {result.seconds:8.2f} s {speed}")
-    if one is not None and many is not None:
-        typer.secho(
-            f"APAR is {many.tokens_per_second / one.tokens_per_second:.2f} times as fast per token, "
-            f"{one.seconds / many.seconds:.2f} times in all",
-            bold=True,
-        )

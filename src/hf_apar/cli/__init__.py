@@ -1,0 +1,9 @@
+"""The command line, ``hf-apar`` (needs the extra ``cli``).
+
+What is slow to import is imported inside the commands, so that ``--help`` is quick.
+"""
+
+from hf_apar.cli import decoding, training
+from hf_apar.cli.common import app
+
+__all__ = ["app", "decoding", "training"]
