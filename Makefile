@@ -56,7 +56,7 @@ bench: $(VENV)/.stamp
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/no_fork.py
 	$(BIN)/python benchmarks/growth.py
-	test -z "$(VICUNA)" || $(BIN)/python benchmarks/batches.py "$(VICUNA)"
+	test -z "$(VICUNA)" || $(BIN)/python benchmarks/batches.py --repeats 1 "$(VICUNA)"
 	test -z "$(VICUNA)" || $(BIN)/python benchmarks/speculation.py --each 1 "$(VICUNA)"
 	test -z "$(ANSWERS)" || $(BIN)/python benchmarks/training_cost.py "$(ANSWERS)"
 

@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from common import encode, interleaved, load, parser, publish, spread, timed
+from common import Bars, encode, interleaved, load, parser, publish, spread, timed
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     questions = [json.loads(line)["turns"][0] for line in lines if line.strip()]
     questions = questions[:: max(len(questions) // options.number, 1)][: options.number]
     model, tokenizer = load(options.dtype)
-    rows, data = [], {}
+    rows, data, gains = [], {}, {}
     for size in options.batches:
         batches = [encode(tokenizer, questions[start : start + size]) for start in range(0, len(questions), size)]
         measure(model, tokenizer, batches[0], True, 8)
@@ -34,9 +34,11 @@ def main() -> None:
             )
             for inputs in batches
         ]
-        gains = [speed([one]) / speed([other]) for run in runs for one, other in zip(run["apar"], run["plain"], strict=True)]
+        gains[f"batch {size}"] = [
+            speed([one]) / speed([other]) for run in runs for one, other in zip(run["apar"], run["plain"], strict=True)
+        ]
         plain, apar = (speed(one for run in runs for one in run[name]) for name in ("plain", "apar"))
-        rows.append([str(size), f"{plain:.1f}", f"{apar:.1f}", f"{apar / plain:.2f}", spread(gains)])
+        rows.append([str(size), f"{plain:.1f}", f"{apar:.1f}", f"{apar / plain:.2f}", spread(gains[f"batch {size}"])])
         print(rows[-1], flush=True)
         data[size] = runs
     publish(
@@ -47,6 +49,7 @@ def main() -> None:
         f"{options.dtype}, greedy, {len(questions)} questions of Vicuna Bench, {options.max_new_tokens} new tokens at most; each "
         f"batch {options.repeats} times on each side, in turn.",
         data,
+        Bars("tokens a second, APAR / generate, batch by batch", gains),
     )
 
 

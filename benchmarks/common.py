@@ -5,7 +5,8 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -79,8 +80,25 @@ def machine() -> str:
     )
 
 
-def publish(name: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str, data: object) -> None:
-    """Show a table, and keep it as JSON and as a part of ``docs/performance.md``."""
+@dataclass(frozen=True)
+class Bars:
+    """A plot: medians as bars, with the lowest and the highest value, and a line at ``aim``."""
+
+    axis: str
+    values: Mapping[str, Sequence[float]]
+    aim: float = 1.0
+
+
+def publish(
+    name: str,
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    note: str,
+    data: object,
+    bars: Bars | None = None,
+) -> None:
+    """Show a table, and keep it as JSON, as a part of ``docs/performance.md`` and as a plot beside that."""
     table = Table(*columns, title=title)
     for row in rows:
         table.add_row(*row)
@@ -88,9 +106,32 @@ def publish(name: str, title: str, columns: Sequence[str], rows: Sequence[Sequen
     OUTPUT.mkdir(exist_ok=True)
     lines = [f"## {title}", "", note, "", f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     lines += [f"| {' | '.join(row)} |" for row in rows]
+    if bars is not None:
+        lines += ["", f"![{bars.axis}]({name}.png)"]
+        draw(bars, title, ROOT / "docs" / f"{name}.png")
     record = {"machine": machine(), "markdown": "\n".join(lines) + "\n", "data": data}
     (OUTPUT / f"{name}.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     write_page()
+
+
+def draw(bars: Bars, title: str, file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names, middles = list(bars.values), [statistics.median(values) for values in bars.values.values()]
+    ends = [
+        (middle - min(values), max(values) - middle) for middle, values in zip(middles, bars.values.values(), strict=True)
+    ]
+    figure, axes = pyplot.subplots(figsize=(7, 0.8 + 0.4 * len(names)))
+    axes.barh(names, middles, xerr=list(zip(*ends, strict=True)), capsize=3, height=0.6)
+    axes.axvline(bars.aim, color="black", linewidth=0.8, linestyle="--")
+    axes.invert_yaxis()
+    axes.set(xlabel=bars.axis, title=title)
+    figure.tight_layout()
+    figure.savefig(file, dpi=100)
+    pyplot.close(figure)
 
 
 ORDER = (

@@ -1,7 +1,7 @@
 """What ``apar=True`` costs when nothing forks: against ``generate``, the same tokens, prefill apart from decoding."""
 
 import torch
-from common import interleaved, load, parser, publish, ratios, spread, timed
+from common import Bars, interleaved, load, parser, publish, ratios, spread, timed
 
 import hf_apar
 
@@ -37,6 +37,10 @@ def main() -> None:
         rows,
         f"{options.dtype}, greedy, {NEW_TOKENS} new tokens after a random prompt, [Fork] banned. Aim: at most 1.00.",
         data,
+        Bars(
+            "decoding, APAR / generate",
+            {f"context {context}": ratios(found["decode"], "apar", "plain") for context, found in data.items()},
+        ),
     )
 
 

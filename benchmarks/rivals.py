@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from common import encode, load, parser, publish, timed
+from common import Bars, encode, load, parser, publish, timed
 from speculation import LOOKUP, evenly
 from transformers import CompileConfig, StaticCache
 
@@ -131,6 +131,10 @@ def main() -> None:
         "Vicuna Bench, categories in turn, whose answers fork. Compiling and loading are left out. llama.cpp runs the base "
         "model in its own four-bit format: for orientation.",
         found,
+        Bars(
+            "tokens a second, question by question",
+            {name: [one[1] / one[0] for one in values] for name, values in found.items()},
+        ),
     )
 
 

@@ -5,7 +5,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from common import encode, load, parser, publish, timed
+from common import Bars, encode, load, parser, publish, timed
 
 import hf_apar
 from hf_apar.speculation.calibration import step_times
@@ -73,6 +73,7 @@ def main() -> None:
         "over the runs, with quartiles. Predicted: tokens a step and the time of a step of that width, both against APAR's "
         f"own. {by_category(records)}",
         records,
+        Bars("generate / it, seconds a token", {name: gains(records, name) for name in ways}),
     )
 
 
@@ -133,7 +134,11 @@ def predicted(alone, drafted, times):
 
 
 def gain(records, name):
-    return quartiles([record["generate"]["ms"] / record[name]["ms"] for record in records])
+    return quartiles(gains(records, name))
+
+
+def gains(records, name):
+    return [record["generate"]["ms"] / record[name]["ms"] for record in records]
 
 
 def quartiles(values):

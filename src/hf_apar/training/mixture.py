@@ -10,8 +10,9 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from hf_apar.chat import encode_chat
+from hf_apar.data.collator import pack
 from hf_apar.data.distill import Answer
-from hf_apar.data.features import TreeFeatures, tree_features
+from hf_apar.data.features import TreeFeatures, tree_features, truncate
 from hf_apar.data.markdown import extract
 from hf_apar.data.records import ChatAnswer, Message, chat_answers, open_records
 from hf_apar.data.repetition import repeated_share, repeats_a_title
@@ -19,6 +20,23 @@ from hf_apar.data.text_tree import TextThread
 from hf_apar.errors import DataError
 
 logger = logging.getLogger(__name__)
+
+
+def packed_rows(
+    answers: Path, tokenizer: PreTrainedTokenizerBase, control_ids: tuple[int, int], *, max_length: int = 1024
+) -> list[dict[str, list[int]]]:
+    """Return every answer of a file as rows for :class:`~hf_apar.data.collator.DataCollatorForApar`, several to a row.
+
+    Args:
+        answers: as for :func:`read_examples`.
+        control_ids: of [Fork] and [Child].
+        max_length: tokens of a row; of a longer answer the last threads are left out.
+
+    Raises:
+        DataError: if a record is no answer.
+    """
+    trees = [_features(*_with_tree(answer), tokenizer, control_ids) for answer in read_examples(answers)]
+    return [row.to_dict() for row in pack([truncate(tree, max_length, control_ids[1]) for tree in trees], max_length)]
 
 
 @dataclass(frozen=True)
