@@ -50,24 +50,26 @@ def run(model, tokenizer, path, max_new_tokens=60, **options):
     return list(distill(sample, tokenizer, QUESTIONS, path, batch_size=4, max_new_tokens=max_new_tokens))
 
 
-def greedy(model, tokenizer, prompt, limit):
-    new = model.generate(torch.tensor([prompt]), max_new_tokens=limit, do_sample=False)[0, len(prompt) :].tolist()
+def greedy(model, tokenizer, prompt, limit, penalty):
+    options = {"max_new_tokens": limit, "do_sample": False, "repetition_penalty": penalty}
+    new = model.generate(torch.tensor([prompt]), **options)[0, len(prompt) :].tolist()
     ended = tokenizer.eos_token_id in new
     text = tokenizer.decode(new[: new.index(tokenizer.eos_token_id)] if ended else new, skip_special_tokens=True)
     return text, ended
 
 
-def test_a_nearly_greedy_answer_is_what_generate_writes(model, tokenizer, tmp_path):
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_a_nearly_greedy_answer_is_what_generate_writes(model, tokenizer, tmp_path, penalty):
     """Rows end at different times and leave the batch: each answer must still be the model's own, to the byte."""
     path = tmp_path / "answers.jsonl"
-    assert run(model, tokenizer, path, temperature=1e-4, straggler_share=0.0) == [4, 8, 12]
+    assert run(model, tokenizer, path, temperature=1e-4, straggler_share=0.0, repetition_penalty=penalty) == [4, 8, 12]
     expected = []
     for question in QUESTIONS:
         prompt = encode_chat(tokenizer, [{"role": "user", "content": question.prompt}])
         lead = ""
         if question.opening:
-            lead = opened_after(first_sentence(greedy(model, tokenizer, prompt, LEAD_TOKENS)[0]), question.opening)
-        text, ended = greedy(model, tokenizer, prompt + tokenizer.encode(lead, add_special_tokens=False), 60)
+            lead = opened_after(first_sentence(greedy(model, tokenizer, prompt, LEAD_TOKENS, penalty)[0]), question.opening)
+        text, ended = greedy(model, tokenizer, prompt + tokenizer.encode(lead, add_special_tokens=False), 60, penalty)
         if ended:
             expected.append((question.prompt, lead + text))
     assert [(answer.prompt, answer.response) for answer in read_answers(path)] == expected

@@ -38,6 +38,9 @@ def distill(
     opened_share: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the prompts without an opening whose answers must hold a list.")
     ] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Of the answers' sampling, 1 for none; small models loop without one.")
+    ] = 1.0,
     engine: Annotated[Engine, typer.Option(help="What runs the model; vllm is faster, and an environment of its own.")] = (
         Engine.transformers
     ),
@@ -52,7 +55,7 @@ def distill(
             raise DataError("there are no prompts; name a file of them, or ask for some with --templates N")
         from hf_apar.data.distill import distill as answer
 
-        with _sampler(model, dtype, engine, batch_size, seed) as (sample, tokenizer):
+        with _sampler(model, dtype, engine, batch_size, repetition_penalty, seed) as (sample, tokenizer):
             steps = answer(sample, tokenizer, questions, output, batch_size=batch_size, max_new_tokens=max_new_tokens)
             _follow(steps, total=len(questions))
 
@@ -178,6 +181,9 @@ def recipe(
     engine: Annotated[Engine, typer.Option(help="What answers the prompts.")] = Engine.transformers,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered at once.")] = 64,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer answers are dropped.")] = 384,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Of the answers' sampling, 1 for none; small models loop without one.")
+    ] = 1.0,
     max_forks: Annotated[int, typer.Option(min=1, help="An answer that would fork more often stays whole.")] = 9,
     workers: Annotated[int, typer.Option(min=1, help="Processes that extract.")] = 1,
     epochs: Annotated[float, typer.Option(help="Passes over the answers.")] = 2.0,
@@ -194,7 +200,7 @@ def recipe(
     _stage(1, "the model answers prompts in its own words")
     distill(
         prompts, answers, model=model, batch_size=batch_size, max_new_tokens=max_new_tokens, templates=templates,
-        opened_share=opened_share, engine=engine, seed=seed, dtype=dtype,
+        opened_share=opened_share, repetition_penalty=repetition_penalty, engine=engine, seed=seed, dtype=dtype,
     )  # fmt: skip
     _stage(2, "trees are found in the answers")
     if not trees.exists() or trees.stat().st_mtime < answers.stat().st_mtime:
@@ -227,7 +233,7 @@ def _load_base(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTra
 
 @contextmanager
 def _sampler(
-    name: str | None, dtype: Dtype, engine: Engine, batch_size: int, seed: int
+    name: str | None, dtype: Dtype, engine: Engine, batch_size: int, repetition_penalty: float, seed: int
 ) -> "Iterator[tuple[Sampler, PreTrainedTokenizerBase]]":
     """Load what answers the prompts of ``distill``."""
     import torch
@@ -237,7 +243,7 @@ def _sampler(
     loaded, tokenizer = _load_base(name, dtype)
     if engine is Engine.transformers:
         torch.manual_seed(seed)
-        yield TransformersSampler(loaded, tokenizer), tokenizer
+        yield TransformersSampler(loaded, tokenizer, repetition_penalty=repetition_penalty), tokenizer
         return
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # on few cores a second process only competes
     from vllm import LLM
@@ -246,7 +252,7 @@ def _sampler(
         loaded.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         llm = LLM(folder, dtype=dtype.value, max_num_seqs=min(batch_size, 128), block_size=32, max_model_len=2048, seed=seed)
-        yield VllmSampler(llm), tokenizer
+        yield VllmSampler(llm, repetition_penalty=repetition_penalty), tokenizer
 
 
 def _read_questions(path: Path) -> "list[Question]":

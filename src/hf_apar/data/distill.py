@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, RepetitionPenaltyLogitsProcessor
 
 from hf_apar.cache import new_tree_cache
 from hf_apar.chat import encode_chat
@@ -160,6 +160,7 @@ class TransformersSampler:
     the time. Here finished rows leave once they are a quarter of the batch.
 
     Attributes:
+        repetition_penalty: as that of ``generate``; small models loop without one.
         straggler_share: the batch ends when at most this share of its rows still writes; those rows count as cut off.
             For drafts of an answer's beginning, shorter than :data:`LEAD_TOKENS`, every row is waited for.
     """
@@ -168,12 +169,13 @@ class TransformersSampler:
     tokenizer: PreTrainedTokenizerBase
     temperature: float = 0.6
     top_k: int = 50
+    repetition_penalty: float = 1.0
     straggler_share: float = 0.1
 
     def __call__(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[Written]:
         """Go on with each of ``prompts``."""
         share = self.straggler_share if max_new_tokens > LEAD_TOKENS else 0.0
-        return _sample(self.model, self.tokenizer, prompts, max_new_tokens, self.temperature, share, self.top_k)
+        return _sample(self, prompts, max_new_tokens, share)
 
 
 @dataclass(frozen=True)
@@ -182,18 +184,21 @@ class VllmSampler:
 
     Attributes:
         llm: a ``vllm.LLM`` of the model whose tokenizer made the prompts; its seed is that of the answers.
+        repetition_penalty: as that of ``generate``.
     """
 
     llm: Any
     temperature: float = 0.6
     top_k: int = 50
+    repetition_penalty: float = 1.0
 
     def __call__(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[Written]:
         """Go on with each of ``prompts``."""
         from vllm import SamplingParams
 
         options = SamplingParams(
-            temperature=self.temperature, top_k=self.top_k, max_tokens=max_new_tokens, detokenize=False
+            temperature=self.temperature, top_k=self.top_k, repetition_penalty=self.repetition_penalty,
+            max_tokens=max_new_tokens, detokenize=False,
         )  # fmt: skip
         out = self.llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], options, use_tqdm=False)
         return [_without_end(answer.outputs[0]) for answer in out]
@@ -206,30 +211,27 @@ def _without_end(output: Any) -> Written:
 
 @torch.no_grad()
 def _sample(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[list[int]],
-    max_new_tokens: int,
-    temperature: float,
-    straggler_share: float,
-    top_k: int,
+    sampler: TransformersSampler, prompts: Sequence[list[int]], max_new_tokens: int, straggler_share: float
 ) -> list[Written]:
+    model, tokenizer = sampler.model, sampler.tokenizer
+    penalise = RepetitionPenaltyLogitsProcessor(sampler.repetition_penalty)
     width = max(map(len, prompts))
-    input_ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
+    input_ids = torch.tensor([prompt[:1] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
     attention_mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]).to(model.device)
     assert model.generation_config is not None
     eos = {*eos_token_ids(model.generation_config), tokenizer.eos_token_id}
     cache, rows, ended = new_tree_cache(model.config), list(range(len(prompts))), set()
     written: list[list[int]] = [[] for _ in prompts]
-    positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    positions, seen = (attention_mask.cumsum(1) - 1).clamp(min=0), input_ids  # (rows, tokens so far): what is penalised
     for _ in range(max_new_tokens):
         cache.prepare(None, attention_mask.shape[1], input_ids.shape[1])
         logits = model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, past_key_values=cache,
             use_cache=True, logits_to_keep=1,
         ).logits[:, -1].float()  # fmt: skip
-        best = (logits / temperature).topk(top_k)
+        best = (penalise(seen, logits) / sampler.temperature).topk(sampler.top_k)
         input_ids = best.indices.gather(1, torch.multinomial(best.values.softmax(-1), 1))  # (rows, 1)
+        seen = torch.cat([seen, input_ids], dim=1)
         for row, token in zip(rows, input_ids[:, 0].tolist(), strict=True):
             if token in eos:
                 ended.add(row)
@@ -243,6 +245,8 @@ def _sample(
         if len(running) <= 0.75 * len(rows):
             keep = torch.tensor(running, device=input_ids.device)
             cache.keep_rows(keep)
-            input_ids, attention_mask, positions = input_ids[keep], attention_mask[keep], positions[keep]
+            input_ids, attention_mask, positions, seen = (
+                tensor[keep] for tensor in (input_ids, attention_mask, positions, seen)
+            )
             rows = [rows[index] for index in running]
     return [Written(tokens, row in ended) for row, tokens in enumerate(written)]
