@@ -71,9 +71,11 @@ def test_the_line_follows_what_is_measured_and_needs_two_widths():
 class Engine:
     """Writes a random answer for each request, a few tokens a step, until everything has been written."""
 
-    def __init__(self, policy, seed):
+    def __init__(self, policy, seed, room=0):
         self.draw, self.running, self.most = random.Random(seed), {}, 0
-        self.admission = Admission(policy, lambda: Load(len(self.running), 0, 0.0, 8, lambda width: 0.012 + 0.001 * width))
+        self.admission = Admission(
+            policy, lambda: Load(len(self.running), 0, 0.0, 8, lambda width: 0.012 + 0.001 * width, room, 4)
+        )
         self.families = []
 
     def add(self):
@@ -105,11 +107,12 @@ class Engine:
                 self.admission.changed(family)
 
 
+@pytest.mark.parametrize("room", [0, 1, 200])
 @pytest.mark.parametrize("policy", [Eager(), FixedCap(2), ProportionalFair()])
-def test_every_answer_ends_and_nothing_stays_behind(policy, monkeypatch):
+def test_every_answer_ends_and_nothing_stays_behind(policy, room, monkeypatch):
     monkeypatch.setattr(module, "_PAUSE", 0.0)
     for seed in range(20):
-        engine = Engine(policy, seed)
+        engine = Engine(policy, seed, room)
         for _ in range(6):
             engine.add()
         for _ in range(2000):
@@ -137,3 +140,22 @@ def test_an_answer_that_is_given_up_leaves_its_place_to_others():
     assert list(engine.running) == [(first, 0)] and second.answer.finished
     engine.admission.remove(second)
     assert len(engine.admission) == 1
+
+
+def test_where_the_cache_is_scarce_whole_answers_wait_in_order():
+    """Each may write 60 tokens after its prompt until others have shown how much an answer holds."""
+    engine = Engine(Eager(), 0, room=2 * (60 + len(PROMPT)) + 5)
+    for _ in range(4):
+        engine.add()
+    first, second, third, fourth = engine.families
+    assert list(engine.running) == [(first, 0), (second, 0)] and len(engine.admission) == 4
+    engine.admission.remove(third)  # hung up before it began
+    first.answer.write(first.answer.tree.threads[0], [Written(65), Written(EOS)], reason="eos")
+    del engine.running[first, 0]
+    engine.admission.changed(first)
+    engine.admission.remove(first)
+    assert list(engine.running) == [(second, 0), (fourth, 0)]
+    assert third.answer.finished and not third.answer.tree.threads[0].tokens
+    for _ in range(9):
+        engine.add()
+    assert len(engine.running) > 4, "the first answer held little, so more of them fit"

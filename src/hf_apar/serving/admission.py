@@ -1,11 +1,13 @@
-"""When a forked thread may start, while many answers and other requests share one engine.
+"""When an answer and its forked threads may start, while many answers and other requests share one engine.
 
 A fork is never refused: the model has skipped that text already. Its child waits, at most until a thread of its own answer
-ends, so every answer goes on whatever a policy says.
+ends, so every answer goes on whatever a policy says. Where the KV cache is scarce whole answers wait, in order: few answers
+with all their threads share more of the cache than many answers with one thread each.
 """
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
@@ -15,6 +17,8 @@ from hf_apar.serving.answer import Answer
 from hf_apar.tree import Thread
 
 _PAUSE = 0.01  # seconds: about a step of an engine
+_ANSWER = 256  # tokens that an answer is taken to write until one has ended
+_NEWEST = 0.1  # weight of the answer that has just ended in what answers usually hold
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Load:
         kv_usage: share of the KV cache that is in use, 0 to 1.
         max_running: the most requests of a step.
         step_seconds: the time of a step by its number of requests.
+        kv_tokens: tokens that the KV cache has room for; 0 if that is unknown.
+        block_tokens: tokens of a block of it.
     """
 
     running: int = 0
@@ -34,6 +40,8 @@ class Load:
     kv_usage: float = 0.0
     max_running: int = 256
     step_seconds: Callable[[int], float] = lambda width: 1.0
+    kv_tokens: int = 0
+    block_tokens: int = 16
 
 
 class AdmissionPolicy(Protocol):
@@ -136,10 +144,19 @@ class Family:
     answer: Answer
     start: Callable[[Thread], None]
     cancel: Callable[[Thread], None]
+    peak: int = 0  # KV tokens that it has held at most, each thread's last block as if it were full
+
+    def measure(self, block_tokens: int) -> None:
+        """Keep what the answer holds now if that is the most so far."""
+        row = self.answer.row
+        self.peak = max(self.peak, row.prompt_length + row.pool.high_water + block_tokens * len(row.live))
 
 
 class Admission:
-    """All answers that an engine writes now; starts their threads and cancels those that run in vain.
+    """All answers that an engine writes now or will write; starts their threads and cancels those that run in vain.
+
+    An answer begins once the KV cache has room for it beside those that have begun, each counted with what answers held at
+    their peak lately; the first one always begins.
 
     Args:
         policy: decides who starts.
@@ -150,9 +167,12 @@ class Admission:
         self.policy, self.load = policy, load
         self._shared = 0.0
         self._families: dict[Family, tuple[int, int]] = {}  # and its threads that run and that wait, as they were last
+        self._held_back: deque[Family] = deque()  # answers that have not begun
+        self._block_tokens = Load.block_tokens
+        self._usual_peak = 0.0  # KV tokens, of the answers that have ended
 
     def __len__(self) -> int:
-        return len(self._families)
+        return len(self._families) + len(self._held_back)
 
     @property
     def threads(self) -> int:
@@ -160,20 +180,25 @@ class Admission:
         return sum(running for running, _ in self._families.values())
 
     def add(self, family: Family) -> None:
-        """Take on an answer and start its root."""
-        self._families[family] = (0, 0)
-        self.changed(family)
+        """Take on an answer, and start its root if there is room."""
+        self._held_back.append(family)
+        self._share()
 
     def remove(self, family: Family) -> None:
         """Let an answer go, finished or given up; what still runs for it is cancelled."""
-        if self._families.pop(family, None) is None:
+        if family in self._held_back:
+            self._held_back.remove(family)
+        elif self._families.pop(family, None) is None:
             return
+        elif family.peak:
+            self._usual_peak += (family.peak - self._usual_peak) * (_NEWEST if self._usual_peak else 1.0)
         family.answer.row.end_all("stop")
         self._settle(family)
         self._share()
 
     def changed(self, family: Family) -> None:
         """Something was written for ``family``: start and cancel what that asks for."""
+        family.measure(self._block_tokens)
         if self._count(family) != self._families[family]:
             self._share()
         else:
@@ -185,10 +210,12 @@ class Admission:
             self._share()
 
     def _share(self) -> None:
+        load = self.load()
+        self._begin(load)
         if not self._families:
             return
         self._shared = time.monotonic()
-        load, counts = self.load(), [self._count(family) for family in self._families]
+        counts = [self._count(family) for family in self._families]
         others = max(0, load.running + load.waiting - self.threads)
         allowed = self.policy.allowances([running + waiting for running, waiting in counts], others, load)
         for family, threads in zip(list(self._families), allowed, strict=True):
@@ -196,6 +223,23 @@ class Admission:
             self._settle(family)
             if family in self._families:
                 self._families[family] = self._count(family)
+
+    def _begin(self, load: Load) -> None:
+        """Let answers begin for which there is room, in the order in which they came."""
+        self._block_tokens = load.block_tokens
+        while self._held_back and self._has_room_for(self._held_back[0], load):
+            self._families[self._held_back.popleft()] = (0, 0)
+
+    def _has_room_for(self, family: Family, load: Load) -> bool:
+        if not load.kv_tokens or not self._families:
+            return True
+        held = sum(max(other.peak, self._expected(other)) for other in self._families)
+        return held + self._expected(family) <= load.kv_tokens
+
+    def _expected(self, family: Family) -> float:
+        """How many KV tokens an answer will hold: as many as others did, or a guess if none has ended."""
+        limits, prompt = family.answer.limits, family.answer.row.prompt_length
+        return self._usual_peak or prompt + min(limits.max_tokens or _ANSWER, _ANSWER)
 
     @staticmethod
     def _settle(family: Family) -> None:

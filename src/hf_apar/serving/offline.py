@@ -154,7 +154,9 @@ class AparLLM:
             return Load(running=self._admission.threads, step_seconds=self.times)
         running, waiting = core.scheduler.get_request_counts()
         most = core.scheduler.max_num_running_reqs
-        return Load(running, waiting, core.scheduler.get_kv_cache_usage(), most, self.times)
+        blocks, size = (getattr(self._engine.vllm_config.cache_config, name) for name in ("num_gpu_blocks", "block_size"))
+        room = size * max((blocks or 0) - 1, 0)  # one block is vLLM's own
+        return Load(running, waiting, core.scheduler.get_kv_cache_usage(), most, self.times, room, size)
 
 
 class _Asked:

@@ -18,6 +18,7 @@ class EngineLoad(StatLoggerBase):  # type: ignore[misc]
 
     def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
         self.max_running = vllm_config.scheduler_config.max_num_seqs
+        self.cache_config = vllm_config.cache_config  # its number of blocks is known once the engine has started
         self.times = StepTimes()
         self.last: tuple[float, int] | None = None  # when a step was reported, and its requests
         self.counts = (0, 0, 0.0)
@@ -26,7 +27,8 @@ class EngineLoad(StatLoggerBase):  # type: ignore[misc]
     @property
     def load(self) -> Load:
         """How the engine was doing at its last step."""
-        return Load(*self.counts, self.max_running, self.times)
+        blocks, size = self.cache_config.num_gpu_blocks or 0, self.cache_config.block_size
+        return Load(*self.counts, self.max_running, self.times, size * max(blocks - 1, 0), size)  # one block is vLLM's own
 
     def record(
         self,
