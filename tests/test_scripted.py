@@ -1,7 +1,7 @@
 """``generate`` against a naive reference that keeps a full copy of each path: forks, ends, stops, budgets, drafts."""
 
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import StoppingCriteria
 
@@ -127,6 +127,7 @@ class AtLeast:
 
 
 @settings(max_examples=60)
+@example(seed=1670, budget=3, max_threads=2, guesses=True)  # ends a thread just as it has forked
 @given(seed=st.integers(0, 10**6), budget=st.integers(1, 60), max_threads=st.integers(1, 5), guesses=st.booleans())
 def test_a_budget_cuts_threads_short_and_changes_nothing_else(seed, budget, max_threads, guesses):
     prompts = [[1, 2], [3]]

@@ -283,4 +283,4 @@ def test_two_servers_behind_a_router(server, folder, oracle, tokenizer_and_model
             declined.choices[0].message.content
             == ask(server, QUESTIONS[1], max_tokens=60, **PLAIN).choices[0].message.content
         )
-        assert other.at_rest() and server.at_rest()
+        assert not other.await_rest() and not server.await_rest()

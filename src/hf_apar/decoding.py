@@ -244,7 +244,7 @@ class Decoder:
             if out_of_time:
                 row.end_all("length")
             while len(live := row.live) > self.budget[index]:  # the last tokens go to threads in reading order
-                row.end_all("length") if self.budget[index] == 0 else row.end(live[-1], "length")
+                row.end_all("length") if self.budget[index] == 0 else row.end(row.newborn(live[-1]) or live[-1], "length")
             if not row.unfinished:
                 self.stats[index].seconds = time.perf_counter() - self.started
         if states is not None:

@@ -68,6 +68,12 @@ class GrowingTree:
         """Return the slots of a live or waiting thread's path, by position."""
         return self._slots[thread.index]
 
+    def newborn(self, thread: Thread) -> Thread | None:
+        """Return the child of the [Fork] that ``thread`` wrote last. Only ``thread`` will feed that [Fork] to the model."""
+        if thread.path_ids[-1] != self.fork_token_id:
+            return None
+        return max((one for one in self._order if one.parent == thread.index), key=lambda one: one.index, default=None)
+
     def append(self, thread: Thread, token: int, slot: int | None = None) -> None:
         """Let ``thread`` write ``token``, into ``slot`` if it is in the cache already, else into the lowest free one."""
         thread.path_ids.append(token)
