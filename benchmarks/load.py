@@ -154,7 +154,7 @@ def table(clients, left, before, after, options):
 {chr(10).join(rows)}
 
 Mistakes: {wrong or "none"}. {clients.counts["other words"]} answers had other words than on a quiet server (a step of another width
-rounds otherwise), each of them its own question's. Requests and blocks left afterwards: {left or "none"}; open files
+rounds otherwise). Requests and blocks left afterwards: {left or "none"}; open files
 {before["open_fds"]:.0f} before and {after["open_fds"]:.0f} after, memory {before["resident_memory_bytes"] / 2**20:.0f} and {after["resident_memory_bytes"] / 2**20:.0f} MiB (of the process that talks to clients).
 """
 
