@@ -1,10 +1,9 @@
 """Tokens a second for batches of questions, APAR against ``generate`` with the same weights."""
 
-import json
-import sys
 from pathlib import Path
 
 from common import Bars, encode, interleaved, load, parser, publish, spread, timed
+from questions import evenly, read
 
 
 def main() -> None:
@@ -14,11 +13,7 @@ def main() -> None:
     options.add_argument("--number", type=int, default=16, help="questions of each batch size, evenly drawn from the file")
     options.add_argument("--max-new-tokens", type=int, default=256)
     options = options.parse_args()
-    if not options.questions.is_file():
-        sys.exit(f"{options.questions} is missing: name FastChat's vicuna_bench/question.jsonl, with category and turns")
-    lines = options.questions.read_text(encoding="utf-8").splitlines()
-    questions = [json.loads(line)["turns"][0] for line in lines if line.strip()]
-    questions = questions[:: max(len(questions) // options.number, 1)][: options.number]
+    questions = [question.text for question in evenly(read(options.questions), options.number)]
     model, tokenizer = load(options.dtype)
     rows, data, gains = [], {}, {}
     for size in options.batches:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import httpx
 import torch
+from questions import evenly, read
 
 import hf_apar
 from hf_apar.hub import save_merged
@@ -169,25 +170,14 @@ def main():
     options.add_argument("--number", type=int, default=16, help="different questions")
     options.add_argument("--seed", type=int, default=0)
     options = options.parse_args()
-    if not options.questions.is_file():
-        sys.exit(f"{options.questions} is missing: name a file of questions as FastChat's vicuna_bench/question.jsonl")
-    lines = options.questions.read_text(encoding="utf-8").splitlines()
-    questions = [json.loads(line)["turns"][0] for line in lines]
-    questions = questions[:: max(1, len(questions) // options.number)][: options.number]
+    questions = [question.text for question in evenly(read(options.questions), options.number)]
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.model or save_merged(
             *hf_apar.load_default_model(dtype=torch.bfloat16), Path(temporary) / "model"
         )  # fmt: skip
         arguments = (
-            "--dtype",
-            options.dtype,
-            "--served-model-name",
-            "apar",
-            "--block-size",
-            "32",
-            "--max-model-len",
-            "1024",
-        )
+            "--dtype", options.dtype, "--served-model-name", "apar", "--block-size", "32", "--max-model-len", "1024",
+        )  # fmt: skip
         with LocalServer(folder, *arguments, environment={"VLLM_CPU_KVCACHE_SPACE": "2"} | dict(os.environ)) as server:
             clients, left, before, after = asyncio.run(run(server, questions, options))
     text = table(clients, left, before, after, options)

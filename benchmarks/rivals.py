@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 from common import Bars, encode, load, parser, publish, timed
-from speculation import LOOKUP, evenly
+from questions import in_turn, read
+from speculation import LOOKUP
 from transformers import CompileConfig, StaticCache
 
 import hf_apar
@@ -78,8 +79,7 @@ def main() -> None:
     options.add_argument("--vllm-python", type=Path, help="Python of an environment with vLLM")
     options.add_argument("--llama-python", type=Path, help="Python of an environment with llama-cpp-python")
     options = options.parse_args()
-    if not options.questions.is_file():
-        sys.exit(f"{options.questions} is missing: name FastChat's vicuna_bench/question.jsonl, with category and turns")
+    questions = in_turn(read(options.questions), 10)
     model, tokenizer = load(options.dtype)
     limit = options.max_new_tokens
     proposer = MedusaDrafts(hf_apar.load_default_heads())
@@ -108,15 +108,15 @@ def main() -> None:
         return seconds, new, out
 
     chosen, found = [], {name: [] for name in ways}
-    for _, question in evenly(options.questions, 10):
-        inputs = encode(tokenizer, [question])
+    for question in questions:
+        inputs = encode(tokenizer, [question.text])
         if not chosen:
             for name in ways:
                 run(name, inputs, 8)
         seconds, tokens, out = run("APAR", inputs, limit)
         if len(out.trees[0].threads) < 2:
             continue
-        chosen.append(question)
+        chosen.append(question.text)
         found["APAR"].append([seconds, tokens])
         for name in ways:
             if name != "APAR":

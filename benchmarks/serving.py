@@ -8,7 +8,6 @@ import asyncio
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 import torch
+from questions import read
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -129,13 +129,9 @@ class Engine:
         self.engine.shutdown()
 
 
-def read(paths):
-    found = []
-    for path in paths:
-        if not path.is_file():
-            sys.exit(f"{path} is missing: name files of questions as FastChat's vicuna_bench/question.jsonl, with `turns`")
-        found.append([json.loads(line)["turns"][0] for line in path.read_text(encoding="utf-8").splitlines()])
-    mixed = [question for group in zip(*found, strict=False) for question in group]
+def mixed(paths):
+    """The questions of all files: of each in turn, and never a category for long."""
+    mixed = [question.text for group in zip(*map(read, paths), strict=False) for question in group]
     step = 7  # neighbours are of one category: walk through all of them
     return [mixed[place * step % len(mixed)] for place in range(len(mixed))]
 
@@ -274,7 +270,7 @@ def main():
     options.add_argument("--scarce", type=int, nargs="*", default=[16, 64])
     options.add_argument("--mixed", type=int, default=32)
     options = options.parse_args()
-    questions = read(options.questions)
+    questions = mixed(options.questions)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.model or save_merged(
             *hf_apar.load_default_model(dtype=torch.bfloat16), Path(temporary) / "model"

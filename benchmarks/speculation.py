@@ -1,11 +1,10 @@
 """What speculation in every thread gives: plain decoding, APAR and their drafts, one question after the other."""
 
-import json
 import statistics
-import sys
 from pathlib import Path
 
 from common import Bars, encode, load, parser, publish, timed
+from questions import in_turn, read
 
 import hf_apar
 from hf_apar.speculation.calibration import step_times
@@ -23,9 +22,7 @@ def main() -> None:
     options.add_argument("--batch", type=int, default=1, help="questions decoded together")
     options.add_argument("--max-new-tokens", type=int, default=256)
     options = options.parse_args()
-    if not options.questions.is_file():
-        sys.exit(f"{options.questions} is missing: name FastChat's vicuna_bench/question.jsonl, with category and turns")
-    chosen = evenly(options.questions, options.each)
+    chosen = in_turn(read(options.questions), options.each)
     model, tokenizer = load(options.dtype)
     heads = MedusaDrafts(hf_apar.load_default_heads())
     ways = {
@@ -41,11 +38,11 @@ def main() -> None:
     groups = [chosen[start : start + options.batch] for start in range(0, len(chosen), options.batch)]
     records = []
     for number, group in enumerate(groups):
-        inputs = encode(tokenizer, [question for _, question in group])
+        inputs = encode(tokenizer, [question.text for question in group])
         if not number:
             for way in ways.values():
                 decode(model, tokenizer, inputs, way, 8)
-        record = {"categories": [category for category, _ in group]}
+        record = {"categories": [question.category for question in group]}
         for name in list(ways) if number % 2 else reversed(list(ways)):
             record[name] = decode(model, tokenizer, inputs, ways[name], options.max_new_tokens)
         records.append(record)
@@ -75,16 +72,6 @@ def main() -> None:
         records,
         Bars("generate / it, seconds a token", {name: gains(records, name) for name in ways}),
     )
-
-
-def evenly(path, each):
-    """The first ``each`` questions of every category, the categories in turn."""
-    found = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.strip():
-            record = json.loads(line)
-            found.setdefault(record["category"], []).append((record["category"], record["turns"][0]))
-    return [questions[number] for number in range(each) for questions in found.values() if number < len(questions)]
 
 
 def decode(model, tokenizer, inputs, way, limit):

@@ -13,7 +13,6 @@ import argparse
 import json
 import platform
 import statistics
-import sys
 import time
 from collections import defaultdict
 from dataclasses import asdict
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from questions import by_category, read
 
 import hf_apar
 from hf_apar.checkpoints import DEFAULT_BASE, load_base
@@ -31,16 +31,12 @@ ROOT = Path(__file__).parents[1]
 
 def main() -> None:
     options = parse()
-    if not options.questions.is_file():
-        sys.exit(f"{options.questions} is missing: name FastChat's vicuna_bench/question.jsonl, with category and turns")
-    lines = options.questions.read_text(encoding="utf-8").splitlines()
-    groups = by_category([json.loads(line) for line in lines if line.strip()])
-    questions = [question for group in groups.values() for question in group[: options.per_category]]
+    questions = by_category(read(options.questions), options.per_category)
     record = json.loads(options.json.read_text()) if options.json.is_file() else {}
-    missing = [question for question in questions if key(question) not in record]
+    missing = [question for question in questions if question.key not in record]
     if missing:
         answer_all(*load(options), missing, record, options)
-    rows = [record[key(question)] for question in questions]
+    rows = [record[question.key] for question in questions]
     if options.quality:
         ask_the_base(questions, record, options)
     options.report.parent.mkdir(exist_ok=True)
@@ -71,26 +67,22 @@ def load(options):
     )
 
 
-def by_category(items):
+def grouped(rows):
     groups = defaultdict(list)
-    for item in items:
-        groups[item["category"]].append(item)
+    for row in rows:
+        groups[row["category"]].append(row)
     return groups
-
-
-def key(question):
-    return str(question.get("question_id", question["turns"][0]))
 
 
 def answer_all(model, tokenizer, questions, record, options):
     for apar in (False, True):  # the first pass through a model pays for what later ones find ready
         generate(model, tokenizer, questions[0], apar, max_new_tokens=8)
     for number, question in enumerate(questions):
-        row = {"category": question["category"], "penalty": model.generation_config.repetition_penalty or 1.0}
+        row = {"category": question.category, "penalty": model.generation_config.repetition_penalty or 1.0}
         for apar in (False, True) if number % 2 else (True, False):
             out, seconds = generate(model, tokenizer, question, apar, max_new_tokens=options.max_new_tokens)
             row |= of_apar(out, seconds, tokenizer) if apar else of_plain(out, seconds, tokenizer, question)
-        record[key(question)] = row
+        record[question.key] = row
         options.json.write_text(json.dumps(record, indent=1), encoding="utf-8")
         print(f"{len(record)} answered: {row['apar']['threads']} threads, {wall_ratio(row):.2f} by the clock", flush=True)
 
@@ -102,7 +94,7 @@ def ask_the_base(questions, record, options):
         DEFAULT_BASE if base is None else base["base_model_name_or_path"], dtype=getattr(torch, options.dtype)
     )
     for question in questions:
-        row = record[key(question)]
+        row = record[question.key]
         if "base" in row:
             continue
         prompt = encode(tokenizer, question)
@@ -121,7 +113,7 @@ def ask_the_base(questions, record, options):
 
 
 def encode(tokenizer, question):
-    return hf_apar.encode_chat(tokenizer, [{"role": "user", "content": question["turns"][0]}])
+    return hf_apar.encode_chat(tokenizer, [{"role": "user", "content": question.text}])
 
 
 def generate(model, tokenizer, question, apar, **more):
@@ -202,7 +194,7 @@ def report(rows, options):
         "| category | answers | fork | end by themselves (plain) | tokens per step | peak KV / sequential | attended / sequential |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, group in [*by_category(rows).items(), ("**all**", rows)]:
+    for name, group in [*grouped(rows).items(), ("**all**", rows)]:
         lines.append(
             f"| {name} | {len(group)} | {share(row['apar']['threads'] > 1 for row in group)} "
             f"| {share(row['apar']['ended'] for row in group)} ({sum(row['plain']['ended'] for row in group)}) "

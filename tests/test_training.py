@@ -179,6 +179,25 @@ def test_what_repeats_itself_is_left_out(base):
     assert len(everything.train) + len(everything.held_out) == len(ANSWERS) + 2
 
 
+def test_what_forks_too_often_or_gains_too_little_is_left_out(base):
+    model, tokenizer = loaded(base)
+    ids = add_control_tokens(model, tokenizer)
+    longer = Answer("longer", LIST + "\n- D: p q r s t")
+    uneven = Answer("uneven", "- A: a b c d e\n- B: " + "f g h i j " * 20 + "\n- C: k l m n o")
+    given = [*ANSWERS, longer, uneven]
+    options = {"structured_share": 0.1, "held_out": 0.1, "max_repetition": 1.0}
+
+    def count(**more):
+        kept = mix(given, tokenizer, ids, **options, **more)
+        return len(kept.train) + len(kept.held_out)
+
+    assert count() == len(given)
+    assert count(max_forks=3) == count(min_ideal_ratio=1.3) == len(given) - 1
+    assert count(max_forks=3, min_ideal_ratio=1.3) == len(given) - 2
+    with pytest.raises(DataError, match="fork too often or gain too little"):
+        count(min_ideal_ratio=9.0)
+
+
 def test_metrics_of_nothing_are_zero():
     nothing = torch.tensor([-100]).numpy()
     assert set(fork_metrics(nothing, nothing, 1).values()) == {0.0}

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from hf_apar.data.distill import Question, Sampler
 
 
+MaxForksOption = Annotated[int | None, typer.Option(min=1, help="Leave out answers that fork more often.")]
+MinIdealRatioOption = Annotated[
+    float,
+    typer.Option(min=1, help="Leave out answers that fork but whose text is shorter than so many of their longest paths."),
+]
+
+
 class Engine(StrEnum):
     """What runs the model that ``distill`` asks."""
 
@@ -110,6 +117,11 @@ def train(
     max_repetition: Annotated[
         float, typer.Option(min=0, max=1, help="Leave out answers that repeat more of themselves; 1 keeps all.")
     ] = 0.1,
+    max_forks: Annotated[int | None, typer.Option(min=1, help="Leave out answers that fork more often.")] = None,
+    min_ideal_ratio: Annotated[
+        float,
+        typer.Option(min=1, help="Leave out answers that fork and whose text is not so many times their longest path."),
+    ] = 1.0,
     held_out: Annotated[float, typer.Option(min=0, max=1, help="Share of the answers kept for the metrics.")] = 0.05,
     fork_bias: Annotated[float, typer.Option(help="The checkpoint's default of generate's --fork-bias.")] = 0.0,
     repetition_penalty: Annotated[float, typer.Option(help="The checkpoint's default of decoding; 1 for none.")] = 1.0,
@@ -127,7 +139,7 @@ def train(
             answers, output, model=model or DEFAULT_BASE, rank=rank, learning_rate=learning_rate, token_rate=token_rate,
             epochs=epochs, max_steps=max_steps, max_length=max_length, accumulation=accumulation,
             structured_share=structured_share, unforked_share=unforked_share, max_repetition=max_repetition,
-            held_out=held_out, fork_bias=fork_bias,
+            max_forks=max_forks, min_ideal_ratio=min_ideal_ratio, held_out=held_out, fork_bias=fork_bias,
             repetition_penalty=repetition_penalty, save_steps=save_steps, eval_steps=eval_steps, bf16=bf16, seed=seed,
         )  # fmt: skip
     for name, value in metrics.items():
@@ -184,7 +196,11 @@ def recipe(
     repetition_penalty: Annotated[
         float, typer.Option(help="Of the answers' sampling, 1 for none; small models loop without one.")
     ] = 1.0,
-    max_forks: Annotated[int, typer.Option(min=1, help="An answer that would fork more often stays whole.")] = 9,
+    max_forks: Annotated[int | None, typer.Option(min=1, help="Leave out answers that fork more often.")] = None,
+    min_ideal_ratio: Annotated[
+        float,
+        typer.Option(min=1, help="Leave out answers that fork and whose text is not so many times their longest path."),
+    ] = 1.0,
     workers: Annotated[int, typer.Option(min=1, help="Processes that extract.")] = 1,
     epochs: Annotated[float, typer.Option(help="Passes over the answers.")] = 2.0,
     max_steps: Annotated[int, typer.Option(help="Steps, in place of epochs; -1 for none.")] = -1,
@@ -204,10 +220,13 @@ def recipe(
     )  # fmt: skip
     _stage(2, "trees are found in the answers")
     if not trees.exists() or trees.stat().st_mtime < answers.stat().st_mtime:
-        extract(answers, trees, workers=workers, max_forks=max_forks)
+        extract(answers, trees, workers=workers)
     _stage(3, "the model learns where to fork")
     if not (adapter / "metrics.json").exists():
-        train(trees, adapter, model=model, epochs=epochs, max_steps=max_steps, max_length=max_length, bf16=bf16, seed=seed)
+        train(
+            trees, adapter, model=model, epochs=epochs, max_steps=max_steps, max_length=max_length, max_forks=max_forks,
+            min_ideal_ratio=min_ideal_ratio, bf16=bf16, seed=seed,
+        )  # fmt: skip
     if heads and not (adapter / "medusa.safetensors").exists():
         _stage(4, "heads learn what it writes next")
         train_medusa(

@@ -82,6 +82,8 @@ def mix(
     held_out: float = 0.05,
     max_length: int = 1024,
     max_repetition: float = 0.1,
+    max_forks: int | None = None,
+    min_ideal_ratio: float = 1.0,
     seed: int = 0,
 ) -> Mixture:
     """Extract the trees of ``answers`` without one; draw of the unstructured ones until ``structured_share`` are structured.
@@ -90,7 +92,9 @@ def mix(
     plainly, with [Fork] banned, the model must know that a title's detail is followed by the next title and not by EOS.
 
     All structured answers are kept but for those left out: of more than ``max_length`` tokens; that repeat more than
-    ``max_repetition`` of their runs of five words, or a title. With ``max_repetition=1`` repetition is no reason.
+    ``max_repetition`` of their runs of five words, or a title (with ``max_repetition=1`` repetition is no reason); that fork
+    more than ``max_forks`` times, which a model does not learn to end; whose text is less than ``min_ideal_ratio`` times as
+    long as its longest path, in characters, so that forking hardly pays.
 
     Raises:
         DataError: if a share is out of its range, no answer is structured, or too few remain to hold any out.
@@ -106,12 +110,13 @@ def mix(
         for before, tree in given
         if max_repetition >= 1 or (repeated_share(tree.text) <= max_repetition and not repeats_a_title(tree))
     ]
-    structured = [pair for pair in pairs if pair[1].is_structured]
+    forking = [pair for pair in pairs if pair[1].is_structured]
+    structured = [pair for pair in forking if _pays(pair[1], max_forks, min_ideal_ratio)]
     whole = [pair for pair in pairs if not pair[1].is_structured]
     if not structured:
         raise DataError(
-            f"none of the {len(given)} answers has a structure to learn from, those that repeat themselves left aside; give "
-            "answers with lists"
+            f"none of the {len(given)} answers has a structure to learn from, those aside that repeat themselves, fork too "
+            "often or gain too little by it; give answers with lists"
         )
     draw = random.Random(seed)
     wanted = round(len(structured) * (1 - structured_share) / structured_share)
@@ -123,8 +128,8 @@ def mix(
     if aside >= len(fitting):
         raise DataError(f"{len(fitting)} answers of at most {max_length} tokens are too few to hold some out; give more")
     logger.info(
-        "%d answers, %d of them repetitive; %d structured, %d of %d others drawn; %d too long; %d held out",
-        len(given), len(given) - len(pairs), len(structured), len(chosen) - len(structured), len(whole),
+        "%d answers, %d of them repetitive; %d of %d structured kept, %d of %d others drawn; %d too long; %d held out",
+        len(given), len(given) - len(pairs), len(structured), len(forking), len(chosen) - len(structured), len(whole),
         len(trees) - len(fitting), aside,
     )  # fmt: skip
     features = [item for _, item in fitting]
@@ -135,6 +140,12 @@ def mix(
     ]
     draw.shuffle(train)
     return Mixture(train, features[:aside], max(tree.depth for (_, tree), _ in fitting))
+
+
+def _pays(tree: TextThread, max_forks: int | None, min_ideal_ratio: float) -> bool:
+    if max_forks is not None and tree.fork_count > max_forks:
+        return False
+    return len(tree.text) >= min_ideal_ratio * tree.critical_path(len)
 
 
 def _with_tree(answer: Answer | ChatAnswer) -> tuple[Sequence[Message], TextThread]:
