@@ -2,6 +2,7 @@
 
 import os
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -10,6 +11,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from byte_tokenizer import byte_tokenizer
@@ -49,10 +51,8 @@ def folder(tokenizer_and_model, tmp_path_factory):
     return target
 
 
-@pytest.fixture(scope="session")
-def oracle(tokenizer_and_model):
-    """``model.generate(apar=True)`` of the same checkpoint."""
-    _, model = tokenizer_and_model
+def oracle_of(model):
+    """``model.generate(apar=True)`` for one prompt."""
     enable_apar(model)
 
     def answer(prompt_ids, **options):
@@ -60,6 +60,23 @@ def oracle(tokenizer_and_model):
         return model.generate(torch.tensor([prompt_ids]), **settings | options).trees[0]
 
     return answer
+
+
+@pytest.fixture(scope="session")
+def oracle(tokenizer_and_model):
+    """The same checkpoint in transformers."""
+    return oracle_of(tokenizer_and_model[1])
+
+
+@pytest.fixture(scope="session")
+def lora(tokenizer_and_model, tmp_path_factory):
+    """A LoRA adapter of the tiny model, in a folder, and the oracle of the two together."""
+    torch.manual_seed(16)
+    config = LoraConfig(r=8, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+    tuned = get_peft_model(deepcopy(tokenizer_and_model[1]), config)
+    target = tmp_path_factory.mktemp("lora")
+    tuned.save_pretrained(target)
+    return target, oracle_of(tuned.merge_and_unload())
 
 
 @pytest.fixture(scope="session")
