@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import statistics
 import sys
 import tempfile
@@ -38,7 +39,7 @@ class Clients:
         self.http = httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=None))
         self.questions, self.random = questions, random.Random(seed)
         self.alone = {}  # what each question is answered with nobody else around: (question, in threads) to text
-        self.counts, self.mistakes = Counter(), Counter()
+        self.counts, self.mistakes, self.crossed = Counter(), Counter(), []
         self.first, self.took = defaultdict(list), defaultdict(list)  # seconds by kind
 
     def body(self, question, apar, stream):
@@ -79,9 +80,12 @@ class Clients:
         if text == self.alone[question, apar]:
             return
         self.counts["other words"] += 1
-        likeness = {asked: common(text, alone) for (asked, way), alone in self.alone.items() if way == apar}
         self.mistakes["lost"] += not text
-        self.mistakes["crossed"] += likeness[question] < max(likeness.values())
+        likeness = {asked: alike(text, alone) for (asked, way), alone in self.alone.items() if way == apar}
+        likest = max(likeness, key=likeness.get)
+        if likeness[likest] > likeness[question]:
+            self.mistakes["crossed"] += 1
+            self.crossed.append({"question": question, "text": text, "more like": likest, "likeness": likeness})
 
     async def client(self, end):
         while time.monotonic() < end:
@@ -110,11 +114,10 @@ class Clients:
             self.mistakes[f"{kind}: status {answer.status_code}"] += answer.status_code != 400
 
 
-def common(one, other):
-    """How many characters two texts begin with alike."""
-    return next(
-        (place for place, pair in enumerate(zip(one, other, strict=False)) if len(set(pair)) > 1), min(len(one), len(other))
-    )
+def alike(one, other):
+    """The share of the longer words of two texts that both have."""
+    words = [set(re.findall(r"\w{5,}", text.lower())) for text in (one, other)]
+    return len(words[0] & words[1]) / max(1, len(words[0] | words[1]))
 
 
 async def run(server, questions, options):
@@ -183,7 +186,8 @@ def main():
     text = table(clients, left, before, after, options)
     print(text)
     OUTPUT.parent.mkdir(exist_ok=True)
-    OUTPUT.write_text(json.dumps({"markdown": text, "counts": clients.counts, "mistakes": clients.mistakes}, indent=1))
+    found = {"markdown": text, "counts": clients.counts, "mistakes": clients.mistakes, "crossed": clients.crossed}
+    OUTPUT.write_text(json.dumps(found, indent=1))
     if left or any(clients.mistakes.values()):
         sys.exit("an answer was lost or crossed, or something stayed behind")
 
