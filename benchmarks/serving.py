@@ -162,8 +162,27 @@ def row(name, found):
     ]
 
 
+async def compare_policies(engine, questions, options):
+    """Every second request plain, the rest in threads, under each policy in turn."""
+    half = [number % 2 == 0 for number in range(len(questions))]
+    alone = await engine.run(questions, False, options.max_new_tokens)
+    slo = 1.25 * alone.per_token
+    found = []
+    for number in range(options.passes):
+        for name, policy in POLICIES.items() if number % 2 else reversed(POLICIES.items()):
+            online.policy = policy
+            made = await engine.run(questions, half, options.max_new_tokens)
+            found.append([
+                name, made.throughput, statistics.mean(one.per_token for one in made.told[::2]),
+                statistics.mean(one.per_token for one in made.told[1::2]),
+                sum(one.per_token <= slo for one in made.told) / made.seconds,
+            ])  # fmt: skip
+    online.policy = ProportionalFair()
+    return {"policies": found, "slo_ms": 1000 * slo, "alone_ms": 1000 * alone.per_token}
+
+
 async def measure(folder, options, questions):
-    record = {"rows": [], "scarce": [], "policies": []}
+    record = {"rows": [], "scarce": [], "policies": [], "slo_ms": 0.0, "alone_ms": 0.0}
     engine = Engine(folder, options.dtype, options.repetition_penalty)
     await alternate(engine, questions[:4], 16, 1, 4)  # warm
     wanted = {}
@@ -183,31 +202,10 @@ async def measure(folder, options, questions):
                 }  # fmt: skip
                 record["rows"].append(row(f"1, the {len(wide)} of {len(some)} with five threads or more", chosen))
                 print(record["rows"][-1], flush=True)
-    if not options.mixed:
-        engine.close()
-        return record | {
-            "step_ms": [1000 * stats.reported[0].times(width) for width in (1, 16, 64)],
-            "slo_ms": 0,
-            "alone_ms": 0,
-        }
-    half = [number % 2 == 0 for number in range(options.mixed)]
-    some = questions[: options.mixed]
-    alone = await engine.run(some, False, options.max_new_tokens)
-    slo = 1.25 * alone.per_token
-    for number in range(options.passes):
-        for name, policy in POLICIES.items() if number % 2 else reversed(POLICIES.items()):
-            online.policy = policy
-            made = await engine.run(some, half, options.max_new_tokens)
-            record["policies"].append([
-                name, made.throughput, statistics.mean(one.per_token for one in made.told[::2]),
-                statistics.mean(one.per_token for one in made.told[1::2]),
-                sum(one.per_token <= slo for one in made.told) / made.seconds,
-            ])  # fmt: skip
-    online.policy = ProportionalFair()
+    if options.mixed:
+        record |= await compare_policies(engine, questions[: options.mixed], options)
     times = stats.reported[0].times
     record["step_ms"] = [1000 * times(width) for width in (1, 16, 64)]
-    record["slo_ms"] = 1000 * slo
-    record["alone_ms"] = 1000 * alone.per_token
     engine.close()
     for at_once in options.scarce:
         quarter = max(wanted.get(at_once, 64) // 4, LENGTH // BLOCK + 2)
