@@ -143,8 +143,8 @@ def test_an_answer_that_is_given_up_leaves_its_place_to_others():
 
 
 def test_where_the_cache_is_scarce_whole_answers_wait_in_order():
-    """Each may write 60 tokens after its prompt until others have shown how much an answer holds."""
-    engine = Engine(Eager(), 0, room=2 * (60 + len(PROMPT)) + 5)
+    """Each may write 60 tokens after its prompt, 30 on average, until others have shown how much an answer holds."""
+    engine = Engine(Eager(), 0, room=2 * (30 + len(PROMPT)) + 5)
     for _ in range(4):
         engine.add()
     first, second, third, fourth = engine.families

@@ -144,19 +144,28 @@ class Family:
     answer: Answer
     start: Callable[[Thread], None]
     cancel: Callable[[Thread], None]
-    peak: int = 0  # KV tokens that it has held at most, each thread's last block as if it were full
+    _held: float = 0.0  # KV tokens, summed over the steps so far
+    _steps: float = 0.0
 
     def measure(self, block_tokens: int) -> None:
-        """Keep what the answer holds now if that is the most so far."""
+        """Note what the answer holds now, each thread's last block as if it were full: once a step of each live thread."""
         row = self.answer.row
-        self.peak = max(self.peak, row.prompt_length + row.pool.high_water + block_tokens * len(row.live))
+        share = 1.0 / max(1, len(row.live))
+        self._held += share * (row.prompt_length + row.pool.held + block_tokens * len(row.live))
+        self._steps += share
+
+    @property
+    def usually_held(self) -> float:
+        """KV tokens that it has held on average; 0 before its first step."""
+        return self._held / self._steps if self._steps else 0.0
 
 
 class Admission:
     """All answers that an engine writes now or will write; starts their threads and cancels those that run in vain.
 
-    An answer begins once the KV cache has room for it beside those that have begun, each counted with what answers held at
-    their peak lately; the first one always begins.
+    An answer begins once the KV cache has room for it beside those that have begun, each counted with what answers lately
+    held on average; the first one always begins. So the cache is full on average, as a server wants it; where all answers
+    happen to be at their peak the engine preempts the youngest thread, and that costs a prefill of its path.
 
     Args:
         policy: decides who starts.
@@ -169,7 +178,7 @@ class Admission:
         self._families: dict[Family, tuple[int, int]] = {}  # and its threads that run and that wait, as they were last
         self._held_back: deque[Family] = deque()  # answers that have not begun
         self._block_tokens = Load.block_tokens
-        self._usual_peak = 0.0  # KV tokens, of the answers that have ended
+        self._usually_held = 0.0  # KV tokens, of the answers that have ended
 
     def __len__(self) -> int:
         return len(self._families) + len(self._held_back)
@@ -190,8 +199,8 @@ class Admission:
             self._held_back.remove(family)
         elif self._families.pop(family, None) is None:
             return
-        elif family.peak:
-            self._usual_peak += (family.peak - self._usual_peak) * (_NEWEST if self._usual_peak else 1.0)
+        elif family.usually_held:
+            self._usually_held += (family.usually_held - self._usually_held) * (_NEWEST if self._usually_held else 1.0)
         family.answer.row.end_all("stop")
         self._settle(family)
         self._share()
@@ -233,13 +242,13 @@ class Admission:
     def _has_room_for(self, family: Family, load: Load) -> bool:
         if not load.kv_tokens or not self._families:
             return True
-        held = sum(max(other.peak, self._expected(other)) for other in self._families)
+        held = sum(max(other.usually_held, self._expected(other)) for other in self._families)
         return held + self._expected(family) <= load.kv_tokens
 
     def _expected(self, family: Family) -> float:
-        """How many KV tokens an answer will hold: as many as others did, or a guess if none has ended."""
+        """How many KV tokens an answer will hold on average: as many as others did, or a guess if none has ended."""
         limits, prompt = family.answer.limits, family.answer.row.prompt_length
-        return self._usual_peak or prompt + min(limits.max_tokens or _ANSWER, _ANSWER)
+        return self._usually_held or prompt + min(limits.max_tokens or _ANSWER, _ANSWER) / 2
 
     @staticmethod
     def _settle(family: Family) -> None:
