@@ -31,6 +31,7 @@ from hf_apar.serving.local import LocalServer
 ROOT = Path(__file__).parents[1]
 OUTPUT = ROOT / "benchmarks" / "output" / "load.json"
 KINDS = {"threads, stream": 6, "plain, stream": 6, "threads, whole": 3, "hang up": 3, "too long": 1, "malformed": 1}
+SETTINGS = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 LIMIT = 128
 ALIKE = 0.2  # of the longer words of two texts: answers to different questions have fewer in common
 
@@ -182,7 +183,7 @@ def main():
         arguments = (
             "--dtype", options.dtype, "--served-model-name", "apar", "--block-size", "32", "--max-model-len", "1024",
         )  # fmt: skip
-        with LocalServer(folder, *arguments, environment={"VLLM_CPU_KVCACHE_SPACE": "2"} | dict(os.environ)) as server:
+        with LocalServer(folder, *arguments, environment=SETTINGS | dict(os.environ)) as server:
             clients, left, before, after = asyncio.run(run(server, questions, options))
     text = table(clients, left, before, after, options)
     print(text)
