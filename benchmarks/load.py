@@ -81,7 +81,7 @@ class Clients:
         """Another width rounds otherwise, so an answer may leave that of a quiet server, but never be another question's."""
         if text == self.alone[question, apar]:
             return
-        self.counts["other words"] += 1
+        self.counts["other words in threads" if apar else "other words plainly"] += 1
         self.mistakes["lost"] += not text
         likeness = {asked: alike(text, alone) for (asked, way), alone in self.alone.items() if way == apar}
         likest = max(likeness, key=likeness.get)
@@ -159,8 +159,8 @@ def table(clients, left, before, after, options):
 |---|---|---|---|
 {chr(10).join(rows)}
 
-Mistakes: {wrong or "none"}. {clients.counts["other words"]} answers had other words than on a quiet server (a step of another width
-rounds otherwise). Requests and blocks left afterwards: {left or "none"}; open files
+Mistakes: {wrong or "none"}. {clients.counts["other words plainly"]} plain answers had other words than on a quiet server (a step of
+another width rounds otherwise), and {clients.counts["other words in threads"]} in threads (their limit on tokens falls elsewhere too). Requests and blocks left afterwards: {left or "none"}; open files
 {before["open_fds"]:.0f} before and {after["open_fds"]:.0f} after, memory {before["resident_memory_bytes"] / 2**20:.0f} and {after["resident_memory_bytes"] / 2**20:.0f} MiB (of the process that talks to clients).
 """
 
@@ -190,6 +190,10 @@ def main():
     OUTPUT.parent.mkdir(exist_ok=True)
     found = {"markdown": text, "counts": clients.counts, "mistakes": clients.mistakes, "crossed": clients.crossed}
     OUTPUT.write_text(json.dumps(found, indent=1))
+    page = ROOT / "docs" / "serving.md"
+    begin, end = "<!-- measured by benchmarks/load.py -->\n", "<!-- end of the load run -->"
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    page.write_text(before + begin + text + end + rest.split(end)[1], encoding="utf-8")
     if left or any(clients.mistakes.values()):
         sys.exit("an answer was lost or crossed, or something stayed behind")
 

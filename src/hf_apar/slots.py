@@ -18,7 +18,8 @@ class SlotPool:
 
     def __init__(self) -> None:
         self._holders: list[int] = []  # the number of paths that hold each slot, up to the highest held one
-        self._free: list[int] = []  # a heap; it may hold stale entries, which `_lowest_free` drops
+        self._free: list[int] = []  # a heap; it may hold stale entries, which `peek` drops
+        self._held = 0
 
     @property
     def high_water(self) -> int:
@@ -28,7 +29,7 @@ class SlotPool:
     @property
     def held(self) -> int:
         """The number of slots that some path holds."""
-        return sum(count > 0 for count in self._holders)
+        return self._held
 
     def peek(self) -> int:
         """Return the slot that :meth:`take` would give, and leave it free."""
@@ -39,6 +40,7 @@ class SlotPool:
     def take(self) -> int:
         """Take the lowest free slot, held by one path from now on."""
         slot = self.peek()
+        self._held += 1
         if slot == self.high_water:
             self._holders.append(1)
         else:
@@ -57,6 +59,7 @@ class SlotPool:
             assert self._holders[slot] > 0, f"slot {slot} is free already"
             self._holders[slot] -= 1
             if not self._holders[slot]:
+                self._held -= 1
                 heappush(self._free, slot)
         while self._holders and not self._holders[-1]:
             self._holders.pop()

@@ -16,7 +16,7 @@ from typing import Protocol
 from hf_apar.serving.answer import Answer
 from hf_apar.tree import Thread
 
-_PAUSE = 0.01  # seconds: about a step of an engine
+_PAUSE = 0.1  # seconds at most until an engine is shared out anew, where its steps take longer
 _ANSWER = 256  # tokens that an answer is taken to write until one has ended
 _NEWEST = 0.1  # weight of the answer that has just ended in what answers usually hold
 
@@ -174,7 +174,7 @@ class Admission:
 
     def __init__(self, policy: AdmissionPolicy, load: Callable[[], Load]) -> None:
         self.policy, self.load = policy, load
-        self._shared = 0.0
+        self._share_next = 0.0  # when a step has passed since the engine was shared out
         self._families: dict[Family, tuple[int, int]] = {}  # and its threads that run and that wait, as they were last
         self._held_back: deque[Family] = deque()  # answers that have not begun
         self._block_tokens = Load.block_tokens
@@ -214,8 +214,8 @@ class Admission:
             self._settle(family)  # a thread may have forked and ended at once
 
     def share(self) -> None:
-        """Share out the engine anew if children wait, since its load has changed; not more often than it is worth."""
-        if time.monotonic() - self._shared >= _PAUSE and any(waiting for _, waiting in self._families.values()):
+        """Share out the engine anew if children wait, since its load has changed: once a step."""
+        if time.monotonic() >= self._share_next and any(waiting for _, waiting in self._families.values()):
             self._share()
 
     def _share(self) -> None:
@@ -223,7 +223,7 @@ class Admission:
         self._begin(load)
         if not self._families:
             return
-        self._shared = time.monotonic()
+        self._share_next = time.monotonic() + min(_PAUSE, load.step_seconds(max(1, load.running)))
         counts = [self._count(family) for family in self._families]
         others = max(0, load.running + load.waiting - self.threads)
         allowed = self.policy.allowances([running + waiting for running, waiting in counts], others, load)

@@ -9,6 +9,7 @@ from hf_apar.growth import GrowingTree
 from hf_apar.tree import Decodes, FinishReason, ParagraphTree, ReadingCursor, Thread
 
 _CONTEXT = 6  # tokens before a text that may change how it reads: a space that is dropped, a character of several tokens
+_WINDOW = 24  # tokens that are decoded at once at most, while every character ends with its token
 _BROKEN = "\ufffd"
 
 
@@ -25,26 +26,28 @@ class IncrementalText:
     def __init__(self, tokenizer: Decodes, prompt_ids: Sequence[int], skip_special_tokens: bool = True) -> None:
         self._tokenizer, self._skip = tokenizer, skip_special_tokens
         self._ids = list(prompt_ids[-_CONTEXT:])
-        self._read = len(self._ids)  # of _ids, what became text
+        self._known = self._decode(self._ids)  # what of their text was returned or precedes it
 
     def step(self, token: int) -> str:
         """Return the text that ``token`` completes, often that of ``token`` alone."""
         self._ids.append(token)
-        text = self._pending()
-        return "" if text.endswith(_BROKEN) else self._take(text)
+        text = self._decode(self._ids)
+        if text.endswith(_BROKEN) and len(text) > len(self._known):
+            return ""
+        return self._take(text)
 
     def flush(self) -> str:
         """Return what is held back, complete or not."""
-        return self._take(self._pending())
+        return self._take(self._decode(self._ids))
 
     def _take(self, text: str) -> str:
-        self._ids = self._ids[-_CONTEXT:]
-        self._read = len(self._ids)
-        return text
-
-    def _pending(self) -> str:
-        before = self._decode(self._ids[: self._read])
-        return self._decode(self._ids)[len(before) :]
+        new = text[len(self._known) :]
+        if len(self._ids) < _WINDOW:
+            self._known = text
+        else:
+            self._ids = self._ids[-_CONTEXT:]
+            self._known = self._decode(self._ids)
+        return new
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=self._skip)
