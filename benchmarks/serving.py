@@ -1,6 +1,7 @@
 """APAR on stock vLLM against plain decoding with the same weights and both control tokens banned, in one engine.
 
-Run it where vLLM is: `.venv-vllm/bin/python benchmarks/serving.py QUESTIONS.jsonl ...`, with nothing else running.
+Run it where vLLM is: `.venv-vllm/bin/python benchmarks/serving.py QUESTIONS.jsonl ...`, with nothing else running; then
+`benchmarks/serving_plot.py` where matplotlib is.
 """
 
 import argparse
@@ -246,6 +247,8 @@ at 1, 16 and 64 requests.
 With a quarter of the KV blocks that plain decoding held at its peak:
 
 {table(HEAD, record["scarce"])}
+
+![tokens a second, APAR / plain](serving.png)
 
 {options.mixed} requests at once, every second one plain; goodput: answers a second whose time per token is at most 1.25 times
 what all-plain requests have ({record["slo_ms"]:.0f} ms). Alone they have {record["alone_ms"]:.0f} ms.

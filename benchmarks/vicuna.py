@@ -27,6 +27,7 @@ from hf_apar.checkpoints import DEFAULT_BASE, load_base
 from hf_apar.training.quality import distinct, false_forks, mean_nll
 
 ROOT = Path(__file__).parents[1]
+JUDGED_AT_ONCE = 16  # questions that the base model answers in a batch
 
 
 def main() -> None:
@@ -93,23 +94,30 @@ def ask_the_base(questions, record, options):
     model, tokenizer = load_base(
         DEFAULT_BASE if base is None else base["base_model_name_or_path"], dtype=getattr(torch, options.dtype)
     )
-    for question in questions:
-        row = record[question.key]
-        if "base" in row:
-            continue
-        prompt = encode(tokenizer, question)
-        ids = torch.tensor([prompt])
+    missing = [question for question in questions if "base" not in record[question.key]]
+    for start in range(0, len(missing), JUDGED_AT_ONCE):
+        some = missing[start : start + JUDGED_AT_ONCE]
+        prompts = [encode(tokenizer, question) for question in some]
+        batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
         out = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=options.max_new_tokens,
-            repetition_penalty=row.get("penalty", 1.0),
+            **batch, do_sample=False, max_new_tokens=options.max_new_tokens,
+            repetition_penalty=record[some[0].key].get("penalty", 1.0),
         )  # fmt: skip
-        text = tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True)
-        texts = {"base": text, "apar": row["apar"]["text"], "plain": row["plain"]["text"].removesuffix(tokenizer.eos_token)}
-        row["base"] = {"text": text}
-        row["nll"] = {
-            name: mean_nll(model, [prompt], [tokenizer.encode(one, add_special_tokens=False)]) for name, one in texts.items()
-        }
+        answers = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        for question, prompt, text in zip(some, prompts, answers, strict=True):
+            row = record[question.key]
+            texts = {
+                "base": text,
+                "apar": row["apar"]["text"],
+                "plain": row["plain"]["text"].removesuffix(tokenizer.eos_token),
+            }
+            row["base"] = {"text": text}
+            row["nll"] = {
+                name: mean_nll(model, [prompt], [tokenizer.encode(one, add_special_tokens=False)])
+                for name, one in texts.items()
+            }
         options.json.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        print(f"{start + len(some)} of {len(missing)} judged", flush=True)
 
 
 def encode(tokenizer, question):
@@ -227,14 +235,14 @@ def of_quality(rows):
     judged = [row for row in rows if "nll" in row]
     if not judged:
         return []
-    children = sum(row["apar"]["threads"] - 1 for row in judged)
-    wrong = sum(row["apar"]["threads"] - 1 if row["category"] in WHOLE else row["apar"]["false_forks"] for row in judged)
+    children = sum(row["apar"]["threads"] - 1 for row in rows)
+    wrong = sum(row["apar"]["threads"] - 1 if row["category"] in WHOLE else row["apar"]["false_forks"] for row in rows)
     lines = [
         "",
         "## Quality",
         "",
         f"False forks (an empty child, one that repeats a sibling, any in an answer of {', '.join(WHOLE)}): {wrong} of {children}",
-        f"({wrong / max(children, 1):.1%}). Likelihood: mean negative log-likelihood of a token under the base model, in nats.",
+        f"({wrong / max(children, 1):.1%}). Likelihood: mean negative log-likelihood of a token under the base model, in nats, {len(judged)} answers.",
         "",
         "| answers | likelihood | distinct pairs of words | distinct runs of four |",
         "|---|---|---|---|",
