@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from byte_tokenizer import byte_tokenizer
+from hf_apar.chat import encode_chat
 from hf_apar.checkpoints import load_adapter
 from hf_apar.data.distill import Answer
+from hf_apar.data.features import IGNORED
 from hf_apar.errors import ConfigurationError, ControlTokenError, DataError
 from hf_apar.tokens import FORK_TOKEN, add_control_tokens
 from hf_apar.training.lora import add_lora, parameter_groups
@@ -147,8 +149,11 @@ def test_some_structured_answers_come_once_more_as_they_read(base):
     whole = [tree for tree in mixture.train if ids[0] not in tree.input_ids]
     assert len(mixture.train) == len(without.train) + round(0.5 * len(forked))
     lists = [tree for tree in whole if LIST in tokenizer.decode(tree.input_ids)]
+    prompt = encode_chat(tokenizer, [{"role": "user", "content": "list"}])
+    ignored = len(prompt) - 1 + 3  # what stands before each detail has no target
     assert len(lists) == round(0.5 * len(forked))
     assert all(tree.shift_labels[-1] == tokenizer.eos_token_id for tree in lists)
+    assert all(ids[0] not in tree.shift_labels and tree.shift_labels.count(IGNORED) == ignored for tree in lists)
     with pytest.raises(DataError, match="unforked_share"):
         mix(ANSWERS, tokenizer, ids, unforked_share=1.5)
 
@@ -177,6 +182,32 @@ def test_what_repeats_itself_is_left_out(base):
     assert len(kept.train) + len(kept.held_out) == len(ANSWERS)
     everything = mix([*ANSWERS, loop, twice], tokenizer, ids, structured_share=0.1, held_out=0.1, max_repetition=1.0)
     assert len(everything.train) + len(everything.held_out) == len(ANSWERS) + 2
+
+
+def test_what_a_sibling_says_already_is_left_out(base):
+    model, tokenizer = loaded(base)
+    ids = add_control_tokens(model, tokenizer)
+    same = Answer("same", "- A: a b c d e\n- B: a b c d e\n- C: k l m n o")
+    options = {"structured_share": 0.1, "held_out": 0.1}
+    assert mix([*ANSWERS, same], tokenizer, ids, **options) == mix(ANSWERS, tokenizer, ids, **options)
+
+
+def test_a_list_with_bold_titles_that_does_not_fork_is_left_out(base):
+    model, tokenizer = loaded(base)
+    ids = add_control_tokens(model, tokenizer)
+    bare = Answer("bare", "1. **Oak**\n2. **Ash**\n3. **Elm**")
+    options = {"structured_share": 0.1, "held_out": 0.1}
+    assert mix([*ANSWERS, bare], tokenizer, ids, **options) == mix(ANSWERS, tokenizer, ids, **options)
+
+
+def test_a_compiled_run_ends_like_one_that_is_not(trained, base, answers, tmp_path):
+    """Every row is padded to one length there: padding must change nothing."""
+    _, options, _ = trained
+    few = options | {"max_steps": 3, "held_out": 0.2, "max_length": 128}
+    eager, compiled = (
+        train(answers, tmp_path / str(compile), compile=compile, **few)["eval_loss"] for compile in (False, True)
+    )
+    assert compiled == pytest.approx(eager, rel=1e-3)
 
 
 def test_what_forks_too_often_or_gains_too_little_is_left_out(base):

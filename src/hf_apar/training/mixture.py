@@ -3,6 +3,7 @@
 import json
 import logging
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,16 @@ from transformers import PreTrainedTokenizerBase
 from hf_apar.chat import encode_chat
 from hf_apar.data.collator import pack
 from hf_apar.data.distill import Answer
-from hf_apar.data.features import TreeFeatures, tree_features, truncate
+from hf_apar.data.features import TreeFeatures, tree_features, truncate, unforked
 from hf_apar.data.markdown import extract
 from hf_apar.data.records import ChatAnswer, Message, chat_answers, open_records
-from hf_apar.data.repetition import repeated_share, repeats_a_title
+from hf_apar.data.repetition import repeated_share, repeats_a_sibling, repeats_a_title
 from hf_apar.data.text_tree import TextThread
 from hf_apar.errors import DataError
 
 logger = logging.getLogger(__name__)
+
+_BOLD_ITEM = re.compile(r"^ {0,3}(?:[-*+]|\d{1,3}[.)])[ \t]+(?:\*\*|__)", re.MULTILINE)
 
 
 def packed_rows(
@@ -88,13 +91,15 @@ def mix(
 ) -> Mixture:
     """Extract the trees of ``answers`` without one; draw of the unstructured ones until ``structured_share`` are structured.
 
-    Of the structured answers that are trained on, ``unforked_share`` come once more, as they read without forks: decoded
-    plainly, with [Fork] banned, the model must know that a title's detail is followed by the next title and not by EOS.
+    Of the structured answers that are trained on, ``unforked_share`` come once more, as they read without forks
+    (:func:`~hf_apar.data.features.unforked`): decoded plainly, with [Fork] banned, the model must know that a title's detail
+    is followed by the next title and not by EOS.
 
     All structured answers are kept but for those left out: of more than ``max_length`` tokens; that repeat more than
-    ``max_repetition`` of their runs of five words, or a title (with ``max_repetition=1`` repetition is no reason); that fork
-    more than ``max_forks`` times, which a model does not learn to end; whose text is less than ``min_ideal_ratio`` times as
-    long as its longest path, in characters, so that forking hardly pays.
+    ``max_repetition`` of their runs of five words, a title, or in one thread what a sibling says (with ``max_repetition=1``
+    repetition is no reason); that fork more than ``max_forks`` times, which a model does not learn to end; whose text is
+    less than ``min_ideal_ratio`` times as long as its longest path, in characters, so that forking hardly pays. Of the
+    others, those are left out that hold a list with bold titles: whether such a list forks should depend on nothing small.
 
     Raises:
         DataError: if a share is out of its range, no answer is structured, or too few remain to hold any out.
@@ -105,14 +110,10 @@ def mix(
             "above 0 and at most 1, the second between 0 and 1, the third one of these or between them"
         )
     given = [(before, tree) for before, tree in map(_with_tree, answers) if tree.text.strip()]
-    pairs = [
-        (before, tree)
-        for before, tree in given
-        if max_repetition >= 1 or (repeated_share(tree.text) <= max_repetition and not repeats_a_title(tree))
-    ]
+    pairs = [(before, tree) for before, tree in given if max_repetition >= 1 or not _repetitive(tree, max_repetition)]
     forking = [pair for pair in pairs if pair[1].is_structured]
     structured = [pair for pair in forking if _pays(pair[1], max_forks, min_ideal_ratio)]
-    whole = [pair for pair in pairs if not pair[1].is_structured]
+    whole = [pair for pair in pairs if not pair[1].is_structured and not _BOLD_ITEM.search(pair[1].text)]
     if not structured:
         raise DataError(
             f"none of the {len(given)} answers has a structure to learn from, those aside that repeat themselves, fork too "
@@ -133,13 +134,15 @@ def mix(
         len(trees) - len(fitting), aside,
     )  # fmt: skip
     features = [item for _, item in fitting]
-    forked = [pair for pair, _ in fitting[aside:] if pair[1].is_structured]
+    forked = [features for (_, tree), features in fitting[aside:] if tree.is_structured]
     again = draw.sample(forked, round(unforked_share * len(forked)))
-    train = features[aside:] + [
-        _features(before, TextThread((tree.text,)), tokenizer, control_ids) for before, tree in again
-    ]
+    train = features[aside:] + [unforked(tree, *control_ids) for tree in again]
     draw.shuffle(train)
     return Mixture(train, features[:aside], max(tree.depth for (_, tree), _ in fitting))
+
+
+def _repetitive(tree: TextThread, most: float) -> bool:
+    return repeated_share(tree.text) > most or repeats_a_title(tree) or repeats_a_sibling(tree)
 
 
 def _pays(tree: TextThread, max_forks: int | None, min_ideal_ratio: float) -> bool:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from hf_apar.data.repetition import repeated_share
+from hf_apar.data.repetition import repeated_share, repeats
 from hf_apar.tree import Decodes, ParagraphTree
 
 _WORD = re.compile(r"\w+")
-_SAME = 0.8  # of a thread's runs of three words that stand in a sibling: it says the same
 
 
 def false_forks(tree: ParagraphTree, tokenizer: Decodes) -> int:
@@ -20,23 +19,9 @@ def false_forks(tree: ParagraphTree, tokenizer: Decodes) -> int:
         told: list[str] = []
         for child in tree.children(parent):
             text = tokenizer.decode(child.tokens, skip_special_tokens=True)
-            found += not _WORD.search(text) or any(_repeats(text, other) for other in told)
+            found += not _WORD.search(text) or any(repeats(text, other) for other in told)
             told.append(text)
     return found
-
-
-def _repeats(text: str, other: str) -> bool:
-    """Does ``text`` add next to nothing to ``other``?
-
-    >>> _repeats("It saves water every day.", "It saves water every day, and money."), _repeats("It is red.", "It is blue.")
-    (True, False)
-    """
-    words = [word.lower() for word in _WORD.findall(text)]
-    if len(words) < 3:
-        return bool(words) and words == [word.lower() for word in _WORD.findall(other)]
-    runs = set(zip(words, words[1:], words[2:], strict=False))
-    known = [word.lower() for word in _WORD.findall(other)]
-    return len(runs & set(zip(known, known[1:], known[2:], strict=False))) >= _SAME * len(runs)
 
 
 def distinct(texts: Sequence[str], length: int = 2) -> float:

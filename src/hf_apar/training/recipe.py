@@ -42,6 +42,7 @@ def train(
     save_steps: int = 10,
     eval_steps: int = 100,
     bf16: bool = False,
+    compile: bool = False,
     seed: int = 0,
 ) -> dict[str, float]:
     """Fine-tune ``model`` on ``answers`` and write an adapter to ``output``; go on from a checkpoint found there.
@@ -66,6 +67,7 @@ def train(
         fork_bias, repetition_penalty: written into the checkpoint as the defaults of decoding.
         save_steps, eval_steps: steps between two checkpoints, two evaluations.
         bf16: compute in bfloat16 where it is safe; the weights stay float32.
+        compile: compile the model, and pad every row to ``max_length``, so that it is compiled once.
 
     Returns:
         The metrics on the held-out answers: ``eval_loss``, ``eval_fork_recall``, ``eval_fork_precision`` and others.
@@ -87,7 +89,8 @@ def train(
         gradient_accumulation_steps=accumulation, num_train_epochs=epochs, max_steps=max_steps,
         learning_rate=learning_rate, lr_scheduler_type="cosine", warmup_steps=0.03, weight_decay=0.0,
         save_steps=save_steps, save_total_limit=2, eval_strategy="steps", eval_steps=eval_steps, logging_steps=5,
-        remove_unused_columns=False, label_names=["labels"], report_to="none", bf16=bf16, seed=seed,
+        remove_unused_columns=False, label_names=["labels"], report_to="none", bf16=bf16, torch_compile=compile,
+        seed=seed,
         use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
     trainer = _trainer(base, tokenizer, mixture, arguments, control_ids, rank, token_rate, max_length)
@@ -118,7 +121,9 @@ def _trainer(
         args=arguments,
         train_dataset=[row.to_dict() for row in pack(mixture.train, max_length)],
         eval_dataset=[row.to_dict() for row in pack(mixture.held_out, max_length)],
-        data_collator=DataCollatorForApar(int(padding), max_length),
+        data_collator=DataCollatorForApar(
+            int(padding), max_length, pad_to_multiple_of=max_length if arguments.torch_compile else None
+        ),
         compute_metrics=metrics_for(control_ids[0]),
         preprocess_logits_for_metrics=best_tokens,
         token_rate=token_rate,
