@@ -11,7 +11,9 @@ from hf_apar.chat import encode_chat
 from hf_apar.data.distill import (
     LEAD_TOKENS,
     Question,
+    Task,
     TransformersSampler,
+    Written,
     distill,
     first_sentence,
     opened_after,
@@ -74,6 +76,73 @@ def test_a_nearly_greedy_answer_is_what_generate_writes(model, tokenizer, tmp_pa
             expected.append((question.prompt, lead + text))
     assert [(answer.prompt, answer.response) for answer in read_answers(path)] == expected
     assert 0 < len(expected) < len(QUESTIONS), "some answers must end and some must not"
+
+
+class Told:
+    """Writes what it is told, keeping to the stop and the limit (in letters) of each task."""
+
+    def __init__(self, lead, text):
+        self.lead, self.text, self.tasks = lead, text, []
+
+    def __call__(self, tasks):
+        self.tasks += tasks
+        return [self._write(task) for task in tasks]
+
+    def _write(self, task):
+        text = self.lead if task.max_new_tokens == LEAD_TOKENS else self.text
+        before, stop, _ = text.partition(task.stop) if task.stop else (text, "", "")
+        return Written(before[: task.max_new_tokens], bool(stop) or len(before) <= task.max_new_tokens)
+
+
+ITEMS = "".join(f"A{number}**: it helps\n{number + 1}. **" for number in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "lead", "items"),
+    [
+        ("How do I rest?", " ways to rest:\n", 4),
+        ("How do I rest?", " three ways to rest:\n", 3),
+        ("Give me 2 ways to rest.", " ways to rest:\n", 2),
+        ("List ten ways to rest.", " ways to rest:\n", None),  # more than are allowed
+        ("How do I rest?", " ways. And no list", None),  # no words for the gap
+    ],
+)
+def test_a_list_ends_where_it_should(tokenizer, tmp_path, prompt, lead, items):
+    path, sample = tmp_path / "answers.jsonl", Told(lead, ITEMS)
+    question = Question(prompt, "Here are ...:\n\n1. **")
+    list(distill(sample, tokenizer, [question], path, max_new_tokens=10**6, max_items=4))
+    answers = read_answers(path)
+    if items is None:
+        assert answers == [] and len(sample.tasks) == 1
+    else:
+        start = f"Here are{lead.rstrip()}\n\n1. **"
+        assert [answer.response for answer in answers] == [(start + ITEMS).partition(f"\n{items + 1}.")[0]]
+
+
+def test_a_list_of_fewer_items_than_announced_is_dropped(tokenizer, tmp_path):
+    sample = Told(" three ways:\n", "A**: it helps\n2. **B**: it does too")
+    question = Question("How do I rest?", "Here are ...:\n\n1. **")
+    list(distill(sample, tokenizer, [question], tmp_path / "few.jsonl", max_items=4))
+    list(distill(sample, tokenizer, [question], tmp_path / "any.jsonl"))
+    assert [len(read_answers(tmp_path / name)) for name in ("few.jsonl", "any.jsonl")] == [0, 1]
+
+
+def test_whole_answers_have_a_limit_of_their_own(tokenizer, tmp_path):
+    sample = Told(" ways:\n", "x" * 60)
+    questions = [Question("Why?"), Question("How?", "Here are ...:\n\n- **")]
+    list(distill(sample, tokenizer, questions, tmp_path / "answers.jsonl", max_new_tokens=100, max_whole_tokens=50))
+    assert [answer.prompt for answer in read_answers(tmp_path / "answers.jsonl")] == ["How?"]
+
+
+def test_transformers_stops_where_it_is_told_to(model, tokenizer):
+    sample = TransformersSampler(model, tokenizer, temperature=1e-4, straggler_share=0.0)
+    prompts = [encode_chat(tokenizer, [{"role": "user", "content": question.prompt}]) for question in QUESTIONS]
+    free = sample([Task(prompt, 40) for prompt in prompts])
+    prompt, free = max(zip(prompts, free, strict=True), key=lambda pair: len(pair[1].text))
+    stop = free.text[5:7]
+    short, other = sample([Task(prompt, 40, stop), Task(prompt, 3)])
+    assert (short.text, short.ended) == (free.text.partition(stop)[0], True)
+    assert not other.ended and free.text.startswith(other.text) and other.text
 
 
 def test_an_opened_answer_begins_with_a_sentence_of_its_own():

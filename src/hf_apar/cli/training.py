@@ -27,6 +27,14 @@ MinIdealRatioOption = Annotated[
 ]
 
 
+MaxWholeTokensOption = Annotated[
+    int | None, typer.Option(min=1, help="The same for prompts without an opening, whose answers mostly stay whole.")
+]
+MaxItemsOption = Annotated[
+    int | None, typer.Option(min=2, help="Numbered lists end after so many items, or as many as they announce.")
+]
+
+
 class Engine(StrEnum):
     """What runs the model that ``distill`` asks."""
 
@@ -41,6 +49,8 @@ def distill(
     model: ModelOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered at once.")] = 64,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer answers are dropped.")] = 384,
+    max_whole_tokens: MaxWholeTokensOption = None,
+    max_items: MaxItemsOption = None,
     templates: Annotated[int, typer.Option(min=0, help="Add so many prompts from the package's own templates.")] = 0,
     opened_share: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the prompts without an opening whose answers must hold a list.")
@@ -63,7 +73,10 @@ def distill(
         from hf_apar.data.distill import distill as answer
 
         with _sampler(model, dtype, engine, batch_size, repetition_penalty, seed) as (sample, tokenizer):
-            steps = answer(sample, tokenizer, questions, output, batch_size=batch_size, max_new_tokens=max_new_tokens)
+            steps = answer(
+                sample, tokenizer, questions, output, batch_size=batch_size, max_new_tokens=max_new_tokens,
+                max_whole_tokens=max_whole_tokens, max_items=max_items,
+            )  # fmt: skip
             _follow(steps, total=len(questions))
 
 
@@ -128,6 +141,9 @@ def train(
     save_steps: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 10,
     eval_steps: Annotated[int, typer.Option(min=1, help="Steps between two evaluations.")] = 100,
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 where it is safe.")] = False,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the model first: minutes, then steps of about two thirds the time.")
+    ] = False,
     seed: SeedOption = 0,
 ) -> None:
     """Teach a model where to fork, from ANSWERS to an adapter in OUTPUT. Goes on from a checkpoint found there."""
@@ -140,7 +156,8 @@ def train(
             epochs=epochs, max_steps=max_steps, max_length=max_length, accumulation=accumulation,
             structured_share=structured_share, unforked_share=unforked_share, max_repetition=max_repetition,
             max_forks=max_forks, min_ideal_ratio=min_ideal_ratio, held_out=held_out, fork_bias=fork_bias,
-            repetition_penalty=repetition_penalty, save_steps=save_steps, eval_steps=eval_steps, bf16=bf16, seed=seed,
+            repetition_penalty=repetition_penalty, save_steps=save_steps, eval_steps=eval_steps, bf16=bf16,
+            compile=compile, seed=seed,
         )  # fmt: skip
     for name, value in metrics.items():
         typer.echo(f"{name:>24} {value:.4f}")
@@ -193,6 +210,8 @@ def recipe(
     engine: Annotated[Engine, typer.Option(help="What answers the prompts.")] = Engine.transformers,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered at once.")] = 64,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer answers are dropped.")] = 384,
+    max_whole_tokens: MaxWholeTokensOption = None,
+    max_items: MaxItemsOption = None,
     repetition_penalty: Annotated[
         float, typer.Option(help="Of the answers' sampling, 1 for none; small models loop without one.")
     ] = 1.0,
@@ -215,8 +234,9 @@ def recipe(
     dtype = Dtype.bfloat16 if bf16 else Dtype.float32
     _stage(1, "the model answers prompts in its own words")
     distill(
-        prompts, answers, model=model, batch_size=batch_size, max_new_tokens=max_new_tokens, templates=templates,
-        opened_share=opened_share, repetition_penalty=repetition_penalty, engine=engine, seed=seed, dtype=dtype,
+        prompts, answers, model=model, batch_size=batch_size, max_new_tokens=max_new_tokens,
+        max_whole_tokens=max_whole_tokens, max_items=max_items, templates=templates, opened_share=opened_share,
+        repetition_penalty=repetition_penalty, engine=engine, seed=seed, dtype=dtype,
     )  # fmt: skip
     _stage(2, "trees are found in the answers")
     if not trees.exists() or trees.stat().st_mtime < answers.stat().st_mtime:
@@ -270,7 +290,10 @@ def _sampler(
     with TemporaryDirectory() as folder:  # vLLM reads no GGUF file, and no adapter with new tokens
         loaded.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        llm = LLM(folder, dtype=dtype.value, max_num_seqs=min(batch_size, 128), block_size=32, max_model_len=2048, seed=seed)
+        llm = LLM(
+            folder, dtype=dtype.value, max_num_seqs=min(batch_size, 128), block_size=32, max_model_len=2048, seed=seed,
+            gpu_memory_utilization=0.7,  # of the memory that is free for it: on CPUs the default leaves too little to others
+        )  # fmt: skip
         yield VllmSampler(llm, repetition_penalty=repetition_penalty), tokenizer
 
 

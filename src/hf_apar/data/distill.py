@@ -6,8 +6,9 @@ that a length limit cut off would teach the model not to end and not to fork: it
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,13 +23,16 @@ from hf_apar.data.sentences import first_sentence_end
 logger = logging.getLogger(__name__)
 
 LEAD_TOKENS = 48
+_TAIL = 4  # tokens before a stop, so that it is decoded as it stands in the text
+GAP = "..."  # in an opening: words of the model's own, up to a colon
 
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt, and words that the answer must go on with after its first sentence, which is the model's own.
+    """A prompt, and how its answer must begin: ``opening`` with the model's own words where :data:`GAP` stands in it.
 
-    A list that has been opened makes a small model write one: ``"Here are some key points:\\n\\n1. **"``.
+    A list that has been opened makes a small model write one: ``"Here are ...:\\n\\n1. **"``. An opening without a gap comes
+    after a first sentence, which is the model's own.
     """
 
     prompt: str
@@ -52,17 +56,26 @@ def read_answers(path: Path) -> list[Answer]:
 
 
 @dataclass(frozen=True)
-class Written:
-    """What a model wrote after a prompt, without EOS; ``ended`` is false where the length limit cut it off."""
+class Task:
+    """A prompt of token ids to go on with, until EOS, the text ``stop`` unless that is "", or ``max_new_tokens``."""
 
-    tokens: list[int]
+    prompt: list[int]
+    max_new_tokens: int
+    stop: str = ""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a model wrote for a task, without EOS or the stop; ``ended`` is false where the length limit cut it off."""
+
+    text: str
     ended: bool
 
 
 class Sampler(Protocol):
-    """Goes on with prompts of token ids, each with at most ``max_new_tokens``; :class:`TransformersSampler` is one."""
+    """Lets a model go on with prompts; :class:`TransformersSampler` is one."""
 
-    def __call__(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[Written]: ...
+    def __call__(self, tasks: Sequence[Task]) -> list[Written]: ...
 
 
 def distill(
@@ -73,6 +86,8 @@ def distill(
     *,
     batch_size: int = 64,
     max_new_tokens: int = 384,
+    max_whole_tokens: int | None = None,
+    max_items: int | None = None,
 ) -> Iterator[int]:
     """Let ``sample`` answer ``questions``, append what ends to ``path`` (JSON Lines), yield how many are done so far.
 
@@ -81,12 +96,18 @@ def distill(
     Args:
         batch_size: questions answered at once.
         max_new_tokens: longer answers are dropped.
+        max_whole_tokens: the same for questions without an opening; by default no less.
+        max_items: a numbered list that an opening begins ends after so many items, or after as many as the prompt or the
+            answer's first words announce. The end of a list whose length is left to chance is never its likeliest
+            continuation, so that a model tuned on such lists hardly ends one. Where more are announced, or fewer follow
+            than announced, the answer is dropped.
     """
+    limits = _Limits(max_new_tokens, max_whole_tokens or max_new_tokens, max_items)
     progress = path.with_name(path.name + ".done")
     done = int(progress.read_text()) if progress.exists() else 0
     for start in range(done, len(questions), batch_size):
         batch = questions[start : start + batch_size]
-        answers = _answer(sample, tokenizer, batch, max_new_tokens)
+        answers = _answer(sample, tokenizer, batch, limits)
         with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
         progress.write_text(str(start + len(batch)))
@@ -94,20 +115,69 @@ def distill(
         yield start + len(batch)
 
 
+@dataclass(frozen=True)
+class _Limits:
+    new_tokens: int
+    whole_tokens: int
+    items: int | None
+
+    def task(self, tokenizer: PreTrainedTokenizerBase, prompt: list[int], question: Question, lead: str) -> Task:
+        limit = self.new_tokens if question.opening else self.whole_tokens
+        return Task(_with_text(tokenizer, prompt, lead), limit, self.stop(question, lead))
+
+    def stop(self, question: Question, lead: str) -> str:
+        """Return the marker of the first item that is one too many."""
+        if self.items is None or _FIRST_ITEM not in question.opening:
+            return ""
+        return f"\n{(announced(question.prompt, lead) or self.items) + 1}."
+
+    def allow(self, question: Question, lead: str) -> bool:
+        return self.items is None or not question.opening or (announced(question.prompt, lead) or 0) <= self.items
+
+    def keeps(self, question: Question, lead: str, response: str) -> bool:
+        """Does the list have as many items as it announces?"""
+        count = announced(question.prompt, lead) if self.stop(question, lead) else None
+        return count is None or f"\n{count}." in response
+
+
+_FIRST_ITEM = "\n1. "
+_NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_COUNT = re.compile(rf"(?:\S+\s+){{0,4}}?(?P<count>{'|'.join(_NUMBERS)}|[2-9]|1\d|20)\b(?!\s*%)", re.IGNORECASE)
+
+
+def announced(*texts: str) -> int | None:
+    """Return the number among the first five words of the first of ``texts`` that has one; English words and digits.
+
+    >>> announced("How do I rest?", "Here are five ways to rest"), announced("List 8 trees."), announced("In 1900, trees")
+    (5, 8, None)
+    """
+    for text in texts:
+        if match := _COUNT.match(text):
+            word = match["count"].lower()
+            return int(word) if word.isdigit() else 2 + _NUMBERS.index(word)
+    return None
+
+
 def _answer(
-    sample: Sampler, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], max_new_tokens: int
+    sample: Sampler, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], limits: _Limits
 ) -> list[Answer]:
     prompts = [encode_chat(tokenizer, [{"role": "user", "content": question.prompt}]) for question in questions]
     leads = _leads(sample, tokenizer, questions, prompts)
-    started = [
-        [*prompt, *tokenizer.encode(lead, add_special_tokens=False)] for prompt, lead in zip(prompts, leads, strict=True)
+    begun = [
+        (question, prompt, lead)
+        for question, prompt, lead in zip(questions, prompts, leads, strict=True)
+        if lead is not None and limits.allow(question, lead)
     ]
-    rows = sample(started, max_new_tokens)
+    rows = sample([limits.task(tokenizer, prompt, question, lead) for question, prompt, lead in begun])
     return [
-        Answer(questions[row].prompt, leads[row] + str(tokenizer.decode(written.tokens, skip_special_tokens=True)))
-        for row, written in enumerate(rows)
-        if written.ended
+        Answer(question.prompt, (lead + written.text).rstrip())
+        for (question, _, lead), written in zip(begun, rows, strict=True)
+        if written.ended and limits.keeps(question, lead, lead + written.text)
     ]
+
+
+def _with_text(tokenizer: PreTrainedTokenizerBase, prompt: list[int], text: str) -> list[int]:
+    return [*prompt, *tokenizer.encode(text, add_special_tokens=False)]
 
 
 def _leads(
@@ -115,15 +185,37 @@ def _leads(
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
     prompts: Sequence[list[int]],
-) -> list[str]:
-    """Return how each answer must start: with nothing, or with a sentence of its own and the question's opening."""
+) -> list[str | None]:
+    """Return how each answer must start, "" where that is free; ``None`` where the model found no words for a gap."""
     opened = [row for row, question in enumerate(questions) if question.opening]
-    leads = [""] * len(questions)
+    leads: list[str | None] = [""] * len(questions)
     if opened:
-        for row, start in zip(opened, sample([prompts[row] for row in opened], LEAD_TOKENS), strict=True):
-            text = str(tokenizer.decode(start.tokens, skip_special_tokens=True))
-            leads[row] = opened_after(first_sentence(text), questions[row].opening)
+        starts = [_before_gap(questions[row].opening) for row in opened]
+        tasks = [
+            Task(_with_text(tokenizer, prompts[row], start), LEAD_TOKENS, "\n")
+            for row, start in zip(opened, starts, strict=True)
+        ]
+        for row, written in zip(opened, sample(tasks), strict=True):
+            line, opening = written.text + ("\n" if written.ended else ""), questions[row].opening
+            leads[row] = filled(opening, line) if GAP in opening else opened_after(first_sentence(line), opening)
     return leads
+
+
+def _before_gap(opening: str) -> str:
+    return opening.partition(GAP)[0].rstrip() if GAP in opening else ""
+
+
+def filled(opening: str, words: str) -> str | None:
+    """Return ``opening`` with ``words`` up to their colon or line end in its gap; ``None`` if they have neither.
+
+    >>> filled("Here are ...:\\n\\n1. **", " three ways to rest:\\n\\n1. Sleep")
+    'Here are three ways to rest:\\n\\n1. **'
+    >>> filled("Here are ...:\\n\\n1. **", " ways to rest. Sleep:") is None
+    True
+    """
+    start, _, rest = opening.partition(GAP)
+    own = re.match(r"\s*([^:\n.!?]+)[:\n]", words)
+    return None if own is None else start + own[1].rstrip() + rest
 
 
 def first_sentence(text: str) -> str:
@@ -172,10 +264,9 @@ class TransformersSampler:
     repetition_penalty: float = 1.0
     straggler_share: float = 0.1
 
-    def __call__(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[Written]:
-        """Go on with each of ``prompts``."""
-        share = self.straggler_share if max_new_tokens > LEAD_TOKENS else 0.0
-        return _sample(self, prompts, max_new_tokens, share)
+    def __call__(self, tasks: Sequence[Task]) -> list[Written]:
+        """Go on with the prompt of each of ``tasks``."""
+        return _sample(self, tasks) if tasks else []
 
 
 @dataclass(frozen=True)
@@ -192,38 +283,37 @@ class VllmSampler:
     top_k: int = 50
     repetition_penalty: float = 1.0
 
-    def __call__(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[Written]:
-        """Go on with each of ``prompts``."""
+    def __call__(self, tasks: Sequence[Task]) -> list[Written]:
+        """Go on with the prompt of each of ``tasks``."""
         from vllm import SamplingParams
 
-        options = SamplingParams(
-            temperature=self.temperature, top_k=self.top_k, repetition_penalty=self.repetition_penalty,
-            max_tokens=max_new_tokens, detokenize=False,
-        )  # fmt: skip
-        out = self.llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], options, use_tqdm=False)
-        return [_without_end(answer.outputs[0]) for answer in out]
-
-
-def _without_end(output: Any) -> Written:
-    ended = output.finish_reason == "stop"  # the last token is EOS then
-    return Written(list(output.token_ids[:-1] if ended else output.token_ids), ended)
+        options = [
+            SamplingParams(
+                temperature=self.temperature, top_k=self.top_k, repetition_penalty=self.repetition_penalty,
+                max_tokens=task.max_new_tokens, stop=task.stop or None,
+            )
+            for task in tasks
+        ]  # fmt: skip
+        out = self.llm.generate([{"prompt_token_ids": task.prompt} for task in tasks], options, use_tqdm=False)
+        return [Written(answer.outputs[0].text, answer.outputs[0].finish_reason == "stop") for answer in out]
 
 
 @torch.no_grad()
-def _sample(
-    sampler: TransformersSampler, prompts: Sequence[list[int]], max_new_tokens: int, straggler_share: float
-) -> list[Written]:
+def _sample(sampler: TransformersSampler, tasks: Sequence[Task]) -> list[Written]:
     model, tokenizer = sampler.model, sampler.tokenizer
     penalise = RepetitionPenaltyLogitsProcessor(sampler.repetition_penalty)
-    width = max(map(len, prompts))
-    input_ids = torch.tensor([prompt[:1] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
-    attention_mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]).to(model.device)
+    width = max(len(task.prompt) for task in tasks)
+    gaps = [width - len(task.prompt) for task in tasks]
+    input_ids = torch.tensor([task.prompt[:1] * gap + task.prompt for task, gap in zip(tasks, gaps, strict=True)])
+    attention_mask = torch.tensor([[0] * gap + [1] * (width - gap) for gap in gaps])
+    input_ids, attention_mask = input_ids.to(model.device), attention_mask.to(model.device)
     assert model.generation_config is not None
-    eos = {*eos_token_ids(model.generation_config), tokenizer.eos_token_id}
-    cache, rows, ended = new_tree_cache(model.config), list(range(len(prompts))), set()
-    written: list[list[int]] = [[] for _ in prompts]
+    rows = [_Row(tokenizer, task, {*eos_token_ids(model.generation_config), tokenizer.eos_token_id}) for task in tasks]
+    cache, running = new_tree_cache(model.config), rows
     positions, seen = (attention_mask.cumsum(1) - 1).clamp(min=0), input_ids  # (rows, tokens so far): what is penalised
-    for _ in range(max_new_tokens):
+    longest = max(task.max_new_tokens for task in tasks)
+    patience = sampler.straggler_share * len(rows) if longest > LEAD_TOKENS else 0
+    for _ in range(longest):
         cache.prepare(None, attention_mask.shape[1], input_ids.shape[1])
         logits = model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, past_key_values=cache,
@@ -232,21 +322,49 @@ def _sample(
         best = (penalise(seen, logits) / sampler.temperature).topk(sampler.top_k)
         input_ids = best.indices.gather(1, torch.multinomial(best.values.softmax(-1), 1))  # (rows, 1)
         seen = torch.cat([seen, input_ids], dim=1)
-        for row, token in zip(rows, input_ids[:, 0].tolist(), strict=True):
-            if token in eos:
-                ended.add(row)
-            elif row not in ended:  # a row that has ended stays in the batch for a while
-                written[row].append(token)
-        running = [index for index, row in enumerate(rows) if row not in ended]
-        if len(running) <= straggler_share * len(written):
+        for row, token in zip(running, input_ids[:, 0].tolist(), strict=True):
+            row.append(token)
+        going = [index for index, row in enumerate(running) if not row.done]
+        if len(going) <= patience:
             break
-        attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(rows), 1)], dim=1)
+        attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(running), 1)], dim=1)
         positions = positions[:, -1:] + 1
-        if len(running) <= 0.75 * len(rows):
-            keep = torch.tensor(running, device=input_ids.device)
+        if len(going) <= 0.75 * len(running):
+            keep = torch.tensor(going, device=input_ids.device)
             cache.keep_rows(keep)
             input_ids, attention_mask, positions, seen = (
                 tensor[keep] for tensor in (input_ids, attention_mask, positions, seen)
             )
-            rows = [rows[index] for index in running]
-    return [Written(tokens, row in ended) for row, tokens in enumerate(written)]
+            running = [running[index] for index in going]
+    return [row.written for row in rows]
+
+
+@dataclass
+class _Row:
+    """What one task's row has written so far."""
+
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    eos: set[int]
+    tokens: list[int] = field(default_factory=list)
+    ended: bool = False
+
+    @property
+    def done(self) -> bool:
+        return self.ended or len(self.tokens) == self.task.max_new_tokens
+
+    def append(self, token: int) -> None:
+        if self.done:
+            return  # a row that is done stays in the batch for a while
+        self.ended = token in self.eos
+        if not self.ended:
+            self.tokens.append(token)
+            self.ended = bool(self.task.stop) and self.task.stop in self._text(self.tokens[-_TAIL - len(self.task.stop) :])
+
+    @property
+    def written(self) -> Written:
+        text = self._text(self.tokens)
+        return Written(text.partition(self.task.stop)[0] if self.task.stop else text, self.ended)
+
+    def _text(self, tokens: list[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))

@@ -24,6 +24,14 @@ _ADVICE_TOPICS = (
     "travelling alone", "brewing good coffee", "learning to swim as an adult", "working from home",
     "paying off a debt", "starting a book club", "adopting a rescue cat", "giving up sugar", "drawing portraits",
     "negotiating a salary", "managing anger", "camping with small children", "building a birdhouse",
+    "learning to type faster", "baking sourdough bread", "teaching a dog to walk on a lead", "choosing a mobile phone plan",
+    "keeping a flat warm in winter", "starting to meditate", "knitting a first scarf", "running a small online shop",
+    "staying calm in traffic", "learning to ski", "preparing for a long flight", "making a family budget",
+    "helping a shy child at school", "writing a good cover letter", "planting fruit trees", "giving honest feedback",
+    "keeping the kitchen clean", "learning to sing", "reading more books", "spending less time on the phone",
+    "living with a flatmate", "returning to work after a long break", "remembering names", "hosting a dinner party",
+    "buying a house", "caring for a horse", "setting up a home network", "recording a piece of music",
+    "keeping bees", "choosing a first bicycle for a child", "building muscle without a gym", "learning to dance",
 )  # fmt: skip
 _ADVICE_TEMPLATES = (
     "What are the best tips for {}?",
@@ -34,6 +42,10 @@ _ADVICE_TEMPLATES = (
     "I am thinking about {}. What should I consider first?",
     "Which habits make {} easier?",
     "What are some common challenges with {}, and how can they be overcome?",
+    "How can I get better at {}?",
+    "What are the most effective strategies for {}?",
+    "Which factors matter most when it comes to {}?",
+    "What should I keep in mind before {}?",
 )
 _SUBJECTS = (
     "volcanoes", "the Roman Empire", "public libraries", "renewable energy", "the human heart", "coral reefs",
@@ -45,6 +57,12 @@ _SUBJECTS = (
     "whales", "recycling", "space telescopes", "the olive tree", "trade unions", "lighthouses", "deserts", "honey",
     "the compass", "gravity", "universities", "the ozone layer", "rice farming", "castles", "the Olympic Games",
     "microplastics", "advertising", "mountains", "memory", "refrigerators", "newspapers", "migration of birds",
+    "artificial satellites", "the aeroplane", "working hours", "school uniforms", "nuclear energy", "genetic engineering",
+    "robots in factories", "public transport", "video games", "wetlands", "the piano", "minimum wages", "zoos", "fashion",
+    "family traditions", "mobile payments", "windmills", "the alphabet", "clean drinking water", "volunteering", "poetry",
+    "the moon landing", "ancient Egypt", "the Renaissance", "street food", "hospitals", "sharks", "soil", "radio",
+    "electric light", "the bicycle", "friendship", "lifelong learning", "sugar", "cotton", "the stars", "small businesses",
+    "free trade", "noise in cities", "plastic packaging", "physical exercise", "theatre", "the brain", "dreams", "laughter",
 )  # fmt: skip
 _SUBJECT_TEMPLATES = (
     "What are the main features of {}?",
@@ -59,21 +77,41 @@ _SUBJECT_TEMPLATES = (
     "What does the future hold for {}?",
     "What would happen if {} suddenly disappeared?",
     "How might the world be different without {}?",
+    "What are the main causes and consequences of changes in {}?",
+    "How does science explain {}?",
+    "How can society make better use of {}?",
+    "What is the place of {} in modern life, and which problems come with it?",
 )
 _PAIRS = (
     "trains and aeroplanes", "cats and dogs", "novels and films", "renting and buying a home", "coffee and tea",
     "winter and summer holidays", "solar and wind power", "running and swimming", "city life and country life",
-    "paper books and e-books", "fixed and variable loans", "wooden and metal furniture",
+    "paper books and e-books", "fixed and variable loans", "wooden and metal furniture", "bees and wasps",
+    "working alone and working in a team", "the violin and the guitar", "lakes and rivers", "butter and olive oil",
+    "public and private schools", "cash and card payments", "planets and stars", "lions and tigers",
+    "a diary and a blog", "learning from books and learning from videos", "small and large companies",
 )  # fmt: skip
-_PAIR_TEMPLATES = ("Compare {}.", "What are the main differences between {}?", "Which is better: {}? Explain your view.")
+_PAIR_TEMPLATES = (
+    "Compare {}.",
+    "What do {} have in common, and where do they differ?",
+    "What are the main differences between {}?",
+    "Which is better: {}? Explain your view.",
+)
 _ROLES = (
     "a lighthouse keeper", "a deep-sea diver", "a village doctor in 1900", "an old oak tree", "a museum guide",
     "a young inventor", "a ship's cook", "a retired detective", "a beekeeper", "a train driver", "a palace gardener",
+    "a robot in a museum", "a mountain guide", "a court jester", "a wise old tortoise", "a football coach", "a clockmaker",
+    "a visitor from another planet", "a queen in exile", "a night watchman", "a travelling storyteller", "a castle ghost",
 )  # fmt: skip
 _ROLE_TEMPLATES = (
     "Imagine you are {}. Describe an ordinary day.",
     "Pretend to be {} and tell us what you have learnt in life.",
     "As {}, what advice would you give to a visitor?",
+)
+_SPOKEN_TEMPLATES = (
+    "Introduce yourself as {}.",
+    "You are {}. Greet the guests at a feast.",
+    "Speak as {}: what do you say to a frightened child?",
+    "Pretend that you are {}. What do you say to those who do not believe in you?",
 )
 _PIECES = (
     "a letter to a neighbour about a noisy dog", "an invitation to a school concert", "a review of a new restaurant",
@@ -81,8 +119,13 @@ _PIECES = (
     "a welcome note for new staff",
     "a travel guide to a small island", "a thank-you letter to a teacher", "a press note about a new library",
     "a blog post about winter walks", "a plan for a charity run", "a script for a radio show on gardens",
+    "a short story about a lost key", "a poem about rain", "a complaint about a late parcel",
+    "a diary entry from a rainy day",
+    "a letter of application to a bookshop", "a review of a concert", "an apology to a friend", "a toast for a birthday",
+    "an advertisement for handmade soap", "a note to the parents of a class", "a scene between two old friends",
+    "the opening of a ghost story", "a product description of a rucksack", "a farewell email to colleagues",
 )  # fmt: skip
-_PIECE_TEMPLATES = ("Write {}.", "Help me to write {}.")
+_PIECE_TEMPLATES = ("Write {}.", "Help me to write {}.", "Draft {}, in a friendly tone.")
 _EVERYDAY = (
     "Why do leaves change colour in autumn?", "Why does bread go stale?", "Why do people yawn?",
     "Why do some people write with their left hand?", "How can you tell that a melon is ripe?",
@@ -112,30 +155,68 @@ _TURN_TEMPLATES = ("What if {}?", "How would the world look if {}?", "Imagine th
 _SHORT = (
     "What is the capital of {}?", "Which language is spoken in {}?", "On which continent is {}?",
 )  # fmt: skip
-_COUNTRIES = ("Norway", "Peru", "Kenya", "Vietnam", "Portugal", "Canada", "Egypt", "Poland", "Japan", "Brazil")
+_COUNTRIES = (
+    "Norway", "Peru", "Kenya", "Vietnam", "Portugal", "Canada", "Egypt", "Poland", "Japan", "Brazil", "Greece", "Mexico",
+    "India", "Ireland", "Morocco", "Finland", "Chile", "Turkey", "Thailand", "Hungary",
+)  # fmt: skip
+_FACTS = (
+    "How many legs does a spider have?", "Who wrote Hamlet?", "What colour is a ripe banana?",
+    "How many days has a leap year?",
+    "What is the chemical symbol of gold?", "Which planet is the largest?", "What is the opposite of generous?",
+    "In which year did the Second World War end?", "What do you call a young cow?", "What is frozen water called?",
+    "Is a tomato a fruit?", "Translate good morning into French.", "What does the word nocturnal mean?",
+    "Who painted the Mona Lisa?", "How many metres has a kilometre?", "What is the plural of mouse?",
+    "Which gas do plants take in?", "What is the currency of Japan?", "Correct this sentence: He go to school yesterday.",
+    "Is Pluto a planet?", "What is a synonym of happy?", "How long does it take to boil an egg?",
+    "Which ocean is the largest?", "Spell the number 40 in English.", "What sound does an owl make?",
+)  # fmt: skip
+_PASSAGES = (
+    "Anna bought four apples and two pears in Leeds on Monday, and paid five pounds.",
+    "The ferry from Oslo to Copenhagen leaves at half past four and carries 300 passengers.",
+    "Dr Miller opened a clinic in Boston in 1998; her sister Ruth runs it today.",
+    "The restaurant was lovely, but the soup came cold and nobody said sorry.",
+    "Last year the town planted 120 oaks, 80 limes and 45 maples along the river.",
+    "Our train was late, yet the staff were so kind that we hardly minded.",
+    "The new laptop weighs one kilogram, costs 900 dollars and comes in blue or grey.",
+    "In 1969 two men walked on the moon while a third one waited in orbit.",
+)  # fmt: skip
+_PASSAGE_TEMPLATES = (
+    "Which names occur in this text? {}",
+    "Extract all numbers from the following text. {}",
+    "Is the following text positive or negative? Answer with one word. {}",
+    "Summarise in one sentence: {}",
+    "Which places and dates are mentioned here? Reply as JSON. {}",
+    "Rewrite this text in the present tense: {}",
+)  # fmt: skip
 _SUMS = (
     "What is 17 times 6?", "Solve 4x - 7 = 21 for x.", "A train travels 180 km in 2.5 hours. What is its speed?",
     "What is the area of a circle of radius 3?", "Write a Python function that reverses a string.",
     "Write a Python program that prints the first ten square numbers.", "How do I sort a list in Python?",
     "If g(x) = 2x + 9, what is g(5)?", "Write a JavaScript function that adds two numbers.",
     "What is 15 percent of 240?", "Write a SQL query that counts the rows of a table named orders.",
+    "What is the sum of the first ten whole numbers?", "Simplify 3(x + 2) - x.", "What is the square root of 144?",
+    "A shirt costs 40 dollars and is reduced by a quarter. What does it cost now?", "Convert 5 miles to kilometres.",
+    "How many minutes are there in a week?", "If three pens cost 4.50, what do seven pens cost?", "Is 91 a prime number?",
+    "Write a C program that prints the numbers from 1 to 10.", "Write a Python function that counts the vowels of a word.",
+    "Write a regular expression that matches a date.", "Write a Java method that returns the larger of two numbers.",
+    "Implement a class for a bank account in Python.", "Write a shell command that finds all text files in a folder.",
+    "Write a Python function that checks whether a number is even.", "Write HTML for a page with a heading and a picture.",
+    "Write a Ruby program that asks for a name and greets.", "Write a function that merges two sorted lists.",
+    "What does this code print? print(2 ** 5)",
+    "Two cyclists ride towards each other, 60 km apart, at 15 and 25 km an hour. When do they meet?",
 )  # fmt: skip
 
 
 OPENINGS = (
-    "Here are some key points:\n\n1. **",
-    "Here are five points to consider:\n\n1. **",
-    "Here are the most important ones:\n\n1. **",
-    "There are several sides to this:\n\n1. **",
-    "Let us look at them one by one:\n\n1. **",
-    "These are the main things to know:\n\n1. **",
-    "Here is an overview:\n\n1. **",
-    "Consider the following:\n\n1. **",
-    "Here are four of them:\n\n1. **",
-    "In short:\n\n- **",
-    "The main points are:\n\n- **",
+    "Here are ...:\n\n1. **",
+    "Here are some ...:\n\n1. **",
+    "Here are a few ...:\n\n1. **",
+    "Some of the ...:\n\n1. **",
+    "There are several ...:\n\n1. **",
+    "These are the ...:\n\n1. **",
+    "Consider the following ...:\n\n1. **",
 )
-"""Second sentences of an answer that make a small model write a list whose items have a title and a detail."""
+"""Beginnings of an answer that make a small model write a list whose items have a title and a detail."""
 
 
 def template_questions(count: int, *, opened_share: float = 0.7, seed: int = 0) -> list[Question]:
@@ -159,7 +240,14 @@ def template_questions(count: int, *, opened_share: float = 0.7, seed: int = 0) 
         (_COUNT_TEMPLATES, _COUNTS),
         (_TURN_TEMPLATES, _TURNS),
     )
-    whole = ((_PIECE_TEMPLATES, _PIECES), (_SHORT, _COUNTRIES), (_SUMS, ("",)))
+    whole = (
+        (_PIECE_TEMPLATES, _PIECES),
+        (_SPOKEN_TEMPLATES, _ROLES),
+        (_SHORT, _COUNTRIES),
+        (_FACTS, ("",)),
+        (_PASSAGE_TEMPLATES, _PASSAGES),
+        (_SUMS, ("",)),
+    )
     pool = [(prompt, True) for prompt in dict.fromkeys(_fill(in_parts))] + [(prompt, False) for prompt in _fill(whole)]
     if count > len(pool):
         raise ValueError(f"the templates give {len(pool)} different prompts, {count} were asked for")
