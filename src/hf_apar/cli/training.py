@@ -1,10 +1,11 @@
-"""Commands that make a model which can fork: ``distill``, ``extract``, ``train``, ``train-medusa``; ``recipe`` runs all."""
+"""Commands that make a model which can fork: distill, extract, train, train-medusa, evaluate; ``recipe`` runs them all."""
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -199,6 +200,37 @@ def train_medusa(
 
 
 @app.command()
+def evaluate(
+    model: ModelOption = None,
+    fork_bias: Annotated[
+        list[float] | None, typer.Option(help="In place of the checkpoint's; may be given again, to compare.")
+    ] = None,
+    repetition_penalty: Annotated[
+        list[float] | None, typer.Option(help="In place of the checkpoint's; may be given again, to compare.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Sampled tokens of an answer.")] = 512,
+    output: Annotated[Path | None, typer.Option(help="JSON for the last figures and answers.", dir_okay=False)] = None,
+    dtype: DtypeOption = Dtype.bfloat16,
+) -> None:
+    """Answer 28 prompts that no recipe trains on: what forks, ends and loops, tokens per step, false forks."""
+    with errors_in_one_line():
+        from hf_apar.training import evaluation
+
+        loaded, tokenizer = load(model, dtype)
+        biases: Sequence[float | None] = fork_bias or [None]
+        penalties: Sequence[float | None] = repetition_penalty or [None]
+        for bias, penalty in product(biases, penalties):
+            judged = evaluation.evaluate(
+                loaded, tokenizer, fork_bias=bias, repetition_penalty=penalty, max_new_tokens=max_new_tokens
+            )
+            chosen = [f"{name} {value:g}" for name, value in (("bias", bias), ("penalty", penalty)) if value is not None]
+            figures = (f"{name} {value:.3f}" for name, value in evaluation.summary(judged).items())
+            typer.echo(", ".join([*chosen, *figures]))
+            if output is not None:
+                evaluation.write_evaluation(judged, output)
+
+
+@app.command()
 def recipe(
     output: Annotated[Path, typer.Option(help="Folder for all that is made; the adapter lies in its `adapter`.")],
     prompts: Annotated[str, typer.Option(help="JSON Lines of prompts; - for the package's templates alone.")] = "-",
@@ -228,7 +260,7 @@ def recipe(
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 where it is safe.")] = False,
     seed: SeedOption = 0,
 ) -> None:
-    """From a chat model to one that forks: `distill`, `extract`, `train`, `train-medusa`, each going on where it stopped."""
+    """From a chat model to one that forks: distill, extract, train, train-medusa, evaluate; goes on where it stopped."""
     output.mkdir(parents=True, exist_ok=True)
     answers, trees, adapter = output / "answers.jsonl", output / "trees.jsonl", output / "adapter"
     dtype = Dtype.bfloat16 if bf16 else Dtype.float32
@@ -253,6 +285,9 @@ def recipe(
             trees, adapter, model=str(adapter), epochs=epochs, max_steps=max_steps, max_length=max_length, seed=seed,
             dtype=dtype,
         )  # fmt: skip
+    if not (adapter / "evaluation.json").exists():
+        _stage(5, "it answers prompts that it has not seen")
+        evaluate(str(adapter), None, None, output=adapter / "evaluation.json", dtype=dtype)
     typer.echo(f'done: hf-apar generate --model {adapter} "..."')
 
 

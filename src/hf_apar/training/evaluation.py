@@ -1,0 +1,161 @@
+"""What a tuned model does with prompts of our own that no recipe trains on: forks, ends, loops, steps, false forks."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import cast
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_apar.chat import encode_chat
+from hf_apar.config import AparConfig
+from hf_apar.data.repetition import repeated_share
+from hf_apar.results import AparOutput
+from hf_apar.training.quality import false_forks
+from hf_apar.tree import Decodes
+
+IN_PARTS = (
+    "What are the benefits of learning a second language?",
+    "How can I prepare for my first marathon?",
+    "What are the main causes of traffic jams in cities?",
+    "Explain why trees matter to a neighbourhood.",
+    "What should a family consider before getting a dog?",
+    "How does music affect people's mood?",
+    "What would the world be like if nobody needed sleep?",
+    "What are the differences between a lake and a sea?",
+    "Which skills does a good nurse need?",
+    "How do I keep my bicycle in good shape?",
+    "What if dogs could talk?",
+    "Describe the effects of tourism on small islands.",
+    "How can you tell whether a friend is sad?",
+    "What are the pros and cons of living near an airport?",
+    "Tell me about the history of the bicycle.",
+    "As an experienced gardener, what would you teach a beginner?",
+)
+"""Prompts whose answers should fork."""
+WHOLE = (
+    "What is the capital of Sweden?",
+    "Who invented the telephone?",
+    "What is 12 times 12?",
+    "Solve 5x + 3 = 23 for x.",
+    "Write a Python function that adds up a list of numbers.",
+    "Write a JavaScript function that turns a word round.",
+    "Which names occur in this text? Tom met Lucy in Rome.",
+    "Translate into Spanish: Where is the station?",
+    "Write a short birthday card to my aunt.",
+    "You are a friendly dragon. Say good evening to the village.",
+    "Write a polite email that cancels a dentist's appointment.",
+    "Is a whale a fish?",
+)
+"""Prompts whose answers should not."""
+LOOP = 0.3  # of its runs of five words that an answer repeats
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What became of one prompt.
+
+    Attributes:
+        ended: every thread ended by itself.
+        looped: the answer repeats more than 0.3 of its runs of five words.
+        false_forks: children that are empty or repeat a sibling; all of them where the answer should not fork.
+        tokens, steps: sampled and made; an answer that does not end by itself counts as one token a step.
+    """
+
+    prompt: str
+    text: str
+    should_fork: bool
+    children: int
+    ended: bool
+    looped: bool
+    false_forks: int
+    tokens: int
+    steps: int
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    fork_bias: float | None = None,
+    repetition_penalty: float | None = None,
+    max_new_tokens: int = 512,
+) -> list[Judged]:
+    """Answer :data:`IN_PARTS` and :data:`WHOLE` greedily with an enabled ``model``, each in a batch.
+
+    Args:
+        fork_bias, repetition_penalty: in place of the checkpoint's.
+        max_new_tokens: sampled tokens of an answer.
+    """
+    return [
+        judged
+        for prompts, should_fork in ((IN_PARTS, True), (WHOLE, False))
+        for judged in _batch(model, tokenizer, prompts, should_fork, fork_bias, repetition_penalty, max_new_tokens)
+    ]
+
+
+def _batch(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    should_fork: bool,
+    fork_bias: float | None,
+    repetition_penalty: float | None,
+    max_new_tokens: int,
+) -> list[Judged]:
+    encoded = [encode_chat(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
+    batch = tokenizer.pad({"input_ids": encoded}, padding_side="left", return_tensors="pt").to(model.device)
+    options: dict[str, object] = {} if repetition_penalty is None else {"repetition_penalty": repetition_penalty}
+    out = model.generate(  # type: ignore[operator]  # the stubs take it for a module
+        **batch, apar=True if fork_bias is None else AparConfig(fork_bias=fork_bias), do_sample=False,
+        max_new_tokens=max_new_tokens, return_dict_in_generate=True, **options,
+    )  # fmt: skip
+    assert isinstance(out, AparOutput) and out.trees is not None and out.stats is not None
+    decoder = cast(Decodes, tokenizer)  # the stubs of `decode` allow for batches
+    found = []
+    for prompt, tree, stats in zip(prompts, out.trees, out.stats, strict=True):
+        text, children, ended = tree.text(decoder), len(tree.threads) - 1, bool(tree.closing_ids)
+        found.append(
+            Judged(
+                prompt, text, should_fork, children, ended, repeated_share(text) > LOOP,
+                false_forks(tree, decoder) if should_fork else children, stats.tokens,
+                stats.steps if ended else max(stats.tokens, stats.steps),
+            )
+        )  # fmt: skip
+    return found
+
+
+def summary(judged: Sequence[Judged]) -> dict[str, float]:
+    """Return the figures of :func:`evaluate`'s answers, shares between 0 and 1.
+
+    >>> one = Judged("?", "a b", True, 2, True, False, 1, 60, 20)
+    >>> figures = summary([one])
+    >>> figures["forked_in_parts"], figures["false_forks"], figures["tokens_per_step"]
+    (1.0, 0.5, 3.0)
+    """
+    parts, whole = [one for one in judged if one.should_fork], [one for one in judged if not one.should_fork]
+    return {
+        "forked_in_parts": _share([one.children > 0 for one in parts]),
+        "forked_whole": _share([one.children > 0 for one in whole]),
+        "ended_in_parts": _share([one.ended for one in parts]),
+        "ended_whole": _share([one.ended for one in whole]),
+        "looped": _share([one.looped for one in judged]),
+        "false_forks": sum(one.false_forks for one in judged) / max(sum(one.children for one in judged), 1),
+        "tokens_per_step": _tokens_per_step(judged),
+        "tokens_per_step_in_parts": _tokens_per_step(parts),
+    }
+
+
+def write_evaluation(judged: Sequence[Judged], path: Path) -> None:
+    """Write the figures and the answers to ``path``, as JSON."""
+    record = {"summary": summary(judged), "answers": [asdict(one) for one in judged]}
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _share(values: Sequence[bool]) -> float:
+    return sum(values) / max(len(values), 1)
+
+
+def _tokens_per_step(judged: Sequence[Judged]) -> float:
+    return sum(one.tokens for one in judged) / max(sum(one.steps for one in judged), 1)
