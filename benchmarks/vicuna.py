@@ -24,6 +24,7 @@ from questions import by_category, read
 
 import hf_apar
 from hf_apar.checkpoints import DEFAULT_BASE, load_base
+from hf_apar.data.repetition import repeated_share
 from hf_apar.training.quality import distinct, false_forks, mean_nll
 
 ROOT = Path(__file__).parents[1]
@@ -228,6 +229,7 @@ def of_the_forked(rows):
     )
 
 
+LOOP = 0.3
 WHOLE = ("coding", "math", "extraction")  # categories whose answers should not fork
 
 
@@ -249,9 +251,21 @@ def of_quality(rows):
     ]
     for name, way in (("APAR", "apar"), ("the tuned model, plainly", "plain"), ("the base model's own", "base")):
         texts = [row[way]["text"] for row in judged]
-        likelihood = statistics.fmean(row["nll"][way] for row in judged)
-        lines.append(f"| {name} | {likelihood:.3f} | {distinct(texts, 2):.3f} | {distinct(texts, 4):.3f} |")
+        lines.append(f"| {name} | {likelihood(judged, way):.3f} | {distinct(texts, 2):.3f} | {distinct(texts, 4):.3f} |")
+    straight = [row for row in judged if repeated_share(row["base"]["text"]) <= LOOP]
+    if straight:
+        lines += [
+            "",
+            f"What loops is likely: the base model's own answers to {len(judged) - len(straight)} of the questions repeat more than "
+            f"{LOOP} of their runs of five words, of APAR's {sum(repeated_share(row['apar']['text']) > LOOP for row in judged)} do. "
+            f"On the other {len(straight)} questions: {likelihood(straight, 'apar'):.3f} for APAR, {likelihood(straight, 'plain'):.3f} "
+            f"for the tuned model plainly, {likelihood(straight, 'base'):.3f} for the base model's own.",
+        ]
     return lines
+
+
+def likelihood(rows, way):
+    return statistics.fmean(row["nll"][way] for row in rows)
 
 
 def children_of(row):

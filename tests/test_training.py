@@ -215,7 +215,8 @@ def test_what_forks_too_often_or_gains_too_little_is_left_out(base):
     ids = add_control_tokens(model, tokenizer)
     longer = Answer("longer", LIST + "\n- D: p q r s t")
     uneven = Answer("uneven", "- A: a b c d e\n- B: " + "f g h i j " * 20 + "\n- C: k l m n o")
-    given = [*ANSWERS, longer, uneven]
+    told = Answer("told", "- A: It is old. It is grey.\n- B: It is new. It is red.\n- C: It is here, is it not.")
+    given = [*ANSWERS, longer, uneven, told]
     options = {"structured_share": 0.1, "held_out": 0.1, "max_repetition": 1.0}
 
     def count(**more):
@@ -225,6 +226,7 @@ def test_what_forks_too_often_or_gains_too_little_is_left_out(base):
     assert count() == len(given)
     assert count(max_forks=3) == count(min_ideal_ratio=1.3) == len(given) - 1
     assert count(max_forks=3, min_ideal_ratio=1.3) == len(given) - 2
+    assert count(min_elaborated=0.5) == 10  # told, and nine that do not fork, so that it is a tenth
     with pytest.raises(DataError, match="fork too often or gain too little"):
         count(min_ideal_ratio=9.0)
 

@@ -35,6 +35,10 @@ MaxItemsOption = Annotated[
     int | None, typer.Option(min=2, help="Numbered lists end after so many items, or as many as they announce.")
 ]
 
+MinElaboratedOption = Annotated[
+    float, typer.Option(min=0, max=1, help="Leave out answers of whose threads a smaller share has a second sentence.")
+]
+
 
 class Engine(StrEnum):
     """What runs the model that ``distill`` asks."""
@@ -136,6 +140,7 @@ def train(
         float,
         typer.Option(min=1, help="Leave out answers that fork and whose text is not so many times their longest path."),
     ] = 1.0,
+    min_elaborated: MinElaboratedOption = 0.0,
     held_out: Annotated[float, typer.Option(min=0, max=1, help="Share of the answers kept for the metrics.")] = 0.05,
     fork_bias: Annotated[float, typer.Option(help="The checkpoint's default of generate's --fork-bias.")] = 0.0,
     repetition_penalty: Annotated[float, typer.Option(help="The checkpoint's default of decoding; 1 for none.")] = 1.0,
@@ -156,7 +161,8 @@ def train(
             answers, output, model=model or DEFAULT_BASE, rank=rank, learning_rate=learning_rate, token_rate=token_rate,
             epochs=epochs, max_steps=max_steps, max_length=max_length, accumulation=accumulation,
             structured_share=structured_share, unforked_share=unforked_share, max_repetition=max_repetition,
-            max_forks=max_forks, min_ideal_ratio=min_ideal_ratio, held_out=held_out, fork_bias=fork_bias,
+            max_forks=max_forks, min_ideal_ratio=min_ideal_ratio, min_elaborated=min_elaborated,
+            held_out=held_out, fork_bias=fork_bias,
             repetition_penalty=repetition_penalty, save_steps=save_steps, eval_steps=eval_steps, bf16=bf16,
             compile=compile, seed=seed,
         )  # fmt: skip
@@ -252,6 +258,7 @@ def recipe(
         float,
         typer.Option(min=1, help="Leave out answers that fork and whose text is not so many times their longest path."),
     ] = 1.0,
+    min_elaborated: MinElaboratedOption = 0.0,
     workers: Annotated[int, typer.Option(min=1, help="Processes that extract.")] = 1,
     epochs: Annotated[float, typer.Option(help="Passes over the answers.")] = 2.0,
     max_steps: Annotated[int, typer.Option(help="Steps, in place of epochs; -1 for none.")] = -1,
@@ -277,7 +284,7 @@ def recipe(
     if not (adapter / "metrics.json").exists():
         train(
             trees, adapter, model=model, epochs=epochs, max_steps=max_steps, max_length=max_length, max_forks=max_forks,
-            min_ideal_ratio=min_ideal_ratio, bf16=bf16, seed=seed,
+            min_ideal_ratio=min_ideal_ratio, min_elaborated=min_elaborated, bf16=bf16, seed=seed,
         )  # fmt: skip
     if heads and not (adapter / "medusa.safetensors").exists():
         _stage(4, "heads learn what it writes next")

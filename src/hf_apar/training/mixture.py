@@ -17,6 +17,7 @@ from hf_apar.data.features import TreeFeatures, tree_features, truncate, unforke
 from hf_apar.data.markdown import extract
 from hf_apar.data.records import ChatAnswer, Message, chat_answers, open_records
 from hf_apar.data.repetition import repeated_share, repeats_a_sibling, repeats_a_title
+from hf_apar.data.sentences import first_sentence_end
 from hf_apar.data.text_tree import TextThread
 from hf_apar.errors import DataError
 
@@ -87,6 +88,7 @@ def mix(
     max_repetition: float = 0.1,
     max_forks: int | None = None,
     min_ideal_ratio: float = 1.0,
+    min_elaborated: float = 0.0,
     seed: int = 0,
 ) -> Mixture:
     """Extract the trees of ``answers`` without one; draw of the unstructured ones until ``structured_share`` are structured.
@@ -98,8 +100,10 @@ def mix(
     All structured answers are kept but for those left out: of more than ``max_length`` tokens; that repeat more than
     ``max_repetition`` of their runs of five words, a title, or in one thread what a sibling says (with ``max_repetition=1``
     repetition is no reason); that fork more than ``max_forks`` times, which a model does not learn to end; whose text is
-    less than ``min_ideal_ratio`` times as long as its longest path, in characters, so that forking hardly pays. Of the
-    others, those are left out that hold a list with bold titles: whether such a list forks should depend on nothing small.
+    less than ``min_ideal_ratio`` times as long as its longest path, in characters, so that forking hardly pays; of whose
+    threads a smaller share than ``min_elaborated`` has a second sentence: else the end is what is likeliest after the first.
+    Of the others, those are left out that hold a list with bold titles: whether such a list forks should depend on nothing
+    small.
 
     Raises:
         DataError: if a share is out of its range, no answer is structured, or too few remain to hold any out.
@@ -112,7 +116,7 @@ def mix(
     given = [(before, tree) for before, tree in map(_with_tree, answers) if tree.text.strip()]
     pairs = [(before, tree) for before, tree in given if max_repetition >= 1 or not _repetitive(tree, max_repetition)]
     forking = [pair for pair in pairs if pair[1].is_structured]
-    structured = [pair for pair in forking if _pays(pair[1], max_forks, min_ideal_ratio)]
+    structured = [pair for pair in forking if _pays(pair[1], max_forks, min_ideal_ratio, min_elaborated)]
     whole = [pair for pair in pairs if not pair[1].is_structured and not _BOLD_ITEM.search(pair[1].text)]
     if not structured:
         raise DataError(
@@ -145,10 +149,19 @@ def _repetitive(tree: TextThread, most: float) -> bool:
     return repeated_share(tree.text) > most or repeats_a_title(tree) or repeats_a_sibling(tree)
 
 
-def _pays(tree: TextThread, max_forks: int | None, min_ideal_ratio: float) -> bool:
+def _pays(tree: TextThread, max_forks: int | None, min_ideal_ratio: float, min_elaborated: float) -> bool:
     if max_forks is not None and tree.fork_count > max_forks:
         return False
+    if sum(map(_goes_on, tree.children)) < min_elaborated * len(tree.children):
+        return False
     return len(tree.text) >= min_ideal_ratio * tree.critical_path(len)
+
+
+def _goes_on(child: TextThread) -> bool:
+    """Does it go on after its first sentence?"""
+    text = child.text.strip()
+    end = first_sentence_end(text)
+    return end is not None and bool(text[end:].strip())
 
 
 def _with_tree(answer: Answer | ChatAnswer) -> tuple[Sequence[Message], TextThread]:

@@ -36,6 +36,7 @@ def train(
     max_repetition: float = 0.1,
     max_forks: int | None = None,
     min_ideal_ratio: float = 1.0,
+    min_elaborated: float = 0.0,
     held_out: float = 0.05,
     fork_bias: float = 0.0,
     repetition_penalty: float = 1.0,
@@ -62,7 +63,8 @@ def train(
         structured_share: answers that fork, among all trained on.
         unforked_share: of these so many come once more without forks, so that plain decoding goes on after a detail.
         max_repetition: answers that repeat more of themselves are left out (:func:`hf_apar.training.mixture.mix`).
-        max_forks, min_ideal_ratio: answers that fork more often, or gain less by it, are left out too.
+        max_forks, min_ideal_ratio, min_elaborated: answers that fork more often, gain less by it, or of whose threads a
+            smaller share has a second sentence, are left out too.
         held_out: answers kept aside for the metrics.
         fork_bias, repetition_penalty: written into the checkpoint as the defaults of decoding.
         save_steps, eval_steps: steps between two checkpoints, two evaluations.
@@ -81,7 +83,8 @@ def train(
     mixture = mix(
         read_examples(answers), tokenizer, control_ids,
         structured_share=structured_share, unforked_share=unforked_share, held_out=held_out, max_length=max_length,
-        max_repetition=max_repetition, max_forks=max_forks, min_ideal_ratio=min_ideal_ratio, seed=seed,
+        max_repetition=max_repetition, max_forks=max_forks, min_ideal_ratio=min_ideal_ratio,
+        min_elaborated=min_elaborated, seed=seed,
     )  # fmt: skip
     _record_settings(base, mixture.max_depth, fork_bias, repetition_penalty)
     arguments = TrainingArguments(
