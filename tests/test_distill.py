@@ -181,7 +181,8 @@ def test_template_questions_are_different_and_mostly_opened():
     assert len({question.prompt for question in questions}) == 400
     opened = [question for question in questions if question.opening]
     assert {question.opening for question in opened} <= set(OPENINGS)
-    assert 0.5 < len(opened) / 400 < 0.75
+    assert 0.8 < len(opened) / 400 < 0.95
+    assert 0.35 < sum(bool(one.opening) for one in template_questions(400, opened_share=0.5, seed=3)) / 400 < 0.5
     with pytest.raises(ValueError, match="different prompts"):
         template_questions(100_000)
 

@@ -219,11 +219,12 @@ OPENINGS = (
 """Beginnings of an answer that make a small model write a list whose items have a title and a detail."""
 
 
-def template_questions(count: int, *, opened_share: float = 0.7, seed: int = 0) -> list[Question]:
+def template_questions(count: int, *, opened_share: float = 1.0, seed: int = 0) -> list[Question]:
     """Return ``count`` different questions, the same ones for the same ``seed``.
 
     Args:
-        opened_share: the share of the questions that an answer in parts fits which get one of :data:`OPENINGS`.
+        opened_share: the share of the questions that an answer in parts fits which get one of :data:`OPENINGS`; the rest
+            is often answered in prose, which teaches not to fork there.
 
     Raises:
         ValueError: if more are asked for than the templates can give.
