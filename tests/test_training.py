@@ -150,7 +150,7 @@ def test_some_structured_answers_come_once_more_as_they_read(base):
     assert len(mixture.train) == len(without.train) + round(0.5 * len(forked))
     lists = [tree for tree in whole if LIST in tokenizer.decode(tree.input_ids)]
     prompt = encode_chat(tokenizer, [{"role": "user", "content": "list"}])
-    ignored = len(prompt) - 1 + 3  # what stands before each detail has no target
+    ignored = len(prompt) - 1
     assert len(lists) == round(0.5 * len(forked))
     assert all(tree.shift_labels[-1] == tokenizer.eos_token_id for tree in lists)
     assert all(ids[0] not in tree.shift_labels and tree.shift_labels.count(IGNORED) == ignored for tree in lists)

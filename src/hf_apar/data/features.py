@@ -133,18 +133,18 @@ def truncate(tree: TreeFeatures, max_tokens: int, child_id: int) -> TreeFeatures
 def unforked(tree: TreeFeatures, fork_id: int, child_id: int) -> TreeFeatures:
     """Return one tree's tokens as they read without forks: one thread, for plain decoding.
 
-    Where the tree forks, the token before has no target: to the model the same words would else be followed by [Fork] in one
-    row and by something else in another, and it would fork less.
+    Where the tree forks the target is what reads next. Leaving these places without a target looks better, since the same
+    words are followed by [Fork] in other rows, and is worse: a model trained so goes on with the next title where [Fork] is
+    banned, its details lost.
 
     >>> unforked(TreeFeatures([5, 8, 9, 6, 7], [0, 1, 2, 3, 2], [5, 5, 4, 4, 5], [8, 7, 6, 2, 2]), fork_id=8, child_id=9)
-    TreeFeatures(input_ids=[5, 6, 7], position_ids=[0, 1, 2], visible_until=[3, 3, 3], shift_labels=[-100, 7, 2])
+    TreeFeatures(input_ids=[5, 6, 7], position_ids=[0, 1, 2], visible_until=[3, 3, 3], shift_labels=[6, 7, 2])
     """
     kept = [index for index, token in enumerate(tree.input_ids) if token not in (fork_id, child_id)]
     ids = [tree.input_ids[index] for index in kept]
     following = [*ids[1:], next(label for label in reversed(tree.shift_labels) if label != IGNORED)]
     targets = [
-        IGNORED if tree.shift_labels[index] in (IGNORED, fork_id) else target
-        for index, target in zip(kept, following, strict=True)
+        IGNORED if tree.shift_labels[index] == IGNORED else target for index, target in zip(kept, following, strict=True)
     ]
     return TreeFeatures(ids, list(range(len(ids))), [len(ids)] * len(ids), targets)
 
