@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from conftest import tiny_llama
+from hf_apar.data.prompts import template_questions
+from hf_apar.training.evaluation import IN_PARTS, WHOLE
 from hf_apar.training.quality import distinct, false_forks, mean_nll
 from hf_apar.tree import ParagraphTree, Thread
 
@@ -33,6 +35,11 @@ def tree_of(*details):
 )
 def test_empty_children_and_those_that_repeat_a_sibling_are_false_forks(details, expected):
     assert false_forks(tree_of(*details), Letters()) == expected
+
+
+def test_no_template_asks_what_a_model_is_evaluated_on():
+    asked = {question.prompt for question in template_questions(3303)}
+    assert asked.isdisjoint(IN_PARTS + WHOLE)
 
 
 def test_a_text_that_loops_is_less_varied():

@@ -184,20 +184,17 @@ def test_what_repeats_itself_is_left_out(base):
     assert len(everything.train) + len(everything.held_out) == len(ANSWERS) + 2
 
 
-def test_what_a_sibling_says_already_is_left_out(base):
+@pytest.mark.parametrize(
+    "response",
+    ["- A: a b c d e\n- B: a b c d e\n- C: k l m n o", "1. **Oak**\n2. **Ash**\n3. **Elm**"],
+    ids=["a thread says what its sibling says", "bold titles that do not fork"],
+)
+def test_what_teaches_a_bad_habit_is_left_out(base, response):
     model, tokenizer = loaded(base)
     ids = add_control_tokens(model, tokenizer)
-    same = Answer("same", "- A: a b c d e\n- B: a b c d e\n- C: k l m n o")
     options = {"structured_share": 0.1, "held_out": 0.1}
-    assert mix([*ANSWERS, same], tokenizer, ids, **options) == mix(ANSWERS, tokenizer, ids, **options)
-
-
-def test_a_list_with_bold_titles_that_does_not_fork_is_left_out(base):
-    model, tokenizer = loaded(base)
-    ids = add_control_tokens(model, tokenizer)
-    bare = Answer("bare", "1. **Oak**\n2. **Ash**\n3. **Elm**")
-    options = {"structured_share": 0.1, "held_out": 0.1}
-    assert mix([*ANSWERS, bare], tokenizer, ids, **options) == mix(ANSWERS, tokenizer, ids, **options)
+    given = [*ANSWERS, Answer("habit", response)]
+    assert mix(given, tokenizer, ids, **options) == mix(ANSWERS, tokenizer, ids, **options)
 
 
 def test_a_compiled_run_ends_like_one_that_is_not(trained, base, answers, tmp_path):
