@@ -8,18 +8,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from byte_tokenizer import byte_tokenizer
 from hf_apar.chat import encode_chat
-from hf_apar.data.distill import (
-    LEAD_TOKENS,
-    Question,
-    Task,
-    TransformersSampler,
-    Written,
-    distill,
-    first_sentence,
-    opened_after,
-    read_answers,
-)
+from hf_apar.data.distill import Question, distill, first_sentence, opened_after, read_answers
 from hf_apar.data.prompts import OPENINGS, open_lists, template_questions
+from hf_apar.data.samplers import LEAD_TOKENS, Task, TransformersSampler, Written
 
 
 @pytest.fixture(scope="module")

@@ -86,12 +86,27 @@ def test_the_output_holds_all_that_decoding_needs(trained, base):
 def test_a_run_that_goes_on_ends_like_one_that_never_stopped(trained, answers, tmp_path):
     output, options, metrics = trained
     shutil.copytree(output / "checkpoint-40", tmp_path / "checkpoint-40")
+    shutil.copy(output / "mixture.sha256", tmp_path)
     again = train(answers, tmp_path, max_steps=80, fork_bias=0.5, repetition_penalty=1.2, held_out=0.2, **options)
     assert again["eval_loss"] == pytest.approx(metrics["eval_loss"], abs=1e-6)
     ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path, output))
     assert ours.keys() == theirs.keys()
     for name in ours:
         assert torch.equal(ours[name], theirs[name]), name
+
+
+@pytest.mark.parametrize("change", [{"held_out": 0.1}, {"unforked_share": 0.9}, {"seed": 1}, {}])
+def test_a_run_does_not_go_on_with_other_answers(trained, answers, tmp_path, change):
+    output, options, _ = trained
+    shutil.copytree(output / "checkpoint-40", tmp_path / "checkpoint-40")
+    shutil.copy(output / "mixture.sha256", tmp_path)
+    if not change:
+        text = answers.read_text()
+        answers = tmp_path / "answers.jsonl"
+        answers.write_text(text.replace("no list", "none"))
+    with pytest.raises(DataError, match="checkpoint-40 comes from other answers"):
+        train(answers, tmp_path, max_steps=80, **({"held_out": 0.2} | options | change))
+    assert not (tmp_path / "metrics.json").exists()
 
 
 def test_a_loaded_adapter_is_the_wrapped_model_merged(trained, base):

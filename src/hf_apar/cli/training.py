@@ -1,11 +1,10 @@
-"""Commands that make a model which can fork: distill, extract, train, train-medusa, evaluate; ``recipe`` runs them all."""
+"""Commands that make a model which can fork: distill, extract, train, train-medusa; ``recipe`` runs them and evaluates."""
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -13,28 +12,39 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hf_apar.cli.common import Dtype, DtypeOption, ModelOption, SeedOption, app, errors_in_one_line, load, progress, quietly
+from hf_apar.cli.evaluation import evaluate
 from hf_apar.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hf_apar.data.distill import Question, Sampler
+    from hf_apar.data.distill import Question
+    from hf_apar.data.samplers import Sampler
 
 
+StructuredShareOption = Annotated[float, typer.Option(min=0, max=1, help="Share of the answers that fork.")]
+UnforkedShareOption = Annotated[
+    float, typer.Option(min=0, max=1, help="Of these so many come once more without forks, for plain decoding.")
+]
+MaxRepetitionOption = Annotated[
+    float, typer.Option(min=0, max=1, help="Leave out answers that repeat more of themselves; 1 keeps all.")
+]
 MaxForksOption = Annotated[int | None, typer.Option(min=1, help="Leave out answers that fork more often.")]
 MinIdealRatioOption = Annotated[
     float,
-    typer.Option(min=1, help="Leave out answers that fork but whose text is shorter than so many of their longest paths."),
+    typer.Option(min=1, help="Leave out answers that fork and whose text is not so many times their longest path."),
 ]
-
-
+MaxDepthOption = Annotated[int, typer.Option(min=1, help="Deepest thread; the root has depth 1.")]
+CompileOption = Annotated[
+    bool, typer.Option("--compile", help="Compile the model first: minutes, then steps of about two thirds the time.")
+]
+PenaltyOption = Annotated[float, typer.Option(help="The checkpoint's default of decoding; 1 for none.")]
 MaxWholeTokensOption = Annotated[
     int | None, typer.Option(min=1, help="The same for prompts without an opening, whose answers mostly stay whole.")
 ]
 MaxItemsOption = Annotated[
     int | None, typer.Option(min=2, help="Numbered lists end after so many items, or as many as they announce.")
 ]
-
 MinElaboratedOption = Annotated[
     float, typer.Option(min=0, max=1, help="Leave out answers of whose threads a smaller share has a second sentence.")
 ]
@@ -90,7 +100,7 @@ def extract(
     source: Annotated[Path, typer.Argument(help="Chats: JSON Lines, Parquet, or a folder of `datasets`.", exists=True)],
     output: Annotated[Path, typer.Argument(help="JSON Lines, or Parquet if it ends so.", dir_okay=False)],
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
-    max_depth: Annotated[int, typer.Option(min=1, help="Deepest thread; the root has depth 1.")] = 3,
+    max_depth: MaxDepthOption = 3,
     max_forks: Annotated[int, typer.Option(min=1, help="An answer that would fork more often stays whole.")] = 16,
     without: Annotated[list[str] | None, typer.Option(help="Switch off the rule of this name; may be given again.")] = None,
 ) -> None:
@@ -128,28 +138,19 @@ def train(
     max_steps: Annotated[int, typer.Option(help="Steps, in place of epochs; -1 for none.")] = -1,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens of a row; several answers share one.")] = 1024,
     accumulation: Annotated[int, typer.Option(min=1, help="Rows of one optimizer step.")] = 1,
-    structured_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the answers that fork.")] = 0.67,
-    unforked_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Of these so many come once more without forks, for plain decoding.")
-    ] = 0.15,
-    max_repetition: Annotated[
-        float, typer.Option(min=0, max=1, help="Leave out answers that repeat more of themselves; 1 keeps all.")
-    ] = 0.1,
-    max_forks: Annotated[int | None, typer.Option(min=1, help="Leave out answers that fork more often.")] = None,
-    min_ideal_ratio: Annotated[
-        float,
-        typer.Option(min=1, help="Leave out answers that fork and whose text is not so many times their longest path."),
-    ] = 1.0,
+    structured_share: StructuredShareOption = 0.67,
+    unforked_share: UnforkedShareOption = 0.15,
+    max_repetition: MaxRepetitionOption = 0.1,
+    max_forks: MaxForksOption = None,
+    min_ideal_ratio: MinIdealRatioOption = 1.0,
     min_elaborated: MinElaboratedOption = 0.0,
     held_out: Annotated[float, typer.Option(min=0, max=1, help="Share of the answers kept for the metrics.")] = 0.05,
     fork_bias: Annotated[float, typer.Option(help="The checkpoint's default of generate's --fork-bias.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="The checkpoint's default of decoding; 1 for none.")] = 1.0,
+    repetition_penalty: PenaltyOption = 1.0,
     save_steps: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 10,
     eval_steps: Annotated[int, typer.Option(min=1, help="Steps between two evaluations.")] = 100,
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 where it is safe.")] = False,
-    compile: Annotated[
-        bool, typer.Option("--compile", help="Compile the model first: minutes, then steps of about two thirds the time.")
-    ] = False,
+    compile: CompileOption = False,
     seed: SeedOption = 0,
 ) -> None:
     """Teach a model where to fork, from ANSWERS to an adapter in OUTPUT. Goes on from a checkpoint found there."""
@@ -206,37 +207,6 @@ def train_medusa(
 
 
 @app.command()
-def evaluate(
-    model: ModelOption = None,
-    fork_bias: Annotated[
-        list[float] | None, typer.Option(help="In place of the checkpoint's; may be given again, to compare.")
-    ] = None,
-    repetition_penalty: Annotated[
-        list[float] | None, typer.Option(help="In place of the checkpoint's; may be given again, to compare.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Sampled tokens of an answer.")] = 512,
-    output: Annotated[Path | None, typer.Option(help="JSON for the last figures and answers.", dir_okay=False)] = None,
-    dtype: DtypeOption = Dtype.bfloat16,
-) -> None:
-    """Answer 28 prompts that no recipe trains on: what forks, ends and loops, tokens per step, false forks."""
-    with errors_in_one_line():
-        from hf_apar.training import evaluation
-
-        loaded, tokenizer = load(model, dtype)
-        biases: Sequence[float | None] = fork_bias or [None]
-        penalties: Sequence[float | None] = repetition_penalty or [None]
-        for bias, penalty in product(biases, penalties):
-            judged = evaluation.evaluate(
-                loaded, tokenizer, fork_bias=bias, repetition_penalty=penalty, max_new_tokens=max_new_tokens
-            )
-            chosen = [f"{name} {value:g}" for name, value in (("bias", bias), ("penalty", penalty)) if value is not None]
-            figures = (f"{name} {value:.3f}" for name, value in evaluation.summary(judged).items())
-            typer.echo(", ".join([*chosen, *figures]))
-            if output is not None:
-                evaluation.write_evaluation(judged, output)
-
-
-@app.command()
 def recipe(
     output: Annotated[Path, typer.Option(help="Folder for all that is made; the adapter lies in its `adapter`.")],
     prompts: Annotated[str, typer.Option(help="JSON Lines of prompts; - for the package's templates alone.")] = "-",
@@ -253,18 +223,21 @@ def recipe(
     repetition_penalty: Annotated[
         float, typer.Option(help="Of the answers' sampling, 1 for none; small models loop without one.")
     ] = 1.0,
-    max_forks: Annotated[int | None, typer.Option(min=1, help="Leave out answers that fork more often.")] = None,
-    min_ideal_ratio: Annotated[
-        float,
-        typer.Option(min=1, help="Leave out answers that fork and whose text is not so many times their longest path."),
-    ] = 1.0,
-    min_elaborated: MinElaboratedOption = 0.0,
+    max_depth: MaxDepthOption = 3,
     workers: Annotated[int, typer.Option(min=1, help="Processes that extract.")] = 1,
+    structured_share: StructuredShareOption = 0.67,
+    unforked_share: UnforkedShareOption = 0.15,
+    max_repetition: MaxRepetitionOption = 0.1,
+    max_forks: MaxForksOption = None,
+    min_ideal_ratio: MinIdealRatioOption = 1.0,
+    min_elaborated: MinElaboratedOption = 0.0,
     epochs: Annotated[float, typer.Option(help="Passes over the answers.")] = 2.0,
     max_steps: Annotated[int, typer.Option(help="Steps, in place of epochs; -1 for none.")] = -1,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens of a row; several answers share one.")] = 1024,
     heads: Annotated[bool, typer.Option("--heads/--no-heads", help="Train Medusa heads too.")] = True,
+    decoding_penalty: PenaltyOption = 1.0,
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 where it is safe.")] = False,
+    compile: CompileOption = False,
     seed: SeedOption = 0,
 ) -> None:
     """From a chat model to one that forks: distill, extract, train, train-medusa, evaluate; goes on where it stopped."""
@@ -279,12 +252,14 @@ def recipe(
     )  # fmt: skip
     _stage(2, "trees are found in the answers")
     if not trees.exists() or trees.stat().st_mtime < answers.stat().st_mtime:
-        extract(answers, trees, workers=workers)
+        extract(answers, trees, workers=workers, max_depth=max_depth)
     _stage(3, "the model learns where to fork")
     if not (adapter / "metrics.json").exists():
         train(
-            trees, adapter, model=model, epochs=epochs, max_steps=max_steps, max_length=max_length, max_forks=max_forks,
-            min_ideal_ratio=min_ideal_ratio, min_elaborated=min_elaborated, bf16=bf16, seed=seed,
+            trees, adapter, model=model, epochs=epochs, max_steps=max_steps, max_length=max_length,
+            structured_share=structured_share, unforked_share=unforked_share, max_repetition=max_repetition,
+            max_forks=max_forks, min_ideal_ratio=min_ideal_ratio, min_elaborated=min_elaborated,
+            repetition_penalty=decoding_penalty, bf16=bf16, compile=compile, seed=seed,
         )  # fmt: skip
     if heads and not (adapter / "medusa.safetensors").exists():
         _stage(4, "heads learn what it writes next")
@@ -319,7 +294,7 @@ def _sampler(
     """Load what answers the prompts of ``distill``."""
     import torch
 
-    from hf_apar.data.distill import TransformersSampler, VllmSampler
+    from hf_apar.data.samplers import TransformersSampler, VllmSampler
 
     loaded, tokenizer = _load_base(name, dtype)
     if engine is Engine.transformers:

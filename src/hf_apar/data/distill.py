@@ -8,22 +8,17 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, RepetitionPenaltyLogitsProcessor
+from transformers import PreTrainedTokenizerBase
 
-from hf_apar.cache import new_tree_cache
 from hf_apar.chat import encode_chat
-from hf_apar.checks import eos_token_ids
+from hf_apar.data.samplers import LEAD_TOKENS, Sampler, Task
 from hf_apar.data.sentences import first_sentence_end
 
 logger = logging.getLogger(__name__)
 
-LEAD_TOKENS = 48
-_TAIL = 4  # tokens before a stop, so that it is decoded as it stands in the text
 GAP = "..."  # in an opening: words of the model's own, up to a colon
 
 
@@ -53,29 +48,6 @@ def read_answers(path: Path) -> list[Answer]:
         return []
     with path.open(encoding="utf-8") as file:  # splitlines() would cut at U+2028 too
         return [Answer(**json.loads(line)) for line in file]
-
-
-@dataclass(frozen=True)
-class Task:
-    """A prompt of token ids to go on with, until EOS, the text ``stop`` unless that is "", or ``max_new_tokens``."""
-
-    prompt: list[int]
-    max_new_tokens: int
-    stop: str = ""
-
-
-@dataclass(frozen=True)
-class Written:
-    """What a model wrote for a task, without EOS or the stop; ``ended`` is false where the length limit cut it off."""
-
-    text: str
-    ended: bool
-
-
-class Sampler(Protocol):
-    """Lets a model go on with prompts; :class:`TransformersSampler` is one."""
-
-    def __call__(self, tasks: Sequence[Task]) -> list[Written]: ...
 
 
 def distill(
@@ -242,129 +214,3 @@ def opened_after(sentence: str, opening: str) -> str:
     if sentence.endswith(":") and "\n\n" in opening:
         return sentence + opening[opening.index("\n\n") :]
     return f"{sentence} {opening}"
-
-
-@dataclass(frozen=True)
-class TransformersSampler:
-    """Samples among the ``top_k`` best with any model that transformers runs.
-
-    ``generate`` would draw from the whole vocabulary and keep finished rows in the batch; on a CPU that is two thirds of
-    the time. Here finished rows leave once they are a quarter of the batch.
-
-    Attributes:
-        repetition_penalty: as that of ``generate``; small models loop without one.
-        straggler_share: the batch ends when at most this share of its rows still writes; those rows count as cut off.
-            For drafts of an answer's beginning, shorter than :data:`LEAD_TOKENS`, every row is waited for.
-    """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    temperature: float = 0.6
-    top_k: int = 50
-    repetition_penalty: float = 1.0
-    straggler_share: float = 0.1
-
-    def __call__(self, tasks: Sequence[Task]) -> list[Written]:
-        """Go on with the prompt of each of ``tasks``."""
-        return _sample(self, tasks) if tasks else []
-
-
-@dataclass(frozen=True)
-class VllmSampler:
-    """Samples with vLLM, which takes new prompts as others end: about five times the tokens a second, on a CPU too.
-
-    Attributes:
-        llm: a ``vllm.LLM`` of the model whose tokenizer made the prompts; its seed is that of the answers.
-        repetition_penalty: as that of ``generate``.
-    """
-
-    llm: Any
-    temperature: float = 0.6
-    top_k: int = 50
-    repetition_penalty: float = 1.0
-
-    def __call__(self, tasks: Sequence[Task]) -> list[Written]:
-        """Go on with the prompt of each of ``tasks``."""
-        from vllm import SamplingParams
-
-        options = [
-            SamplingParams(
-                temperature=self.temperature, top_k=self.top_k, repetition_penalty=self.repetition_penalty,
-                max_tokens=task.max_new_tokens, stop=task.stop or None,
-            )
-            for task in tasks
-        ]  # fmt: skip
-        out = self.llm.generate([{"prompt_token_ids": task.prompt} for task in tasks], options, use_tqdm=False)
-        return [Written(answer.outputs[0].text, answer.outputs[0].finish_reason == "stop") for answer in out]
-
-
-@torch.no_grad()
-def _sample(sampler: TransformersSampler, tasks: Sequence[Task]) -> list[Written]:
-    model, tokenizer = sampler.model, sampler.tokenizer
-    penalise = RepetitionPenaltyLogitsProcessor(sampler.repetition_penalty)
-    width = max(len(task.prompt) for task in tasks)
-    gaps = [width - len(task.prompt) for task in tasks]
-    input_ids = torch.tensor([task.prompt[:1] * gap + task.prompt for task, gap in zip(tasks, gaps, strict=True)])
-    attention_mask = torch.tensor([[0] * gap + [1] * (width - gap) for gap in gaps])
-    input_ids, attention_mask = input_ids.to(model.device), attention_mask.to(model.device)
-    assert model.generation_config is not None
-    rows = [_Row(tokenizer, task, {*eos_token_ids(model.generation_config), tokenizer.eos_token_id}) for task in tasks]
-    cache, running = new_tree_cache(model.config), rows
-    positions, seen = (attention_mask.cumsum(1) - 1).clamp(min=0), input_ids  # (rows, tokens so far): what is penalised
-    longest = max(task.max_new_tokens for task in tasks)
-    patience = sampler.straggler_share * len(rows) if longest > LEAD_TOKENS else 0
-    for _ in range(longest):
-        cache.prepare(None, attention_mask.shape[1], input_ids.shape[1])
-        logits = model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, past_key_values=cache,
-            use_cache=True, logits_to_keep=1,
-        ).logits[:, -1].float()  # fmt: skip
-        best = (penalise(seen, logits) / sampler.temperature).topk(sampler.top_k)
-        input_ids = best.indices.gather(1, torch.multinomial(best.values.softmax(-1), 1))  # (rows, 1)
-        seen = torch.cat([seen, input_ids], dim=1)
-        for row, token in zip(running, input_ids[:, 0].tolist(), strict=True):
-            row.append(token)
-        going = [index for index, row in enumerate(running) if not row.done]
-        if len(going) <= patience:
-            break
-        attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(running), 1)], dim=1)
-        positions = positions[:, -1:] + 1
-        if len(going) <= 0.75 * len(running):
-            keep = torch.tensor(going, device=input_ids.device)
-            cache.keep_rows(keep)
-            input_ids, attention_mask, positions, seen = (
-                tensor[keep] for tensor in (input_ids, attention_mask, positions, seen)
-            )
-            running = [running[index] for index in going]
-    return [row.written for row in rows]
-
-
-@dataclass
-class _Row:
-    """What one task's row has written so far."""
-
-    tokenizer: PreTrainedTokenizerBase
-    task: Task
-    eos: set[int]
-    tokens: list[int] = field(default_factory=list)
-    ended: bool = False
-
-    @property
-    def done(self) -> bool:
-        return self.ended or len(self.tokens) == self.task.max_new_tokens
-
-    def append(self, token: int) -> None:
-        if self.done:
-            return  # a row that is done stays in the batch for a while
-        self.ended = token in self.eos
-        if not self.ended:
-            self.tokens.append(token)
-            self.ended = bool(self.task.stop) and self.task.stop in self._text(self.tokens[-_TAIL - len(self.task.stop) :])
-
-    @property
-    def written(self) -> Written:
-        text = self._text(self.tokens)
-        return Written(text.partition(self.task.stop)[0] if self.task.stop else text, self.ended)
-
-    def _text(self, tokens: list[int]) -> str:
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))

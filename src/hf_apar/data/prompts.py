@@ -106,6 +106,10 @@ _ROLE_TEMPLATES = (
     "Imagine you are {}. Describe an ordinary day.",
     "Pretend to be {} and tell us what you have learnt in life.",
     "As {}, what advice would you give to a visitor?",
+    "You are {}. Describe your work and the difficulties that you meet.",
+    "Pretend to be {}: what are you proud of, and what do you fear?",
+    "If you were {}, how would you spend a free afternoon?",
+    "As {}, explain your craft to a child.",
 )
 _SPOKEN_TEMPLATES = (
     "Introduce yourself as {}.",
@@ -114,16 +118,12 @@ _SPOKEN_TEMPLATES = (
     "Pretend that you are {}. What do you say to those who do not believe in you?",
 )
 _PIECES = (
-    "a letter to a neighbour about a noisy dog", "an invitation to a school concert", "a review of a new restaurant",
-    "an email asking for a day off", "a speech for a wedding", "an article on healthy breakfasts",
-    "a welcome note for new staff",
-    "a travel guide to a small island", "a thank-you letter to a teacher", "a press note about a new library",
-    "a blog post about winter walks", "a plan for a charity run", "a script for a radio show on gardens",
+    "a letter to a neighbour about a noisy dog", "an invitation to a school concert", "an email asking for a day off",
+    "a speech for a wedding", "a welcome note for new staff", "a thank-you letter to a teacher",
     "a short story about a lost key", "a poem about rain", "a complaint about a late parcel",
-    "a diary entry from a rainy day",
-    "a letter of application to a bookshop", "a review of a concert", "an apology to a friend", "a toast for a birthday",
-    "an advertisement for handmade soap", "a note to the parents of a class", "a scene between two old friends",
-    "the opening of a ghost story", "a product description of a rucksack", "a farewell email to colleagues",
+    "a diary entry from a rainy day", "a letter of application to a bookshop", "an apology to a friend",
+    "a toast for a birthday", "an advertisement for handmade soap", "a note to the parents of a class",
+    "a scene between two old friends", "the opening of a ghost story", "a farewell email to colleagues",
 )  # fmt: skip
 _PIECE_TEMPLATES = ("Write {}.", "Help me to write {}.", "Draft {}, in a friendly tone.")
 _EVERYDAY = (
@@ -143,8 +143,28 @@ _COUNTS = (
     "trees grow in a big park", "bicycles are sold in a year in a small country", "litres of water a family uses in a year",
     "steps a postman walks in his life", "words a person says in a week", "eggs a bakery needs in a month",
     "light bulbs are there in a hospital", "phone calls are made in a city in an hour", "bricks are in a family house",
+    "loaves of bread are baked in a country in a week", "leaves fall in a wood in autumn",
+    "letters a post office handles in a day", "umbrellas are lost on buses in a year", "grains of sand are on a beach",
+    "birds cross the Alps in spring", "shoes a person wears out in a lifetime", "fish live in a large lake",
+    "photographs are taken in the world in a second", "hours a person spends asleep in a lifetime",
+    "drops of rain fall in a storm", "cars cross a bridge in a month", "pencils a school uses up in a year",
+    "stars can be seen on a clear night", "ants live in a forest",
 )  # fmt: skip
-_COUNT_TEMPLATES = ("How could one estimate how many {}? Explain the steps.", "Roughly how many {}? Think it through.")
+_COUNT_TEMPLATES = (
+    "How could one estimate how many {}? Explain the steps.",
+    "Roughly how many {}? Think it through.",
+    "How many {}? Say what one has to consider.",
+)
+_SURVEYS = (
+    "a review of a new restaurant", "an article on healthy breakfasts", "a travel guide to a small island",
+    "a blog post about winter walks", "a plan for a charity run", "a script for a radio show on gardens",
+    "a review of a concert", "a product description of a rucksack", "a press note about a new library",
+    "a programme for a school fair", "a report on a visit to a factory", "a guide for new members of a choir",
+    "an advertisement for a language school", "a talk on the history of a village", "a leaflet about safe cycling",
+    "a column on good manners", "a text that presents a new bakery to its customers", "a review of a detective novel",
+    "an outline of a novel about two sisters", "a handout for a course on first aid", "a newsletter of a sailing club",
+)  # fmt: skip
+_SURVEY_TEMPLATES = ("Write {}.", "Structure {}.", "Compose {} with several parts.")
 _TURNS = (
     "the wheel had never been invented", "people could breathe under water", "the Vikings had settled all of America",
     "electricity had been found in Roman times", "there were no mosquitoes", "everybody spoke the same language",
@@ -239,6 +259,7 @@ def template_questions(count: int, *, opened_share: float = 1.0, seed: int = 0) 
         (_ROLE_TEMPLATES, _ROLES),
         (_EVERYDAY, ("",)),
         (_COUNT_TEMPLATES, _COUNTS),
+        (_SURVEY_TEMPLATES, _SURVEYS),
         (_TURN_TEMPLATES, _TURNS),
     )
     whole = (

