@@ -1,15 +1,17 @@
 """What a tuned model does with prompts of our own that no recipe trains on: forks, ends, loops, steps, false forks."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_apar.chat import encode_chat
 from hf_apar.config import AparConfig
+from hf_apar.data.markdown import extract
 from hf_apar.data.repetition import repeated_share
 from hf_apar.results import AparOutput
 from hf_apar.training.quality import false_forks
@@ -61,6 +63,8 @@ class Judged:
         looped: the answer repeats more than 0.3 of its runs of five words.
         false_forks: children that are empty or repeat a sibling; all of them where the answer should not fork.
         tokens, steps: sampled and made; an answer that does not end by itself counts as one token a step.
+        plain: the answer of plain decoding, with the control tokens banned.
+        plain_ended: it ended by itself.
     """
 
     prompt: str
@@ -72,6 +76,8 @@ class Judged:
     false_forks: int
     tokens: int
     steps: int
+    plain: str
+    plain_ended: bool
 
 
 def evaluate(
@@ -82,7 +88,7 @@ def evaluate(
     repetition_penalty: float | None = None,
     max_new_tokens: int = 512,
 ) -> list[Judged]:
-    """Answer :data:`IN_PARTS` and :data:`WHOLE` greedily with an enabled ``model``, each in a batch.
+    """Answer :data:`IN_PARTS` and :data:`WHOLE` greedily with an enabled ``model``, each in a batch, and so plainly.
 
     Args:
         fork_bias, repetition_penalty: in place of the checkpoint's.
@@ -106,21 +112,25 @@ def _batch(
 ) -> list[Judged]:
     encoded = [encode_chat(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
     batch = tokenizer.pad({"input_ids": encoded}, padding_side="left", return_tensors="pt").to(model.device)
-    options: dict[str, object] = {} if repetition_penalty is None else {"repetition_penalty": repetition_penalty}
-    out = model.generate(  # type: ignore[operator]  # the stubs take it for a module
-        **batch, apar=True if fork_bias is None else AparConfig(fork_bias=fork_bias), do_sample=False,
-        max_new_tokens=max_new_tokens, return_dict_in_generate=True, **options,
-    )  # fmt: skip
+    options: dict[str, object] = {"do_sample": False, "max_new_tokens": max_new_tokens}
+    if repetition_penalty is not None:
+        options["repetition_penalty"] = repetition_penalty
+    apar = True if fork_bias is None else AparConfig(fork_bias=fork_bias)
+    generate = cast(Callable[..., object], model.generate)  # the stubs take it for a module
+    out = generate(**batch, apar=apar, return_dict_in_generate=True, **options)
+    plainly = cast(torch.Tensor, generate(**batch, **options))  # (prompts, tokens)
     assert isinstance(out, AparOutput) and out.trees is not None and out.stats is not None
     decoder = cast(Decodes, tokenizer)  # the stubs of `decode` allow for batches
     found = []
-    for prompt, tree, stats in zip(prompts, out.trees, out.stats, strict=True):
+    for prompt, tree, stats, row in zip(prompts, out.trees, out.stats, plainly.tolist(), strict=True):
         text, children, ended = tree.text(decoder), len(tree.threads) - 1, bool(tree.closing_ids)
+        plain = row[batch["input_ids"].shape[1] :]
         found.append(
             Judged(
                 prompt, text, should_fork, children, ended, repeated_share(text) > LOOP,
                 false_forks(tree, decoder) if should_fork else children, stats.tokens,
-                stats.steps if ended else max(stats.tokens, stats.steps),
+                stats.steps if ended else max(stats.tokens, stats.steps), decoder.decode(plain, skip_special_tokens=True),
+                tokenizer.eos_token_id in plain,
             )
         )  # fmt: skip
     return found
@@ -129,10 +139,13 @@ def _batch(
 def summary(judged: Sequence[Judged]) -> dict[str, float]:
     """Return the figures of :func:`evaluate`'s answers, shares between 0 and 1.
 
-    >>> one = Judged("?", "a b", True, 2, True, False, 1, 60, 20)
+    ``plain_in_parts`` is the share of the answers in parts that are so in plain decoding too: a list whose titles have
+    details. A model that learnt to fork and forgot what a title is followed by where it may not has a low one.
+
+    >>> one = Judged("?", "a b", True, 2, True, False, 1, 60, 20, "a b", True)
     >>> figures = summary([one])
-    >>> figures["forked_in_parts"], figures["false_forks"], figures["tokens_per_step"]
-    (1.0, 0.5, 3.0)
+    >>> figures["forked_in_parts"], figures["false_forks"], figures["tokens_per_step"], figures["plain_in_parts"]
+    (1.0, 0.5, 3.0, 0.0)
     """
     parts, whole = [one for one in judged if one.should_fork], [one for one in judged if not one.should_fork]
     return {
@@ -141,6 +154,8 @@ def summary(judged: Sequence[Judged]) -> dict[str, float]:
         "ended_in_parts": _share([one.ended for one in parts]),
         "ended_whole": _share([one.ended for one in whole]),
         "looped": _share([one.looped for one in judged]),
+        "plain_in_parts": _share([extract(one.plain).is_structured for one in parts]),
+        "plain_ended": _share([one.plain_ended for one in judged]),
         "false_forks": sum(one.false_forks for one in judged) / max(sum(one.children for one in judged), 1),
         "tokens_per_step": _tokens_per_step(judged),
         "tokens_per_step_in_parts": _tokens_per_step(parts),
