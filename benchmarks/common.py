@@ -3,6 +3,7 @@
 import argparse
 import json
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ import hf_apar
 
 ROOT = Path(__file__).parents[1]
 OUTPUT = ROOT / "benchmarks" / "output"
+PAGE = ROOT / "docs" / "performance.md"
 
 QUESTIONS = (
     "Give me five practical ideas for saving water at home.",
@@ -98,20 +100,20 @@ def publish(
     data: object,
     bars: Bars | None = None,
 ) -> None:
-    """Show a table, and keep it as JSON, as a part of ``docs/performance.md`` and as a plot beside that."""
+    """Show a table, and keep it as JSON, as a section of ``docs/performance.md`` and as a plot beside that."""
     table = Table(*columns, title=title)
     for row in rows:
         table.add_row(*row)
     Console().print(table)
     OUTPUT.mkdir(exist_ok=True)
-    lines = [f"## {title}", "", note, "", f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    lines = [f"## {title}", "", f"{note} Measured on {machine()}.", ""]
+    lines += [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     if bars is not None:
         lines += ["", f"![{bars.axis}]({name}.png)"]
         draw(bars, title, ROOT / "docs" / f"{name}.png")
-    record = {"machine": machine(), "markdown": "\n".join(lines) + "\n", "data": data}
-    (OUTPUT / f"{name}.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-    write_page()
+    (OUTPUT / f"{name}.json").write_text(json.dumps({"machine": machine(), "data": data}, indent=1), encoding="utf-8")
+    write_section(title, "\n".join(lines))
 
 
 def draw(bars: Bars, title: str, file: Path) -> None:
@@ -134,26 +136,9 @@ def draw(bars: Bars, title: str, file: Path) -> None:
     pyplot.close(figure)
 
 
-ORDER = (
-    "loop",
-    "no_fork",
-    "batches",
-    "batches_float32",
-    "speculation",
-    "speculation_4",
-    "rivals",
-    "growth",
-    "training",
-    "training_threads",
-)
-
-
-def write_page() -> None:
-    """Put the parts that have been measured together."""
-    parts = [json.loads(file.read_text()) for name in ORDER if (file := OUTPUT / f"{name}.json").is_file()]
-    machines = dict.fromkeys(part["machine"] for part in parts)
-    head = (
-        "# Performance\n\nWritten by `make bench`; medians of interleaved runs with the lowest and highest value. Ratios inside "
-        f"one run are\nwhat counts, seconds depend on the machine: {'; '.join(machines)}.\n\n"
-    )
-    (ROOT / "docs" / "performance.md").write_text(head + "\n".join(part["markdown"] for part in parts), encoding="utf-8")
+def write_section(title: str, section: str) -> None:
+    """Put ``section`` into the page where one of that title stands, or at its end."""
+    head, *sections = re.split(r"^(?=## )", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    named = {part.partition("\n")[0].removeprefix("## "): part.rstrip() + "\n" for part in sections}
+    named[title] = section.rstrip() + "\n"
+    PAGE.write_text(head + "\n".join(named.values()), encoding="utf-8")
