@@ -24,6 +24,7 @@ from questions import by_category, read
 
 import hf_apar
 from hf_apar.checkpoints import DEFAULT_BASE, load_base
+from hf_apar.data.markdown import extract
 from hf_apar.data.repetition import repeated_share
 from hf_apar.training.quality import distinct, false_forks, mean_nll
 
@@ -221,11 +222,13 @@ def of_the_forked(rows):
         return "No answer has five children."
     threads = statistics.fmean(row["apar"]["threads"] for row in forked)
     empty, children = (sum(values) for values in zip(*map(children_of, forked), strict=True))
+    kept = sum(extract(row["plain"]["text"]).is_structured for row in forked)
     return (
         f"The answers that fork: {tokens_per_step(forked):.2f} tokens per step, {threads:.1f} threads on average, {empty} of "
         f"{children} children empty. The {len(several)} with five children or more: peak KV "
         f"{median(several, 'peak_kv', 'kv_if_sequential')} of sequential, attended tokens "
-        f"{median(several, 'attended', 'attended_if_sequential')}."
+        f"{median(several, 'attended', 'attended_if_sequential')}. Plain decoding, [Fork] banned, writes {kept} of these "
+        f"{len(forked)} in parts that could fork too, with details below the titles."
     )
 
 
