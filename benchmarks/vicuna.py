@@ -2,10 +2,12 @@
 
     python benchmarks/vicuna.py QUESTIONS.jsonl                      # all of it; writes docs/results.md and results.json
     python benchmarks/vicuna.py QUESTIONS.jsonl --per-category 2     # two questions of each category
+    python benchmarks/vicuna.py QUESTIONS.jsonl --timed 2            # two of each on the clock, the others in batches
 
 QUESTIONS.jsonl is FastChat's vicuna_bench/question.jsonl (Apache-2.0): a line has ``category`` and ``turns``; it is not part
 of this package. Each question is answered greedily, one at a time, by plain decoding (both control tokens banned) and by
-APAR, the order swapped from one question to the next. Every answer is kept in the JSON file at once: a second call goes
+APAR, the order swapped from one question to the next; what is not on the clock is answered in batches, which is faster and,
+in bfloat16, rounds a little differently. Every answer is kept in the JSON file at once: a second call goes
 on where it stopped. Nothing else should run meanwhile.
 """
 
@@ -29,7 +31,7 @@ from hf_apar.data.repetition import repeated_share
 from hf_apar.training.quality import distinct, false_forks, mean_nll
 
 ROOT = Path(__file__).parents[1]
-JUDGED_AT_ONCE = 16  # questions that the base model answers in a batch
+AT_ONCE = 16  # questions of a batch, where no clock runs
 
 
 def main() -> None:
@@ -38,7 +40,7 @@ def main() -> None:
     record = json.loads(options.json.read_text()) if options.json.is_file() else {}
     missing = [question for question in questions if question.key not in record]
     if missing:
-        answer_all(*load(options), missing, record, options)
+        answer_all(*load(options), questions, missing, record, options)
     rows = [record[question.key] for question in questions]
     if options.quality:
         ask_the_base(questions, record, options)
@@ -53,6 +55,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--max-new-tokens", type=int, default=512)
     parser.add_argument("--per-category", type=int, help="the first so many questions of each category")
+    parser.add_argument("--timed", type=int, help="so many of each category alone and on the clock; default: all")
     parser.add_argument("--quality", action="store_true", help="let the base model answer too, and judge the answers")
     parser.add_argument("--json", type=Path, default=ROOT / "results.json")
     parser.add_argument("--report", type=Path, default=ROOT / "docs" / "results.md")
@@ -77,17 +80,37 @@ def grouped(rows):
     return groups
 
 
-def answer_all(model, tokenizer, questions, record, options):
-    for apar in (False, True):  # the first pass through a model pays for what later ones find ready
-        generate(model, tokenizer, questions[0], apar, max_new_tokens=8)
-    for number, question in enumerate(questions):
-        row = {"category": question.category, "penalty": model.generation_config.repetition_penalty or 1.0}
+def answer_all(model, tokenizer, questions, missing, record, options):
+    timed = by_category(questions, options.timed)
+    alone, others = ([one for one in missing if (one in timed) is on_the_clock] for on_the_clock in (True, False))
+    penalty = model.generation_config.repetition_penalty or 1.0
+    for apar in (False, True) if alone else ():  # the first pass through a model pays for what later ones find ready
+        generate(model, tokenizer, alone[:1], apar, max_new_tokens=8)
+    for number, question in enumerate(alone):
+        row = {"category": question.category, "penalty": penalty}
         for apar in (False, True) if number % 2 else (True, False):
-            out, seconds = generate(model, tokenizer, question, apar, max_new_tokens=options.max_new_tokens)
-            row |= of_apar(out, seconds, tokenizer) if apar else of_plain(out, seconds, tokenizer, question)
-        record[question.key] = row
-        options.json.write_text(json.dumps(record, indent=1), encoding="utf-8")
+            out, seconds = generate(model, tokenizer, [question], apar, max_new_tokens=options.max_new_tokens)
+            row |= of_apar(out, 0, seconds, tokenizer) if apar else of_plain(out, 0, seconds, tokenizer)
+        keep({question.key: row}, record, options)
         print(f"{len(record)} answered: {row['apar']['threads']} threads, {wall_ratio(row):.2f} by the clock", flush=True)
+    for start in range(0, len(others), AT_ONCE):
+        some = others[start : start + AT_ONCE]
+        out, plainly = (
+            generate(model, tokenizer, some, apar, max_new_tokens=options.max_new_tokens)[0] for apar in (True, False)
+        )
+        rows = {
+            question.key: {"category": question.category, "penalty": penalty}
+            | of_apar(out, place, None, tokenizer)
+            | of_plain(plainly, place, None, tokenizer)
+            for place, question in enumerate(some)
+        }
+        keep(rows, record, options)
+        print(f"{len(record)} answered: {[row['apar']['threads'] for row in rows.values()]} threads", flush=True)
+
+
+def keep(rows, record, options):
+    record |= rows
+    options.json.write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
 def ask_the_base(questions, record, options):
@@ -97,8 +120,8 @@ def ask_the_base(questions, record, options):
         DEFAULT_BASE if base is None else base["base_model_name_or_path"], dtype=getattr(torch, options.dtype)
     )
     missing = [question for question in questions if "base" not in record[question.key]]
-    for start in range(0, len(missing), JUDGED_AT_ONCE):
-        some = missing[start : start + JUDGED_AT_ONCE]
+    for start in range(0, len(missing), AT_ONCE):
+        some = missing[start : start + AT_ONCE]
         prompts = [encode(tokenizer, question) for question in some]
         batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
         out = model.generate(
@@ -111,7 +134,7 @@ def ask_the_base(questions, record, options):
             texts = {
                 "base": text,
                 "apar": row["apar"]["text"],
-                "plain": row["plain"]["text"].removesuffix(tokenizer.eos_token),
+                "plain": row["plain"]["text"],
             }
             row["base"] = {"text": text}
             row["nll"] = {
@@ -126,17 +149,17 @@ def encode(tokenizer, question):
     return hf_apar.encode_chat(tokenizer, [{"role": "user", "content": question.text}])
 
 
-def generate(model, tokenizer, question, apar, **more):
-    ids = torch.tensor([encode(tokenizer, question)])
+def generate(model, tokenizer, questions, apar, **more):
+    encoded = [encode(tokenizer, question) for question in questions]
+    batch = tokenizer.pad({"input_ids": encoded}, padding_side="left", return_tensors="pt")
     start = time.perf_counter()
-    out = model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, return_dict_in_generate=True, apar=apar, **more
-    )
+    out = model.generate(**batch, do_sample=False, return_dict_in_generate=True, apar=apar, **more)
+    out.prompt_length = batch["input_ids"].shape[1]
     return out, time.perf_counter() - start
 
 
-def of_apar(out, seconds, tokenizer):
-    (tree,), (stats,) = out.trees, out.stats
+def of_apar(out, place, seconds, tokenizer):
+    tree, stats = out.trees[place], out.stats[place]
     children = tree.threads[1:]
     apar = {
         "threads": len(tree.threads),
@@ -150,10 +173,11 @@ def of_apar(out, seconds, tokenizer):
     return {"apar": apar}
 
 
-def of_plain(out, seconds, tokenizer, question):
-    new = out.sequences[0, len(encode(tokenizer, question)) :].tolist()
-    ended = new[-1] == tokenizer.eos_token_id
-    return {"plain": {"tokens": len(new) - ended, "ended": ended, "seconds": seconds, "text": tokenizer.decode(new)}}
+def of_plain(out, place, seconds, tokenizer):
+    new = out.sequences[place, out.prompt_length :].tolist()
+    ended = tokenizer.eos_token_id in new
+    new = new[: new.index(tokenizer.eos_token_id)] if ended else new  # what follows is padding
+    return {"plain": {"tokens": len(new), "ended": ended, "seconds": seconds, "text": tokenizer.decode(new)}}
 
 
 def steps_counted(row):
@@ -190,11 +214,12 @@ def median(rows, part, whole):
 
 def report(rows, options):
     release = torch.__version__.split("+")[0]
+    alone = sum(row["apar"]["seconds"] is not None for row in rows)
     lines = [
         "# Results of the default model on Vicuna Bench",
         "",
-        f"Greedy, `max_new_tokens={options.max_new_tokens}`, {options.dtype}, one question at a time; {platform.machine()} CPU,",
-        f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, PyTorch {release}, transformers "
+        f"Greedy, `max_new_tokens={options.max_new_tokens}`, {options.dtype}; {alone} of the {len(rows)} questions one at a time, the others",
+        f"in batches of {AT_ONCE}; {platform.machine()} CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, PyTorch {release}, transformers "
         f"{transformers.__version__}. Written by `benchmarks/vicuna.py`.",
         "",
         "## Forks and steps",
@@ -276,6 +301,9 @@ def children_of(row):
 
 
 def by_the_clock(rows):
+    rows = [row for row in rows if row["apar"]["seconds"] is not None]
+    if not rows:
+        return []
     lines = [
         "## By the clock",
         "",
