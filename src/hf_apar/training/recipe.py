@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_apar.checkpoints import DEFAULT_BASE, load_base, save_adapter
@@ -81,6 +81,7 @@ def train(
             other filters: what that run learnt from may now be held out.
         MissingPackageError: if the default base is not installed.
     """
+    set_seed(seed)  # the Trainer's own comes after LoRA's first weights
     base, tokenizer = load_base(model, dtype=torch.float32)
     control_ids = add_control_tokens(base, tokenizer)
     mixture = mix(
