@@ -210,7 +210,7 @@ def train_medusa(
 def recipe(
     output: Annotated[Path, typer.Option(help="Folder for all that is made; the adapter lies in its `adapter`.")],
     prompts: Annotated[str, typer.Option(help="JSON Lines of prompts; - for the package's templates alone.")] = "-",
-    templates: Annotated[int, typer.Option(min=0, help="Add so many prompts from the package's own templates.")] = 3303,
+    templates: Annotated[int, typer.Option(min=0, help="Add so many prompts from the package's own templates.")] = 3484,
     opened_share: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the prompts without an opening whose answers must hold a list.")
     ] = 0.5,
