@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_apar.checks import is_split
@@ -74,6 +74,7 @@ def train_medusa(
     hidden_size = int(model.config.get_text_config(decoder=True).hidden_size)
     if start is None:
         ids = most_frequent(mixture.train, draft_vocabulary, (config.fork_token_id, int(tokenizer.eos_token_id)))
+        set_seed(seed)  # the Trainer's own comes after the first weights
         heads = MedusaHeads(hidden_size, inner_size, ids, length)
     else:
         heads = MedusaHeads.load(start)
