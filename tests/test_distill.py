@@ -1,5 +1,6 @@
 """Self-distillation: what ends is kept whole, what does not is left out, and a stop loses nothing."""
 
+import copy
 import json
 
 import pytest
@@ -9,8 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from byte_tokenizer import byte_tokenizer
 from hf_apar.chat import encode_chat
 from hf_apar.data.distill import Question, distill, first_sentence, opened_after, read_answers
-from hf_apar.data.prompts import OPENINGS, open_lists, template_questions
-from hf_apar.data.samplers import LEAD_TOKENS, Task, TransformersSampler, Written
+from hf_apar.data.prompts import OPENINGS, families, open_lists, template_questions
+from hf_apar.data.samplers import LEAD_TOKENS, Task, TransformersSampler, Written, line_ends
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +137,21 @@ def test_transformers_stops_where_it_is_told_to(model, tokenizer):
     assert not other.ended and free.text.startswith(other.text) and other.text
 
 
+def test_what_must_stay_in_its_line_neither_ends_nor_leaves_it(model, tokenizer):
+    """Beside rows that may: the tokens that are banned are the row's own affair."""
+    assert [tokenizer.decode([token]) for token in line_ends(tokenizer)] == ["\n", tokenizer.eos_token]
+    prompt = tokenizer.encode("Rest", add_special_tokens=False)
+    breaking = copy.deepcopy(model)
+    with torch.no_grad():
+        breaking.lm_head.weight[line_ends(tokenizer)] *= 2.0
+    torch.manual_seed(0)
+    written = TransformersSampler(breaking, tokenizer, straggler_share=0.0)(
+        [Task(prompt, 40, one_line=number % 2 == 1) for number in range(64)]
+    )
+    assert any(one.ended for one in written[::2]) and any("\n" in one.text for one in written[::2])
+    assert not any(one.ended or "\n" in one.text for one in written[1::2])
+
+
 def test_an_opened_answer_begins_with_a_sentence_of_its_own():
     assert (
         opened_after(first_sentence("Trees help. Very much so."), "Here is how:\n\n- **")
@@ -171,7 +187,7 @@ def test_template_questions_are_different_and_mostly_opened():
     questions = template_questions(400, seed=3)
     assert len({question.prompt for question in questions}) == 400
     opened = [question for question in questions if question.opening]
-    assert {question.opening for question in opened} <= set(OPENINGS)
+    assert {one.opening for one in opened} <= set(OPENINGS).union(*(family.openings for family in families().values()))
     assert 0.8 < len(opened) / 400 < 0.95
     assert 0.35 < sum(bool(one.opening) for one in template_questions(400, opened_share=0.5, seed=3)) / 400 < 0.5
     with pytest.raises(ValueError, match="different prompts"):

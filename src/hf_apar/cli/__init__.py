@@ -3,7 +3,7 @@
 What is slow to import is imported inside the commands, so that ``--help`` is quick.
 """
 
-from hf_apar.cli import decoding, evaluation, training
+from hf_apar.cli import data, decoding, evaluation, training
 from hf_apar.cli.common import app
 
-__all__ = ["app", "decoding", "evaluation", "training"]
+__all__ = ["app", "data", "decoding", "evaluation", "training"]

@@ -7,9 +7,10 @@ that a length limit cut off would teach the model not to end and not to fork: it
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -18,6 +19,8 @@ from hf_apar.data.samplers import LEAD_TOKENS, Sampler, Task
 from hf_apar.data.sentences import first_sentence_end
 
 logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 GAP = "..."  # in an opening: words of the model's own, up to a colon
 
@@ -75,15 +78,25 @@ def distill(
             than announced, the answer is dropped.
     """
     limits = _Limits(max_new_tokens, max_whole_tokens or max_new_tokens, max_items)
+    return in_batches(questions, path, batch_size, lambda batch: _answer(sample, tokenizer, batch, limits))
+
+
+def in_batches(
+    items: Sequence[Item], path: Path, batch_size: int, answer: Callable[[Sequence[Item]], list[Answer]]
+) -> Iterator[int]:
+    """Append to ``path`` what ``answer`` makes of ``items``, a batch at a time; yield how many items are done so far.
+
+    ``path`` + ``.done`` keeps that number, and a second call with the same items goes on from there.
+    """
     progress = path.with_name(path.name + ".done")
     done = int(progress.read_text()) if progress.exists() else 0
-    for start in range(done, len(questions), batch_size):
-        batch = questions[start : start + batch_size]
-        answers = _answer(sample, tokenizer, batch, limits)
+    for start in range(done, len(items), batch_size):
+        batch = items[start : start + batch_size]
+        answers = answer(batch)
         with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
         progress.write_text(str(start + len(batch)))
-        logger.info("%d of %d answers finished", len(answers), len(batch))
+        logger.info("%d answers of %d", len(answers), len(batch))
         yield start + len(batch)
 
 

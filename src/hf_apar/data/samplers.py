@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -17,11 +18,15 @@ _TAIL = 4  # tokens before a stop, so that it is decoded as it stands in the tex
 
 @dataclass(frozen=True)
 class Task:
-    """A prompt of token ids to go on with, until EOS, the text ``stop`` unless that is "", or ``max_new_tokens``."""
+    """A prompt of token ids to go on with, until EOS, the text ``stop`` unless that is "", or ``max_new_tokens``.
+
+    With ``one_line`` neither EOS nor a line's end is written: the text goes on to ``max_new_tokens`` in its line.
+    """
 
     prompt: list[int]
     max_new_tokens: int
     stop: str = ""
+    one_line: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,11 +73,12 @@ class VllmSampler:
     """Samples with vLLM, which takes new prompts as others end: about five times the tokens a second, on a CPU too.
 
     Attributes:
-        llm: a ``vllm.LLM`` of the model whose tokenizer made the prompts; its seed is that of the answers.
+        llm: a ``vllm.LLM`` of the model whose ``tokenizer`` made the prompts; its seed is that of the answers.
         repetition_penalty: as that of ``generate``.
     """
 
     llm: Any
+    tokenizer: PreTrainedTokenizerBase
     temperature: float = 0.6
     top_k: int = 50
     repetition_penalty: float = 1.0
@@ -81,15 +87,23 @@ class VllmSampler:
         """Go on with the prompt of each of ``tasks``."""
         from vllm import SamplingParams
 
+        banned = dict.fromkeys(line_ends(self.tokenizer), -100.0) if any(task.one_line for task in tasks) else None
         options = [
             SamplingParams(
                 temperature=self.temperature, top_k=self.top_k, repetition_penalty=self.repetition_penalty,
-                max_tokens=task.max_new_tokens, stop=task.stop or None,
+                max_tokens=task.max_new_tokens, stop=task.stop or None, logit_bias=banned if task.one_line else None,
             )
             for task in tasks
         ]  # fmt: skip
         out = self.llm.generate([{"prompt_token_ids": task.prompt} for task in tasks], options, use_tqdm=False)
         return [Written(answer.outputs[0].text, answer.outputs[0].finish_reason == "stop") for answer in out]
+
+
+@cache
+def line_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens that end a line or the text: EOS, and those with a line's end in them."""
+    pieces = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    return [token for token, piece in enumerate(pieces) if "\n" in piece or token == tokenizer.eos_token_id]
 
 
 @torch.no_grad()
@@ -113,7 +127,11 @@ def _sample(sampler: TransformersSampler, tasks: Sequence[Task]) -> list[Written
             input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, past_key_values=cache,
             use_cache=True, logits_to_keep=1,
         ).logits[:, -1].float()  # fmt: skip
-        best = (penalise(seen, logits) / sampler.temperature).topk(sampler.top_k)
+        logits = penalise(seen, logits)
+        in_line = [index for index, row in enumerate(running) if row.task.one_line]
+        if in_line:
+            logits[torch.tensor(in_line)[:, None], torch.tensor(line_ends(tokenizer))] = -torch.inf
+        best = (logits / sampler.temperature).topk(sampler.top_k)
         input_ids = best.indices.gather(1, torch.multinomial(best.values.softmax(-1), 1))  # (rows, 1)
         seen = torch.cat([seen, input_ids], dim=1)
         for row, token in zip(running, input_ids[:, 0].tolist(), strict=True):

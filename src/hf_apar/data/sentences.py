@@ -1,6 +1,7 @@
-"""Where the first sentence of a paragraph ends, found so that a doubtful full stop ends nothing."""
+"""Where the sentences of a paragraph end, found so that a doubtful full stop ends nothing."""
 
 import re
+from collections.abc import Iterator
 
 from sentencex import segment
 
@@ -30,6 +31,19 @@ def first_sentence_end(text: str) -> int | None:
     >>> first_sentence_end("茶は体によい。水もよい。")
     7
     """
+    return next(_ends(text), None)
+
+
+def sentence_ends(text: str) -> list[int]:
+    """Return the offsets just after all sentences of ``text`` that another one follows, as :func:`first_sentence_end`.
+
+    >>> sentence_ends("It rains. Dr. Hill smiles! He is glad.")
+    [9, 26]
+    """
+    return list(_ends(text))
+
+
+def _ends(text: str) -> Iterator[int]:
     ends = _sentence_ends(text, _LANGUAGES[0])
     others = [set(_sentence_ends(text, language)) for language in _LANGUAGES[1:]] if ends else []
     for end in ends:
@@ -39,8 +53,7 @@ def first_sentence_end(text: str) -> int | None:
         sentence = text[:end].rstrip("\"'”’»›」』）)]*_")
         if sentence[-1:].isalnum() or (sentence.endswith(".") and _is_abbreviated(sentence.rstrip(".!?"))):
             continue
-        return end
-    return None
+        yield end
 
 
 def _sentence_ends(text: str, language: str) -> list[int]:

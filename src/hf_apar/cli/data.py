@@ -1,0 +1,207 @@
+"""Commands that make what is trained on: distill, elaborate, extract."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hf_apar.cli.common import Dtype, DtypeOption, ModelOption, SeedOption, app, errors_in_one_line, progress, quietly
+from hf_apar.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hf_apar.data.distill import Question
+    from hf_apar.data.samplers import Sampler
+
+
+class Engine(StrEnum):
+    """What runs the model that ``distill`` asks."""
+
+    transformers = "transformers"
+    vllm = "vllm"
+
+
+MaxDepthOption = Annotated[int, typer.Option(min=1, help="Deepest thread; the root has depth 1.")]
+MaxWholeTokensOption = Annotated[
+    int | None, typer.Option(min=1, help="The same for prompts without an opening, whose answers mostly stay whole.")
+]
+MaxItemsOption = Annotated[
+    int | None, typer.Option(min=2, help="Numbered lists end after so many items, or as many as they announce.")
+]
+SamplingPenaltyOption = Annotated[
+    float, typer.Option("--repetition-penalty", help="Of the answers' sampling, 1 for none; small models loop without one.")
+]
+MinDetailTokensOption = Annotated[int, typer.Option(min=1, help="A detail ends with the sentence that reaches this length.")]
+ClosingOption = Annotated[bool, typer.Option("--closing/--no-closing", help="Let a sentence close a list.")]
+EngineOption = Annotated[Engine, typer.Option(help="What runs the model; vllm is faster, and an environment of its own.")]
+
+
+@app.command()
+def distill(
+    prompts: Annotated[str, typer.Argument(help="JSON Lines: `prompt`, and `opening` if wanted; - for none.")],
+    output: Annotated[Path, typer.Argument(help="JSON Lines that the answers are appended to.", dir_okay=False)],
+    model: ModelOption = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered at once.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer answers are dropped.")] = 384,
+    max_whole_tokens: MaxWholeTokensOption = None,
+    max_items: MaxItemsOption = None,
+    templates: Annotated[int, typer.Option(min=0, help="Add so many prompts from the package's own templates.")] = 0,
+    opened_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the prompts without an opening whose answers must hold a list.")
+    ] = 0.0,
+    repetition_penalty: SamplingPenaltyOption = 1.0,
+    engine: EngineOption = Engine.transformers,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = Dtype.float32,
+) -> None:
+    """Let a model answer prompts in its own words: the text for `train`. Goes on where it stopped."""
+    with errors_in_one_line():
+        questions = [] if prompts == "-" else _read_questions(Path(prompts))
+        questions = _opened(questions, opened_share, seed) + _template_questions(templates, seed)
+        if not questions:
+            raise DataError("there are no prompts; name a file of them, or ask for some with --templates N")
+        from hf_apar.data.distill import distill as answer
+
+        with _sampler(model, dtype, engine, batch_size, repetition_penalty, seed) as (sample, tokenizer):
+            steps = answer(
+                sample, tokenizer, questions, output, batch_size=batch_size, max_new_tokens=max_new_tokens,
+                max_whole_tokens=max_whole_tokens, max_items=max_items,
+            )  # fmt: skip
+            _follow(steps, total=len(questions))
+
+
+@app.command()
+def elaborate(
+    answers: Annotated[Path, typer.Argument(help="What `distill` wrote.", exists=True, dir_okay=False)],
+    output: Annotated[Path, typer.Argument(help="JSON Lines that the answers are appended to.", dir_okay=False)],
+    model: ModelOption = None,
+    min_detail_tokens: MinDetailTokensOption = 40,
+    closing: ClosingOption = True,
+    batch_size: Annotated[int, typer.Option(min=1, help="Answers at once.")] = 64,
+    repetition_penalty: SamplingPenaltyOption = 1.0,
+    engine: EngineOption = Engine.transformers,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = Dtype.float32,
+) -> None:
+    """Let a model go on with the short details of its ANSWERS, and close its lists. Goes on where it stopped."""
+    with errors_in_one_line():
+        from hf_apar.data.distill import read_answers
+        from hf_apar.data.elaborate import elaborate as go_on
+
+        given = read_answers(answers)
+        with _sampler(model, dtype, engine, batch_size, repetition_penalty, seed) as (sample, tokenizer):
+            steps = go_on(
+                sample, tokenizer, given, output, min_detail_tokens=min_detail_tokens, closing=closing, batch_size=batch_size
+            )
+            _follow(steps, total=len(given))
+
+
+@app.command()
+def extract(
+    source: Annotated[Path, typer.Argument(help="Chats: JSON Lines, Parquet, or a folder of `datasets`.", exists=True)],
+    output: Annotated[Path, typer.Argument(help="JSON Lines, or Parquet if it ends so.", dir_okay=False)],
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    max_depth: MaxDepthOption = 3,
+    max_forks: Annotated[int, typer.Option(min=1, help="An answer that would fork more often stays whole.")] = 16,
+    without: Annotated[list[str] | None, typer.Option(help="Switch off the rule of this name; may be given again.")] = None,
+) -> None:
+    """Find where the answers of chats fork, and report what keeps the others whole. Bad records are written aside."""
+    with errors_in_one_line():
+        from hf_apar.data.convert import extract_file
+
+        with progress() as show:
+            report = extract_file(
+                source, output, workers=workers, max_depth=max_depth, max_forks=max_forks, without=without or (),
+                on_progress=show,
+            )  # fmt: skip
+    counts = report.to_dict()
+    typer.echo(
+        f"{report.records} records, {report.rejected.total()} of them rejected; {report.answers} answers, "
+        f"{counts['structured_share']:.1%} structured, {counts['threads_per_answer']:.2f} threads an answer, ideal ratio "
+        f"{counts['ideal_ratio']:.2f}; {report.seconds:.1f} s"
+    )
+    for title, reasons in (("left whole", report.refused), ("parts kept", report.kept), ("rejected", report.rejected)):
+        for reason, count in reasons.most_common():
+            typer.echo(f"{title:>12} {count:8d}  {reason}")
+
+
+def _load_base(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load any model, without APAR, and its tokenizer."""
+    import torch
+
+    from hf_apar.checkpoints import DEFAULT_BASE, load_base
+
+    with quietly():
+        return load_base(name or DEFAULT_BASE, dtype=getattr(torch, dtype.value))
+
+
+@contextmanager
+def _sampler(
+    name: str | None, dtype: Dtype, engine: Engine, batch_size: int, repetition_penalty: float, seed: int
+) -> "Iterator[tuple[Sampler, PreTrainedTokenizerBase]]":
+    """Load what answers the prompts of ``distill``."""
+    import torch
+
+    from hf_apar.data.samplers import TransformersSampler, VllmSampler
+
+    loaded, tokenizer = _load_base(name, dtype)
+    if engine is Engine.transformers:
+        torch.manual_seed(seed)
+        yield TransformersSampler(loaded, tokenizer, repetition_penalty=repetition_penalty), tokenizer
+        return
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # on few cores a second process only competes
+    from vllm import LLM
+
+    with TemporaryDirectory() as folder:  # vLLM reads no GGUF file, and no adapter with new tokens
+        loaded.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        llm = LLM(
+            folder, dtype=dtype.value, max_num_seqs=min(batch_size, 128), block_size=32, max_model_len=2048, seed=seed,
+            gpu_memory_utilization=0.7,  # of the memory that is free for it: on CPUs the default leaves too little to others
+        )  # fmt: skip
+        yield VllmSampler(llm, tokenizer, repetition_penalty=repetition_penalty), tokenizer
+
+
+def _read_questions(path: Path) -> "list[Question]":
+    from hf_apar.data.distill import Question
+
+    questions = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+                questions.append(Question(str(record["prompt"]), str(record.get("opening", ""))))
+            except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+                raise DataError(f'{path}, line {number}: wanted {{"prompt": "..."}}, got {line.strip()[:80]}') from error
+    return questions
+
+
+def _opened(questions: "list[Question]", share: float, seed: int) -> "list[Question]":
+    from hf_apar.data.prompts import open_lists
+
+    return open_lists(questions, share, seed=seed)
+
+
+def _template_questions(count: int, seed: int) -> "list[Question]":
+    from hf_apar.data.prompts import template_questions
+
+    try:
+        return template_questions(count, seed=seed)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--templates") from error
+
+
+def _follow(steps: Iterator[int], *, total: int) -> None:
+    """Draw a progress bar; each step is the count of what is done."""
+    with progress() as show:
+        for done in steps:
+            show(done, total)

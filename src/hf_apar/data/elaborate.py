@@ -1,0 +1,148 @@
+"""Answers in parts, evened out: each detail goes on until it is long enough, and a list gets a closing sentence.
+
+The longest path of an answer is its introduction, its titles and one detail, so details are what threads save, and a
+closing sentence is written while the last detail is. A small model's own lists hold details of one sentence, and end where
+chance wills. Here the same model goes on with its details, a line's end and EOS being banned, and stops after a set length:
+where a detail ends is then something that can be learnt.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from hf_apar.chat import encode_chat
+from hf_apar.data.distill import Answer, in_batches
+from hf_apar.data.markdown import extract
+from hf_apar.data.samplers import Sampler, Task, Written
+from hf_apar.data.sentences import sentence_ends
+from hf_apar.data.text_tree import TextThread
+
+MORE_TOKENS = 40  # sampled beyond the least length, so that a sentence can end
+CLOSING_TOKENS = 48
+_MARKUP = re.compile(r"\*\*|(?<!\w)(?:\d{1,2}\.|[-*•])\s")  # a title, or the marker of an item
+
+
+def elaborate(
+    sample: Sampler,
+    tokenizer: PreTrainedTokenizerBase,
+    answers: Sequence[Answer],
+    path: Path,
+    *,
+    min_detail_tokens: int = 40,
+    closing: bool = True,
+    batch_size: int = 256,
+) -> Iterator[int]:
+    """Even out ``answers``, append them to ``path`` (JSON Lines) in their order, yield how many are done so far.
+
+    A detail ends with the first sentence that brings it to ``min_detail_tokens``. What does not fork stays as it is, and so
+    do details of several lines, and answers that would not have the same parts afterwards. A second call with the same
+    answers goes on where the first one stopped: ``path`` + ``.done`` keeps the position.
+
+    Args:
+        sample: goes on with texts; best the model that wrote ``answers``.
+        min_detail_tokens: the least length of a detail; most have half a sentence more.
+        closing: let a list be followed by a sentence that closes the answer, where nothing follows it yet.
+        batch_size: answers at once.
+    """
+    measure = _Measure(tokenizer, min_detail_tokens)
+
+    def longer(batch: Sequence[Answer]) -> list[Answer]:
+        jobs = [_Job.of(answer, measure, closing) for answer in batch]
+        written = iter(sample([task for job in jobs for task in job.tasks]))
+        return [job.result(measure, [next(written) for _ in job.tasks]) for job in jobs]
+
+    return in_batches(answers, path, batch_size, longer)
+
+
+@dataclass(frozen=True)
+class _Measure:
+    tokenizer: PreTrainedTokenizerBase
+    least: int
+
+    def ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        return ids
+
+    def suffices(self, text: str) -> bool:
+        return len(self.ids(text)) >= self.least
+
+    def cut(self, detail: str, more: str) -> str:
+        """Return ``detail``, gone on with as ``more``, up to the first sentence end that makes it long enough.
+
+        ``more`` may break off anywhere, and does where it goes on to the next item in the same line: where no sentence of it
+        is complete, ``detail`` alone is left.
+        """
+        text = detail + _MARKUP.split(more, maxsplit=1)[0]
+        ends = sentence_ends(text)
+        long_enough = next((end for end in ends if self.suffices(text[:end])), None)
+        if long_enough is not None:
+            return text[:long_enough]
+        complete = [end for end in ends if end > len(detail)]
+        return text[: complete[-1]] if complete else detail
+
+
+@dataclass(frozen=True)
+class _Job:
+    """An answer, its tree, and what is to be sampled for it: a task for each of ``short``, then one to close it, if any."""
+
+    answer: Answer
+    tree: TextThread
+    short: tuple[int, ...]
+    tasks: tuple[Task, ...]
+
+    @classmethod
+    def of(cls, answer: Answer, measure: _Measure, closing: bool) -> "_Job":
+        tree = extract(answer.response)
+        if not tree.is_structured:
+            return cls(answer, tree, (), ())
+        prompt = encode_chat(measure.tokenizer, [{"role": "user", "content": answer.prompt}])
+        short, tasks = [], []
+        for number, piece in enumerate(tree.pieces):
+            if _is_line(piece) and not measure.suffices(_text(piece)):
+                before = "".join(map(_text, tree.pieces[: number + 1]))
+                limit = measure.least + MORE_TOKENS - len(measure.ids(_text(piece)))
+                short.append(number)
+                tasks.append(Task([*prompt, *measure.ids(before)], limit, one_line=True))
+        if closing and isinstance(tree.pieces[-1], TextThread):
+            tasks.append(Task([*prompt, *measure.ids(answer.response + "\n\n")], CLOSING_TOKENS, stop="\n"))
+        return cls(answer, tree, tuple(short), tuple(tasks))
+
+    def result(self, measure: _Measure, written: Sequence[Written]) -> Answer:
+        more = dict(zip(self.short, (one.text for one in written), strict=False))
+        pieces = [
+            measure.cut(_text(piece), more.get(number, "")) if _is_line(piece) else _text(piece)
+            for number, piece in enumerate(self.tree.pieces)
+        ]
+        response = "".join(pieces)
+        closed = "".join(map(closing_sentence, written[len(self.short) :]))  # of one at most
+        for text in (f"{response}\n\n{closed}" if closed else response, response):
+            tree = extract(text)
+            same_parts = len(tree.children) == len(self.tree.children)
+            if same_parts and (text is response or isinstance(tree.pieces[-1], str)):
+                return replace(self.answer, response=text)
+        return self.answer
+
+
+def closing_sentence(written: Written) -> str:
+    """Return the first sentence of a closing paragraph, "" where none is complete or it is something else.
+
+    >>> closing_sentence(Written("By doing so you rest. And more", False))
+    'By doing so you rest.'
+    >>> closing_sentence(Written("8. **Sleep**", True)), closing_sentence(Written("By doing so", False))
+    ('', '')
+    """
+    text = written.text.strip()
+    ends = [*sentence_ends(text), *([len(text)] if written.ended and text.endswith((".", "!", "?")) else [])]
+    return text[: ends[0]] if ends and text[0].isalpha() else ""
+
+
+def _is_line(piece: str | TextThread) -> bool:
+    """Is it a detail of one line?"""
+    return isinstance(piece, TextThread) and "\n" not in piece.text.strip()
+
+
+def _text(piece: str | TextThread) -> str:
+    return piece if isinstance(piece, str) else piece.text

@@ -1,0 +1,102 @@
+"""Answers in parts, evened out: every detail reaches its length, nothing else changes, and the parts stay the same."""
+
+import json
+
+import pytest
+
+from byte_tokenizer import byte_tokenizer
+from hf_apar.chat import encode_chat
+from hf_apar.data.distill import Answer, read_answers
+from hf_apar.data.elaborate import CLOSING_TOKENS, MORE_TOKENS, elaborate
+from hf_apar.data.markdown import extract
+from hf_apar.data.samplers import Task, Written
+
+LEAST = 60  # bytes are tokens here
+SHORT = "Go to bed early each night."
+LONG = "Take a walk in the park every day. It clears your mind and is free. It is good for dogs."
+LIST = f"Rest:\n\n1. **Sleep**: {SHORT}\n2. **Walks**: {LONG}\n3. **Music**: {SHORT}"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return byte_tokenizer()
+
+
+class Says:
+    """Goes on in a line with ``more``, and with ``closing`` where it may end, both cut at the task's limit."""
+
+    def __init__(self, more, closing="Rest well."):
+        self.more, self.closing, self.tasks = more, closing, []
+
+    def __call__(self, tasks):
+        self.tasks += tasks
+        texts = [(self.more if task.one_line else self.closing)[: task.max_new_tokens] for task in tasks]
+        return [Written(text, not task.one_line and text == self.closing) for task, text in zip(tasks, texts, strict=True)]
+
+
+def run(tokenizer, path, sample, *responses, **options):
+    answers = [Answer("How do I rest?", response) for response in responses]
+    list(elaborate(sample, tokenizer, answers, path, min_detail_tokens=LEAST, **options))
+    return [answer.response for answer in read_answers(path)]
+
+
+def test_details_end_with_the_sentence_that_makes_them_long_enough(tokenizer, tmp_path):
+    sample = Says(" It helps. You will see that it does so very soon. And then")
+    (text,) = run(tokenizer, tmp_path / "a.jsonl", sample, LIST)
+    grown = f"{SHORT} It helps. You will see that it does so very soon."
+    cut = "Take a walk in the park every day. It clears your mind and is free."
+    assert text == f"Rest:\n\n1. **Sleep**: {grown}\n2. **Walks**: {cut}\n3. **Music**: {grown}\n\nRest well."
+    prompt = encode_chat(tokenizer, [{"role": "user", "content": "How do I rest?"}])
+    length = len(f" {SHORT}")
+
+    def ids(text):
+        return [*prompt, *tokenizer.encode(text, add_special_tokens=False)]
+
+    first, third, closing = sample.tasks
+    assert first == Task(ids(LIST.partition("\n2.")[0]), LEAST + MORE_TOKENS - length, one_line=True)
+    assert third == Task(ids(LIST), LEAST + MORE_TOKENS - length, one_line=True)
+    assert closing == Task(ids(LIST + "\n\n"), CLOSING_TOKENS, stop="\n")
+
+
+@pytest.mark.parametrize(
+    ("more", "grown"),
+    [
+        (" no sentence of it ends before the limit is reached, so", ""),
+        (" It helps. 2. **Walks**: You should go. Do. Go. Walk.", ""),  # what goes on to the next item
+        (" It helps. Very much **so**. Indeed. And then", " It helps."),
+        (" It helps. - One. Two is more than one. Three.", ""),
+    ],
+)
+def test_what_is_no_sentence_of_the_detail_is_left_out(tokenizer, tmp_path, more, grown):
+    (text,) = run(tokenizer, tmp_path / "a.jsonl", Says(more), LIST, closing=False)
+    assert text.startswith(f"Rest:\n\n1. **Sleep**: {SHORT}{grown}\n2. **Walks**")
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "Sleep. It is good for you.",
+        "1. **Sleep**:\n   - Early: go to bed at nine.\n   - Long: eight hours.\n2. **Walks**:\n   - Far: ten miles or so.\n"
+        "   - Fast: run if you can.\n3. **Music**:\n   - Soft: no drums in the evening.\n   - Slow: waltz at home.\n\nBye.",
+    ],
+    ids=["what does not fork", "details of several lines"],
+)
+def test_other_answers_stay_as_they_are(tokenizer, tmp_path, response):
+    assert run(tokenizer, tmp_path / "a.jsonl", Says(" It helps. You see. It does so indeed. So"), response) == [response]
+
+
+def test_an_answer_keeps_its_parts_or_stays_as_it_was(tokenizer, tmp_path):
+    sample = Says(" As in step 2, you will see that it helps very soon. And then", "1. No sentence.")
+    assert extract(LIST).fork_count == 3
+    assert run(tokenizer, tmp_path / "a.jsonl", sample, LIST) == [LIST]
+
+
+def test_a_second_call_goes_on_where_the_first_one_stopped(tokenizer, tmp_path):
+    path, sample = tmp_path / "a.jsonl", Says(" It helps. You will see that it does so very soon. And then")
+    answers = [Answer(f"How do I rest {number} times?", LIST) for number in range(5)]
+    steps = elaborate(sample, tokenizer, answers, path, min_detail_tokens=LEAST, batch_size=2)
+    assert next(steps) == 2
+    steps.close()
+    assert list(elaborate(sample, tokenizer, answers, path, min_detail_tokens=LEAST, batch_size=2)) == [4, 5]
+    prompts = [json.loads(line)["prompt"] for line in path.read_text(encoding="utf-8").splitlines()]
+    assert prompts == [answer.prompt for answer in answers]
