@@ -3,6 +3,7 @@
     python benchmarks/vicuna.py QUESTIONS.jsonl                      # all of it; writes docs/results.md and results.json
     python benchmarks/vicuna.py QUESTIONS.jsonl --per-category 2     # two questions of each category
     python benchmarks/vicuna.py QUESTIONS.jsonl --timed 2            # two of each on the clock, the others in batches
+    python benchmarks/vicuna.py QUESTIONS.jsonl --extraction MT_BENCH.jsonl    # and ten that should not fork
 
 QUESTIONS.jsonl is FastChat's vicuna_bench/question.jsonl (Apache-2.0): a line has ``category`` and ``turns``; it is not part
 of this package. Each question is answered greedily, one at a time, by plain decoding (both control tokens banned) and by
@@ -37,15 +38,16 @@ AT_ONCE = 16  # questions of a batch, where no clock runs
 def main() -> None:
     options = parse()
     questions = by_category(read(options.questions), options.per_category)
+    extraction = [one for one in read(options.extraction) if one.category == "extraction"] if options.extraction else []
     record = json.loads(options.json.read_text()) if options.json.is_file() else {}
-    missing = [question for question in questions if question.key not in record]
+    missing = [question for question in questions + extraction if question.key not in record]
     if missing:
-        answer_all(*load(options), questions, missing, record, options)
-    rows = [record[question.key] for question in questions]
+        answer_all(*load(options), by_category(questions, options.timed), missing, record, options)
     if options.quality:
         ask_the_base(questions, record, options)
+    rows, extracted = ([record[question.key] for question in some] for some in (questions, extraction))
     options.report.parent.mkdir(exist_ok=True)
-    options.report.write_text(report(rows, options), encoding="utf-8")
+    options.report.write_text(report(rows, extracted, options), encoding="utf-8")
 
 
 def parse() -> argparse.Namespace:
@@ -56,6 +58,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, default=512)
     parser.add_argument("--per-category", type=int, help="the first so many questions of each category")
     parser.add_argument("--timed", type=int, help="so many of each category alone and on the clock; default: all")
+    parser.add_argument("--extraction", type=Path, help="MT-bench's question.jsonl: do its extraction questions fork?")
     parser.add_argument("--quality", action="store_true", help="let the base model answer too, and judge the answers")
     parser.add_argument("--json", type=Path, default=ROOT / "results.json")
     parser.add_argument("--report", type=Path, default=ROOT / "docs" / "results.md")
@@ -80,8 +83,7 @@ def grouped(rows):
     return groups
 
 
-def answer_all(model, tokenizer, questions, missing, record, options):
-    timed = by_category(questions, options.timed)
+def answer_all(model, tokenizer, timed, missing, record, options):
     alone, others = ([one for one in missing if (one in timed) is on_the_clock] for on_the_clock in (True, False))
     penalty = model.generation_config.repetition_penalty or 1.0
     for apar in (False, True) if alone else ():  # the first pass through a model pays for what later ones find ready
@@ -212,7 +214,7 @@ def median(rows, part, whole):
     return f"{statistics.median(row['apar'][part] / max(row['apar'][whole], 1) for row in rows):.2f}"
 
 
-def report(rows, options):
+def report(rows, extracted, options):
     release = torch.__version__.split("+")[0]
     alone = sum(row["apar"]["seconds"] is not None for row in rows)
     lines = [
@@ -236,7 +238,7 @@ def report(rows, options):
             f"| {tokens_per_step(group):.2f} | {median(group, 'peak_kv', 'kv_if_sequential')} "
             f"| {median(group, 'attended', 'attended_if_sequential')} |"
         )
-    lines += ["", of_the_forked(rows), "", *by_the_clock(rows), *of_quality(rows)]
+    lines += ["", of_the_forked(rows), *of_extraction(extracted), "", *by_the_clock(rows), *of_quality(rows)]
     return "\n".join(lines) + "\n"
 
 
@@ -255,6 +257,18 @@ def of_the_forked(rows):
         f"{median(several, 'attended', 'attended_if_sequential')}. Plain decoding, [Fork] banned, writes {kept} of these "
         f"{len(forked)} in parts that could fork too, with details below the titles."
     )
+
+
+def of_extraction(rows):
+    if not rows:
+        return []
+    forked, ended = (
+        sum(values) for values in zip(*((row["apar"]["threads"] > 1, row["apar"]["ended"]) for row in rows), strict=True)
+    )
+    return [
+        "",
+        f"Of the {len(rows)} extraction questions of MT-bench (first turns), which should not fork, {forked} do; {ended} end by themselves.",
+    ]
 
 
 LOOP = 0.3

@@ -228,12 +228,14 @@ def test_the_recipe_goes_through_all_stages_and_on_from_where_it_stopped(untuned
     asked = ("recipe", "--output", str(tmp_path), "--model", untuned, "--templates", "3", "--max-steps", "2")
     first = run(*asked)
     assert first.exit_code == 0, first.output
-    assert all(f"{number}. " in first.stderr for number in (1, 2, 3, 4, 5))
+    assert all(f"{number}. " in first.stderr for number in range(1, 7))
+    asked_of = [answer.prompt for answer in read_answers(tmp_path / "longer.jsonl")]
+    assert asked_of == [answer.prompt for answer in read_answers(tmp_path / "answers.jsonl")]
     adapter = tmp_path / "adapter"
     made = {file.name: file.stat().st_mtime for file in adapter.iterdir()}
     assert {"adapter_model.safetensors", "metrics.json", "medusa.safetensors"} <= made.keys()
     evaluation = json.loads((adapter / "evaluation.json").read_text())
-    assert len(evaluation["answers"]) == 28 and f"{evaluation['summary']['tokens_per_step']:.3f}" in first.stdout
+    assert len(evaluation["answers"]) == 40 and f"{evaluation['summary']['tokens_per_step']:.3f}" in first.stdout
     assert "8" in first.stdout and "66.7%" in first.stdout, "the share that is structured"
     again = run(*asked)
     assert again.exit_code == 0 and {file.name: file.stat().st_mtime for file in adapter.iterdir()} == made

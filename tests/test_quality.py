@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from conftest import tiny_llama
-from hf_apar.data.prompts import template_questions
-from hf_apar.training.evaluation import IN_PARTS, WHOLE
+from hf_apar.data.prompts import families
+from hf_apar.training.evaluation import EITHER, IN_PARTS, WHOLE
 from hf_apar.training.quality import distinct, false_forks, mean_nll
 from hf_apar.tree import ParagraphTree, Thread
 
@@ -38,8 +38,8 @@ def test_empty_children_and_those_that_repeat_a_sibling_are_false_forks(details,
 
 
 def test_no_template_asks_what_a_model_is_evaluated_on():
-    asked = {question.prompt for question in template_questions(3484)}
-    assert asked.isdisjoint(IN_PARTS + WHOLE)
+    asked = {prompt for family in families().values() for prompt in family.prompts()}
+    assert asked.isdisjoint(IN_PARTS + WHOLE + EITHER)
 
 
 def test_a_text_that_loops_is_less_varied():

@@ -23,7 +23,7 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="JSON for the last figures and answers.", dir_okay=False)] = None,
     dtype: DtypeOption = Dtype.bfloat16,
 ) -> None:
-    """Answer 28 prompts that no recipe trains on: what forks, ends, loops, is kept by plain decoding, tokens per step."""
+    """Answer 40 prompts that no recipe trains on: what forks, ends, loops, is kept by plain decoding, tokens per step."""
     with errors_in_one_line():
         from hf_apar.training import evaluation
 

@@ -51,6 +51,21 @@ WHOLE = (
     "Is a whale a fish?",
 )
 """Prompts whose answers should not."""
+EITHER = (
+    "Write a review of a new mountain bicycle for a sports magazine.",
+    "Draft an email that invites old classmates to a reunion.",
+    "Write a short script for a video on how bread is made.",
+    "Write a letter of thanks to the nurses of a hospital.",
+    "Compose a blog post about a weekend in a small mountain village.",
+    "Write a review of a comedy about two bakers.",
+    "Imagine you are a zookeeper. Describe a night in the zoo.",
+    "Pretend to be a worn-out teddy bear and tell us about your life.",
+    "You are a ship's doctor. What do you say to a crew that wants to turn back?",
+    "How many leaves does a large tree have? Explain how you get there.",
+    "Roughly how many doors are there in New York? Reason it out for the reader.",
+    "How many hours does a person spend in queues in a lifetime? Explain your estimate.",
+)
+"""Prompts that an answer in parts suits, or one without."""
 LOOP = 0.3  # of its runs of five words that an answer repeats
 
 
@@ -61,6 +76,7 @@ class Judged:
     Attributes:
         ended: every thread ended by itself.
         looped: the answer repeats more than 0.3 of its runs of five words.
+        should_fork: ``None`` where either will do.
         false_forks: children that are empty or repeat a sibling; all of them where the answer should not fork.
         tokens, steps: sampled and made; an answer that does not end by itself counts as one token a step.
         plain: the answer of plain decoding, with the control tokens banned.
@@ -69,7 +85,7 @@ class Judged:
 
     prompt: str
     text: str
-    should_fork: bool
+    should_fork: bool | None
     children: int
     ended: bool
     looped: bool
@@ -88,7 +104,7 @@ def evaluate(
     repetition_penalty: float | None = None,
     max_new_tokens: int = 512,
 ) -> list[Judged]:
-    """Answer :data:`IN_PARTS` and :data:`WHOLE` greedily with an enabled ``model``, each in a batch, and so plainly.
+    """Answer :data:`IN_PARTS`, :data:`WHOLE` and :data:`EITHER` greedily, in threads and plainly, with an enabled ``model``.
 
     Args:
         fork_bias, repetition_penalty: in place of the checkpoint's.
@@ -96,7 +112,7 @@ def evaluate(
     """
     return [
         judged
-        for prompts, should_fork in ((IN_PARTS, True), (WHOLE, False))
+        for prompts, should_fork in ((IN_PARTS, True), (WHOLE, False), (EITHER, None))
         for judged in _batch(model, tokenizer, prompts, should_fork, fork_bias, repetition_penalty, max_new_tokens)
     ]
 
@@ -105,7 +121,7 @@ def _batch(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
-    should_fork: bool,
+    should_fork: bool | None,
     fork_bias: float | None,
     repetition_penalty: float | None,
     max_new_tokens: int,
@@ -128,7 +144,7 @@ def _batch(
         found.append(
             Judged(
                 prompt, text, should_fork, children, ended, repeated_share(text) > LOOP,
-                false_forks(tree, decoder) if should_fork else children, stats.tokens,
+                children if should_fork is False else false_forks(tree, decoder), stats.tokens,
                 stats.steps if ended else max(stats.tokens, stats.steps), decoder.decode(plain, skip_special_tokens=True),
                 tokenizer.eos_token_id in plain,
             )
@@ -147,18 +163,21 @@ def summary(judged: Sequence[Judged]) -> dict[str, float]:
     >>> figures["forked_in_parts"], figures["false_forks"], figures["tokens_per_step"], figures["plain_in_parts"]
     (1.0, 0.5, 3.0, 0.0)
     """
-    parts, whole = [one for one in judged if one.should_fork], [one for one in judged if not one.should_fork]
+    parts, whole, either = ([one for one in judged if one.should_fork is wanted] for wanted in (True, False, None))
     return {
         "forked_in_parts": _share([one.children > 0 for one in parts]),
         "forked_whole": _share([one.children > 0 for one in whole]),
+        "forked_either": _share([one.children > 0 for one in either]),
         "ended_in_parts": _share([one.ended for one in parts]),
         "ended_whole": _share([one.ended for one in whole]),
+        "ended_either": _share([one.ended for one in either]),
         "looped": _share([one.looped for one in judged]),
         "plain_in_parts": _share([extract(one.plain).is_structured for one in parts]),
         "plain_ended": _share([one.plain_ended for one in judged]),
         "false_forks": sum(one.false_forks for one in judged) / max(sum(one.children for one in judged), 1),
         "tokens_per_step": _tokens_per_step(judged),
         "tokens_per_step_in_parts": _tokens_per_step(parts),
+        "tokens_per_step_either": _tokens_per_step(either),
     }
 
 
