@@ -42,7 +42,7 @@ def main() -> None:
     base, tokenizer = load_base()
     control = add_control_tokens(base, tokenizer)
     model = add_lora(base, control)  # trained in float32, as the recipe does
-    train = mix(answers, tokenizer, control, unforked_share=0.15, max_length=options.tokens).train
+    train = mix(answers, tokenizer, control, max_length=options.tokens).train
     forked = [tree for tree in train if control[0] in tree.input_ids]
     sets = {"the training set": train[: options.limit], "those that fork": forked[: options.limit]}
     works = {name: pack(trees, options.tokens) for name, trees in sets.items()}

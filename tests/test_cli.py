@@ -20,6 +20,7 @@ from hf_apar.cli import app
 from hf_apar.config import AparConfig
 from hf_apar.data.distill import read_answers
 from hf_apar.training.medusa import train_medusa as learn
+from hf_apar.training.mixture import Selection
 from hf_apar.training.recipe import train as recipe
 from hf_apar.tree import ParagraphTree, Thread
 from hf_apar.visual import CURSOR, LiveTree, TreeView
@@ -188,8 +189,9 @@ def test_distill_goes_through_all_prompts_once(untuned, tmp_path):
 
 
 def test_train_has_the_options_of_the_recipe_with_their_defaults():
-    """The oracle is the signature of the library's function."""
-    wanted = {name: option.default for name, option in inspect.signature(recipe).parameters.items()}
+    """The oracle is the signatures of the library's function and of the selection that it takes."""
+    wanted = {name: option.default for name, option in inspect.signature(recipe).parameters.items() if name != "selection"}
+    wanted |= {name: option.default for name, option in inspect.signature(Selection).parameters.items()}
     got = {name: option.default for name, option in inspect.signature(cli.training.train).parameters.items()}
     assert got | {"model": DEFAULT_BASE} == wanted
 

@@ -15,7 +15,7 @@ from hf_apar.data.markdown import extract
 from hf_apar.data.records import ChatAnswer, chat_messages
 from hf_apar.data.text_tree import TextThread
 from hf_apar.errors import ConfigurationError, DataError
-from hf_apar.training.mixture import mix, read_examples
+from hf_apar.training.mixture import Selection, mix, read_examples
 
 ITEMS = (
     "- **Oak**: it grows very slowly indeed",
@@ -173,7 +173,8 @@ def test_trees_and_plain_answers_give_the_same_mixture(tmp_path):
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
     plain, extracted = read_examples(source), read_examples(tmp_path / "out.jsonl")
     assert isinstance(plain[0], Answer)
-    assert mix(plain, tokenizer, (1, 2), held_out=0.25) == mix(extracted, tokenizer, (1, 2), held_out=0.25)
+    selection = Selection(held_out=0.25)
+    assert mix(plain, tokenizer, (1, 2), selection) == mix(extracted, tokenizer, (1, 2), selection)
 
 
 def test_a_tree_of_another_text_is_refused(tmp_path):

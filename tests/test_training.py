@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from hf_apar.errors import ConfigurationError, ControlTokenError, DataError
 from hf_apar.tokens import FORK_TOKEN, add_control_tokens
 from hf_apar.training.lora import add_lora, parameter_groups
 from hf_apar.training.metrics import fork_metrics
-from hf_apar.training.mixture import mix
+from hf_apar.training.mixture import Selection, mix
 from hf_apar.training.recipe import train
 
 torch.set_num_threads(1)
@@ -49,11 +50,14 @@ def answers(tmp_path_factory):
     return file
 
 
+HELD_OUT = Selection(held_out=0.2)
+
+
 @pytest.fixture(scope="module")
 def trained(base, answers, tmp_path_factory):
     output = tmp_path_factory.mktemp("trained")
     options = {"model": str(base), "rank": 8, "learning_rate": 2e-2, "token_rate": 2.0, "max_length": 256, "save_steps": 40}
-    metrics = train(answers, output, max_steps=80, fork_bias=0.5, repetition_penalty=1.2, held_out=0.2, **options)
+    metrics = train(answers, output, HELD_OUT, max_steps=80, fork_bias=0.5, repetition_penalty=1.2, **options)
     return output, options, metrics
 
 
@@ -87,7 +91,7 @@ def test_a_run_that_goes_on_ends_like_one_that_never_stopped(trained, answers, t
     output, options, metrics = trained
     shutil.copytree(output / "checkpoint-40", tmp_path / "checkpoint-40")
     shutil.copy(output / "mixture.sha256", tmp_path)
-    again = train(answers, tmp_path, max_steps=80, fork_bias=0.5, repetition_penalty=1.2, held_out=0.2, **options)
+    again = train(answers, tmp_path, HELD_OUT, max_steps=80, fork_bias=0.5, repetition_penalty=1.2, **options)
     assert again["eval_loss"] == pytest.approx(metrics["eval_loss"], abs=1e-6)
     ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path, output))
     assert ours.keys() == theirs.keys()
@@ -95,17 +99,20 @@ def test_a_run_that_goes_on_ends_like_one_that_never_stopped(trained, answers, t
         assert torch.equal(ours[name], theirs[name]), name
 
 
-@pytest.mark.parametrize("change", [{"held_out": 0.1}, {"unforked_share": 0.9}, {"seed": 1}, {}])
-def test_a_run_does_not_go_on_with_other_answers(trained, answers, tmp_path, change):
+@pytest.mark.parametrize(
+    ("selection", "seed"),
+    [(Selection(held_out=0.1), 0), (Selection(held_out=0.2, unforked_share=0.9), 0), (HELD_OUT, 1), (HELD_OUT, 0)],
+)
+def test_a_run_does_not_go_on_with_other_answers(trained, answers, tmp_path, selection, seed):
     output, options, _ = trained
     shutil.copytree(output / "checkpoint-40", tmp_path / "checkpoint-40")
     shutil.copy(output / "mixture.sha256", tmp_path)
-    if not change:
+    if (selection, seed) == (HELD_OUT, 0):
         text = answers.read_text()
         answers = tmp_path / "answers.jsonl"
         answers.write_text(text.replace("no list", "none"))
     with pytest.raises(DataError, match="checkpoint-40 comes from other answers"):
-        train(answers, tmp_path, max_steps=80, **({"held_out": 0.2} | options | change))
+        train(answers, tmp_path, selection, max_steps=80, seed=seed, **options)
     assert not (tmp_path / "metrics.json").exists()
 
 
@@ -147,18 +154,19 @@ def test_token_rows_learn_at_a_rate_of_their_own(base):
 def test_the_mixture_keeps_its_share_and_holds_some_out(base):
     model, tokenizer = loaded(base)
     ids = add_control_tokens(model, tokenizer)
-    mixture = mix(ANSWERS, tokenizer, ids, structured_share=0.5, held_out=0.25)
+    selection = Selection(structured_share=0.5, unforked_share=0.0, held_out=0.25)
+    mixture = mix(ANSWERS, tokenizer, ids, selection)
     trees = mixture.train + mixture.held_out
     assert (len(mixture.train), len(mixture.held_out), mixture.max_depth) == (24, 8, 2)
     assert sum(ids[0] in tree.input_ids for tree in trees) == 16
-    assert mixture == mix(ANSWERS, tokenizer, ids, structured_share=0.5, held_out=0.25)
+    assert mixture == mix(ANSWERS, tokenizer, ids, selection)
 
 
 def test_some_structured_answers_come_once_more_as_they_read(base):
     model, tokenizer = loaded(base)
     ids = add_control_tokens(model, tokenizer)
     options = {"structured_share": 0.5, "held_out": 0.25}
-    without, mixture = (mix(ANSWERS, tokenizer, ids, unforked_share=share, **options) for share in (0.0, 0.5))
+    without, mixture = (mix(ANSWERS, tokenizer, ids, Selection(unforked_share=share, **options)) for share in (0.0, 0.5))
     assert mixture.held_out == without.held_out
     forked = [tree for tree in without.train if ids[0] in tree.input_ids]
     whole = [tree for tree in mixture.train if ids[0] not in tree.input_ids]
@@ -170,13 +178,12 @@ def test_some_structured_answers_come_once_more_as_they_read(base):
     assert all(tree.shift_labels[-1] == tokenizer.eos_token_id for tree in lists)
     assert all(ids[0] not in tree.shift_labels and tree.shift_labels.count(IGNORED) == ignored for tree in lists)
     with pytest.raises(DataError, match="unforked_share"):
-        mix(ANSWERS, tokenizer, ids, unforked_share=1.5)
+        Selection(unforked_share=1.5)
 
 
 @pytest.mark.parametrize(
     ("answers", "options", "message"),
     [
-        (ANSWERS, {"structured_share": 0.0}, "structured_share is 0.0"),
         (ANSWERS[-3:], {}, "none of the 3 answers has a structure"),
         (ANSWERS[:1], {}, "too few to hold some out"),
         (ANSWERS, {"max_length": 8}, "0 answers of at most 8 tokens"),
@@ -193,9 +200,10 @@ def test_what_repeats_itself_is_left_out(base):
     ids = add_control_tokens(model, tokenizer)
     loop = Answer("loop", "It goes on and on and then. " * 9)
     twice = Answer("twice", LIST.replace("B:", "A:"))
-    kept = mix([*ANSWERS, loop, twice], tokenizer, ids, structured_share=0.1, held_out=0.1)
+    selection = Selection(structured_share=0.1, unforked_share=0.0, held_out=0.1)
+    kept = mix([*ANSWERS, loop, twice], tokenizer, ids, selection)
     assert len(kept.train) + len(kept.held_out) == len(ANSWERS)
-    everything = mix([*ANSWERS, loop, twice], tokenizer, ids, structured_share=0.1, held_out=0.1, max_repetition=1.0)
+    everything = mix([*ANSWERS, loop, twice], tokenizer, ids, replace(selection, max_repetition=1.0))
     assert len(everything.train) + len(everything.held_out) == len(ANSWERS) + 2
 
 
@@ -207,17 +215,17 @@ def test_what_repeats_itself_is_left_out(base):
 def test_what_teaches_a_bad_habit_is_left_out(base, response):
     model, tokenizer = loaded(base)
     ids = add_control_tokens(model, tokenizer)
-    options = {"structured_share": 0.1, "held_out": 0.1}
+    selection = Selection(structured_share=0.1, held_out=0.1)
     given = [*ANSWERS, Answer("habit", response)]
-    assert mix(given, tokenizer, ids, **options) == mix(ANSWERS, tokenizer, ids, **options)
+    assert mix(given, tokenizer, ids, selection) == mix(ANSWERS, tokenizer, ids, selection)
 
 
 def test_a_compiled_run_ends_like_one_that_is_not(trained, base, answers, tmp_path):
     """Every row is padded to one length there: padding must change nothing."""
     _, options, _ = trained
-    few = options | {"max_steps": 3, "held_out": 0.2, "max_length": 128}
+    few = options | {"max_steps": 3, "max_length": 128}
     eager, compiled = (
-        train(answers, tmp_path / str(compile), compile=compile, **few)["eval_loss"] for compile in (False, True)
+        train(answers, tmp_path / str(compile), HELD_OUT, compile=compile, **few)["eval_loss"] for compile in (False, True)
     )
     assert compiled == pytest.approx(eager, rel=1e-3)
 
@@ -229,10 +237,10 @@ def test_what_forks_too_often_or_gains_too_little_is_left_out(base):
     uneven = Answer("uneven", "- A: a b c d e\n- B: " + "f g h i j " * 20 + "\n- C: k l m n o")
     told = Answer("told", "- A: It is old. It is grey.\n- B: It is new. It is red.\n- C: It is here, is it not.")
     given = [*ANSWERS, longer, uneven, told]
-    options = {"structured_share": 0.1, "held_out": 0.1, "max_repetition": 1.0}
+    options = {"structured_share": 0.1, "unforked_share": 0.0, "held_out": 0.1, "max_repetition": 1.0}
 
     def count(**more):
-        kept = mix(given, tokenizer, ids, **options, **more)
+        kept = mix(given, tokenizer, ids, Selection(**options, **more))
         return len(kept.train) + len(kept.held_out)
 
     assert count() == len(given)

@@ -36,6 +36,7 @@ MinIdealRatioOption = Annotated[
 CompileOption = Annotated[
     bool, typer.Option("--compile", help="Compile the model first: minutes, then steps of about two thirds the time.")
 ]
+ForkBiasOption = Annotated[float, typer.Option(help="The checkpoint's default of generate's --fork-bias.")]
 PenaltyOption = Annotated[float, typer.Option(help="The checkpoint's default of decoding; 1 for none.")]
 MinElaboratedOption = Annotated[
     float, typer.Option(min=0, max=1, help="Leave out answers of whose threads a smaller share has a second sentence.")
@@ -63,7 +64,7 @@ def train(
     min_ideal_ratio: MinIdealRatioOption = 1.0,
     min_elaborated: MinElaboratedOption = 0.0,
     held_out: Annotated[float, typer.Option(min=0, max=1, help="Share of the answers kept for the metrics.")] = 0.05,
-    fork_bias: Annotated[float, typer.Option(help="The checkpoint's default of generate's --fork-bias.")] = 0.0,
+    fork_bias: ForkBiasOption = 0.0,
     repetition_penalty: PenaltyOption = 1.0,
     save_steps: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 10,
     eval_steps: Annotated[int, typer.Option(min=1, help="Steps between two evaluations.")] = 100,
@@ -74,16 +75,19 @@ def train(
     """Teach a model where to fork, from ANSWERS to an adapter in OUTPUT. Goes on from a checkpoint found there."""
     with errors_in_one_line():
         from hf_apar.checkpoints import DEFAULT_BASE
+        from hf_apar.training.mixture import Selection
         from hf_apar.training.recipe import train as fine_tune
 
+        selection = Selection(
+            structured_share=structured_share, unforked_share=unforked_share, held_out=held_out,
+            max_repetition=max_repetition, max_forks=max_forks, min_ideal_ratio=min_ideal_ratio,
+            min_elaborated=min_elaborated,
+        )  # fmt: skip
         metrics = fine_tune(
-            answers, output, model=model or DEFAULT_BASE, rank=rank, learning_rate=learning_rate, token_rate=token_rate,
-            epochs=epochs, max_steps=max_steps, max_length=max_length, accumulation=accumulation,
-            structured_share=structured_share, unforked_share=unforked_share, max_repetition=max_repetition,
-            max_forks=max_forks, min_ideal_ratio=min_ideal_ratio, min_elaborated=min_elaborated,
-            held_out=held_out, fork_bias=fork_bias,
-            repetition_penalty=repetition_penalty, save_steps=save_steps, eval_steps=eval_steps, bf16=bf16,
-            compile=compile, seed=seed,
+            answers, output, selection, model=model or DEFAULT_BASE, rank=rank, learning_rate=learning_rate,
+            token_rate=token_rate, epochs=epochs, max_steps=max_steps, max_length=max_length, accumulation=accumulation,
+            fork_bias=fork_bias, repetition_penalty=repetition_penalty, save_steps=save_steps, eval_steps=eval_steps,
+            bf16=bf16, compile=compile, seed=seed,
         )  # fmt: skip
     for name, value in metrics.items():
         typer.echo(f"{name:>24} {value:.4f}")
@@ -155,6 +159,7 @@ def recipe(
     max_steps: Annotated[int, typer.Option(help="Steps, in place of epochs; -1 for none.")] = -1,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens of a row; several answers share one.")] = 1024,
     heads: Annotated[bool, typer.Option("--heads/--no-heads", help="Train Medusa heads too.")] = True,
+    fork_bias: ForkBiasOption = 0.0,
     decoding_penalty: PenaltyOption = 1.0,
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 where it is safe.")] = False,
     compile: CompileOption = False,
@@ -186,7 +191,7 @@ def recipe(
             trees, adapter, model=model, epochs=epochs, max_steps=max_steps, max_length=max_length,
             structured_share=structured_share, unforked_share=unforked_share, max_repetition=max_repetition,
             max_forks=max_forks, min_ideal_ratio=min_ideal_ratio, min_elaborated=min_elaborated,
-            repetition_penalty=decoding_penalty, bf16=bf16, compile=compile, seed=seed,
+            fork_bias=fork_bias, repetition_penalty=decoding_penalty, bf16=bf16, compile=compile, seed=seed,
         )  # fmt: skip
     if heads and not (adapter / "medusa.safetensors").exists():
         _stage(5, "heads learn what it writes next")

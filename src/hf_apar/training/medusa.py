@@ -20,7 +20,7 @@ from hf_apar.data.collator import DataCollatorForApar, pack
 from hf_apar.data.features import IGNORED, TreeFeatures
 from hf_apar.errors import ConfigurationError, ControlTokenError
 from hf_apar.speculation.medusa import MedusaHeads, path_successors
-from hf_apar.training.mixture import mix, read_examples
+from hf_apar.training.mixture import Selection, mix, read_examples
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def train_medusa(
         raise ControlTokenError("the model has no control tokens; train it to fork first, see docs/training.md")
     mixture = mix(
         read_examples(answers), tokenizer, (config.fork_token_id, config.child_token_id),
-        structured_share=0.67, max_length=max_length, max_repetition=1.0, seed=seed,
+        Selection(unforked_share=0.0, max_repetition=1.0), max_length=max_length, seed=seed,
     )  # fmt: skip
     hidden_size = int(model.config.get_text_config(decoder=True).hidden_size)
     if start is None:

@@ -76,85 +76,111 @@ def _examples(path: Path, number: int, row: object) -> Iterator[Answer | ChatAns
         ) from error
 
 
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which answers are trained on, and in which proportions.
+
+    Attributes:
+        structured_share: answers that fork, among all; of the others so many are drawn.
+        unforked_share: of the structured ones that are trained on, so many come once more as they read without forks
+            (:func:`~hf_apar.data.features.unforked`): decoded plainly, with [Fork] banned, the model must know that a
+            title's detail is followed by the next title and not by EOS.
+        held_out: kept aside for the metrics.
+        max_repetition: left out is what repeats more of its runs of five words, a title, or in one thread what a sibling
+            says; at 1 repetition is no reason.
+        max_forks: left out is what forks more often, which a model does not learn to end.
+        min_ideal_ratio: left out is what forks and is less than so many times as long as its longest path, in characters,
+            so that forking hardly pays.
+        min_elaborated: left out is what forks where a smaller share of its threads has a second sentence: else the end is
+            what is likeliest after the first.
+
+    Raises:
+        DataError: if a share is out of its range.
+    """
+
+    structured_share: float = 0.67
+    unforked_share: float = 0.15
+    held_out: float = 0.05
+    max_repetition: float = 0.1
+    max_forks: int | None = None
+    min_ideal_ratio: float = 1.0
+    min_elaborated: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.structured_share <= 1 or not 0 < self.held_out < 1 or not 0 <= self.unforked_share <= 1:
+            raise DataError(
+                f"structured_share is {self.structured_share}, held_out {self.held_out} and unforked_share "
+                f"{self.unforked_share}; the first is above 0 and at most 1, the second between 0 and 1, the third one of "
+                "these or between them"
+            )
+
+    def keeps(self, tree: TextThread) -> bool:
+        """Is it an answer to learn from?"""
+        if self._is_repetitive(tree):
+            return False
+        return self._pays(tree) if tree.is_structured else not _BOLD_ITEM.search(tree.text)
+
+    def _is_repetitive(self, tree: TextThread) -> bool:
+        if self.max_repetition >= 1:
+            return False
+        return repeated_share(tree.text) > self.max_repetition or repeats_a_title(tree) or repeats_a_sibling(tree)
+
+    def _pays(self, tree: TextThread) -> bool:
+        """Does it fork so that it is worth it?"""
+        if self.max_forks is not None and tree.fork_count > self.max_forks:
+            return False
+        if sum(map(_goes_on, tree.children)) < self.min_elaborated * len(tree.children):
+            return False
+        return len(tree.text) >= self.min_ideal_ratio * tree.critical_path(len)
+
+
+DEFAULT_SELECTION = Selection()
+
+
 def mix(
     answers: Sequence[Answer | ChatAnswer],
     tokenizer: PreTrainedTokenizerBase,
     control_ids: tuple[int, int],
+    selection: Selection = DEFAULT_SELECTION,
     *,
-    structured_share: float = 0.67,
-    unforked_share: float = 0.0,
-    held_out: float = 0.05,
     max_length: int = 1024,
-    max_repetition: float = 0.1,
-    max_forks: int | None = None,
-    min_ideal_ratio: float = 1.0,
-    min_elaborated: float = 0.0,
     seed: int = 0,
 ) -> Mixture:
-    """Extract the trees of ``answers`` without one; draw of the unstructured ones until ``structured_share`` are structured.
+    """Extract the trees of ``answers`` without one, and make of them what ``selection`` says.
 
-    Of the structured answers that are trained on, ``unforked_share`` come once more, as they read without forks
-    (:func:`~hf_apar.data.features.unforked`): decoded plainly, with [Fork] banned, the model must know that a title's detail
-    is followed by the next title and not by EOS.
-
-    All structured answers are kept but for those left out: of more than ``max_length`` tokens; that repeat more than
-    ``max_repetition`` of their runs of five words, a title, or in one thread what a sibling says (with ``max_repetition=1``
-    repetition is no reason); that fork more than ``max_forks`` times, which a model does not learn to end; whose text is
-    less than ``min_ideal_ratio`` times as long as its longest path, in characters, so that forking hardly pays; of whose
-    threads a smaller share than ``min_elaborated`` has a second sentence: else the end is what is likeliest after the first.
-    Of the others, those are left out that hold a list with bold titles: whether such a list forks should depend on nothing
-    small.
+    Answers of more than ``max_length`` tokens are left out. So are those that do not fork and hold a list with bold titles:
+    whether such a list forks should depend on nothing small.
 
     Raises:
-        DataError: if a share is out of its range, no answer is structured, or too few remain to hold any out.
+        DataError: if no answer is structured, or too few remain to hold any out.
     """
-    if not 0 < structured_share <= 1 or not 0 < held_out < 1 or not 0 <= unforked_share <= 1:
-        raise DataError(
-            f"structured_share is {structured_share}, held_out {held_out} and unforked_share {unforked_share}; the first is "
-            "above 0 and at most 1, the second between 0 and 1, the third one of these or between them"
-        )
     given = [(before, tree) for before, tree in map(_with_tree, answers) if tree.text.strip()]
-    pairs = [(before, tree) for before, tree in given if max_repetition >= 1 or not _repetitive(tree, max_repetition)]
-    forking = [pair for pair in pairs if pair[1].is_structured]
-    structured = [pair for pair in forking if _pays(pair[1], max_forks, min_ideal_ratio, min_elaborated)]
-    whole = [pair for pair in pairs if not pair[1].is_structured and not _BOLD_ITEM.search(pair[1].text)]
+    kept = [pair for pair in given if selection.keeps(pair[1])]
+    structured, whole = ([pair for pair in kept if pair[1].is_structured is forks] for forks in (True, False))
     if not structured:
         raise DataError(
             f"none of the {len(given)} answers has a structure to learn from, those aside that repeat themselves, fork too "
             "often or gain too little by it; give answers with lists"
         )
     draw = random.Random(seed)
-    wanted = round(len(structured) * (1 - structured_share) / structured_share)
+    wanted = round(len(structured) * (1 - selection.structured_share) / selection.structured_share)
     chosen = structured + draw.sample(whole, min(wanted, len(whole)))
     draw.shuffle(chosen)
     trees = [(pair, _features(*pair, tokenizer, control_ids)) for pair in chosen]
     fitting = [(pair, features) for pair, features in trees if len(features) <= max_length]
-    aside = max(1, round(held_out * len(fitting)))
+    aside = max(1, round(selection.held_out * len(fitting)))
     if aside >= len(fitting):
         raise DataError(f"{len(fitting)} answers of at most {max_length} tokens are too few to hold some out; give more")
     logger.info(
-        "%d answers, %d of them repetitive; %d of %d structured kept, %d of %d others drawn; %d too long; %d held out",
-        len(given), len(given) - len(pairs), len(structured), len(forking), len(chosen) - len(structured), len(whole),
-        len(trees) - len(fitting), aside,
+        "%d answers; %d structured and %d of %d others drawn; %d too long; %d held out",
+        len(given), len(structured), len(chosen) - len(structured), len(whole), len(trees) - len(fitting), aside,
     )  # fmt: skip
     features = [item for _, item in fitting]
     forked = [features for (_, tree), features in fitting[aside:] if tree.is_structured]
-    again = draw.sample(forked, round(unforked_share * len(forked)))
+    again = draw.sample(forked, round(selection.unforked_share * len(forked)))
     train = features[aside:] + [unforked(tree, *control_ids) for tree in again]
     draw.shuffle(train)
     return Mixture(train, features[:aside], max(tree.depth for (_, tree), _ in fitting))
-
-
-def _repetitive(tree: TextThread, most: float) -> bool:
-    return repeated_share(tree.text) > most or repeats_a_title(tree) or repeats_a_sibling(tree)
-
-
-def _pays(tree: TextThread, max_forks: int | None, min_ideal_ratio: float, min_elaborated: float) -> bool:
-    if max_forks is not None and tree.fork_count > max_forks:
-        return False
-    if sum(map(_goes_on, tree.children)) < min_elaborated * len(tree.children):
-        return False
-    return len(tree.text) >= min_ideal_ratio * tree.critical_path(len)
 
 
 def _goes_on(child: TextThread) -> bool:

