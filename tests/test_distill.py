@@ -194,6 +194,16 @@ def test_template_questions_are_different_and_mostly_opened():
         template_questions(100_000)
 
 
+def test_every_template_has_a_place_for_each_slot():
+    prompts = [prompt for family in families().values() for prompt in family.prompts()]
+    assert len(prompts) == len(set(prompts)) > 5000
+    for name, family in families().items():
+        places = {template.count("{}") for template in family.templates}
+        assert places == {len(family.slots)}, name
+        assert family.in_parts or family.openings == OPENINGS, name
+        assert all(opening.count("...") == 1 and opening.endswith("1. **") for opening in family.openings), name
+
+
 def test_lists_are_opened_for_a_share_of_the_questions_that_have_no_opening():
     questions = [Question(str(number), "mine" if number % 4 == 0 else "") for number in range(400)]
     opened = open_lists(questions, 0.5, seed=1)
