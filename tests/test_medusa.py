@@ -130,7 +130,7 @@ def test_training_makes_the_heads_guess_what_the_model_writes(writer, tmp_path):
     answers = tmp_path / "answers.jsonl"
     texts = [TEXT] * 20 + ["no list, and no fork"] * 10
     answers.write_text("".join(json.dumps({"prompt": "list", "response": text}) + "\n" for text in texts))
-    options = {"length": 3, "inner_size": 64, "draft_vocabulary": 64, "learning_rate": 1e-2, "max_length": 256}
+    options = {"length": 3, "inner_size": 64, "draft_vocabulary": 64, "learning_rate": 1e-2, "max_length": 256, "places": 64}
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     first = train_medusa(model, tokenizer, answers, tmp_path / "heads", max_steps=1, **options)
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())

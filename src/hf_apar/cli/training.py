@@ -110,6 +110,7 @@ def train_medusa(
     epochs: Annotated[float, typer.Option(help="Passes over the answers.")] = 2.0,
     max_steps: Annotated[int, typer.Option(help="Steps, in place of epochs; -1 for none.")] = -1,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens of a row; several answers share one.")] = 1024,
+    places: Annotated[int, typer.Option(min=1, help="Places of a row that are guessed from.")] = 256,
     save_steps: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 50,
     eval_steps: Annotated[int, typer.Option(min=1, help="Steps between two evaluations.")] = 250,
     seed: SeedOption = 0,
@@ -123,7 +124,7 @@ def train_medusa(
         metrics = learn(
             loaded, tokenizer, answers, output, start=start, length=length, inner_size=inner_size,
             draft_vocabulary=draft_vocabulary, learning_rate=learning_rate, epochs=epochs, max_steps=max_steps,
-            max_length=max_length, save_steps=save_steps, eval_steps=eval_steps, seed=seed,
+            max_length=max_length, places=places, save_steps=save_steps, eval_steps=eval_steps, seed=seed,
         )  # fmt: skip
     typer.echo(json.dumps(metrics, indent=1))
 

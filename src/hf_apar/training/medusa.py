@@ -41,6 +41,7 @@ def train_medusa(
     epochs: float = 2.0,
     max_steps: int = -1,
     max_length: int = 1024,
+    places: int = 256,
     save_steps: int = 50,
     eval_steps: int = 250,
     seed: int = 0,
@@ -56,6 +57,8 @@ def train_medusa(
         inner_size: of the cell's gated layer.
         draft_vocabulary: so many of the answers' most frequent tokens may be guessed.
         epochs: passes over the answers; ``max_steps``, if positive, takes their place.
+        places: of a row of ``max_length`` tokens so many are guessed from, drawn anew each time: neighbours teach much the
+            same, and scoring the guesses takes longer than the model itself.
 
     Returns:
         The metrics on held-out answers: ``eval_loss`` and ``eval_accepted``, guesses in a row that are the model's choice.
@@ -94,7 +97,7 @@ def train_medusa(
     )  # fmt: skip
     padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     trainer = Trainer(
-        model=HeadsLearn(heads, model),
+        model=HeadsLearn(heads, model, places),
         args=arguments,
         train_dataset=[row.to_dict() for row in pack(mixture.train, max_length)],
         eval_dataset=[row.to_dict() for row in pack(mixture.held_out, max_length)],
@@ -144,9 +147,9 @@ class Collator:
 class HeadsLearn(nn.Module):
     """The heads as the Trainer's model; the model that they learn from is no part of it, so checkpoints stay small."""
 
-    def __init__(self, heads: MedusaHeads, model: PreTrainedModel) -> None:
+    def __init__(self, heads: MedusaHeads, model: PreTrainedModel, places: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.places = heads, places
         self.teacher = (model.eval(),)  # in a tuple, so that its parameters are not ours
 
     def forward(
@@ -166,6 +169,8 @@ class HeadsLearn(nn.Module):
         flat = torch.where(successors >= 0, successors + offset, -1).flatten()  # (batch * length,)
         hidden, embedded = hidden.flatten(0, 1), embedded.flatten(0, 1)
         start = ((shift_labels.flatten() != IGNORED) & (flat >= 0)).nonzero()[:, 0]  # a guess follows these
+        if self.training:
+            start = start[torch.randperm(len(start), device=start.device)[: self.places]]
         place, state = start, hidden[start].float()
         loss, total = state.new_zeros(()), 0.0
         right = torch.zeros(batch * length, device=input_ids.device)
