@@ -137,19 +137,24 @@ def test_transformers_stops_where_it_is_told_to(model, tokenizer):
     assert not other.ended and free.text.startswith(other.text) and other.text
 
 
-def test_what_must_stay_in_its_line_neither_ends_nor_leaves_it(model, tokenizer):
-    """Beside rows that may: the tokens that are banned are the row's own affair."""
+def test_what_must_stay_in_its_line_ends_with_a_sentence_there(model, tokenizer):
+    """Beside rows that may end as they like: what is banned is the row's own affair."""
     assert [tokenizer.decode([token]) for token in line_ends(tokenizer)] == ["\n", tokenizer.eos_token]
-    prompt = tokenizer.encode("Rest", add_special_tokens=False)
-    breaking = copy.deepcopy(model)
+    prompt, likely = (tokenizer.encode(text, add_special_tokens=False) for text in ("Rest", "\n. abcdefgh"))
+    dice = copy.deepcopy(model)
     with torch.no_grad():
-        breaking.lm_head.weight[line_ends(tokenizer)] *= 2.0
+        eos = dice.lm_head.weight[tokenizer.eos_token_id].clone()
+        dice.lm_head.weight[:] = -9 * eos
+        dice.lm_head.weight[[*likely, tokenizer.eos_token_id]] = eos
     torch.manual_seed(0)
-    written = TransformersSampler(breaking, tokenizer, straggler_share=0.0)(
-        [Task(prompt, 40, one_line=number % 2 == 1) for number in range(64)]
-    )
+    tasks = [Task(prompt, 60, least=20 * (number % 2)) for number in range(128)]
+    written = TransformersSampler(dice, tokenizer, straggler_share=0.0)(tasks)
     assert any(one.ended for one in written[::2]) and any("\n" in one.text for one in written[::2])
-    assert not any(one.ended or "\n" in one.text for one in written[1::2])
+    in_line = written[1::2]
+    assert 0 < sum(one.ended for one in in_line) < len(in_line), "some must end and some must not"
+    for one in in_line:
+        assert "\n" not in one.text and ". " not in one.text[19:]
+        assert 20 <= len(one.text) < 60 and one.text.endswith(".") if one.ended else len(one.text) == 60
 
 
 def test_an_opened_answer_begins_with_a_sentence_of_its_own():

@@ -23,15 +23,21 @@ def tokenizer():
 
 
 class Says:
-    """Goes on in a line with ``more``, and with ``closing`` where it may end, both cut at the task's limit."""
+    """Goes on in a line with ``more``, and with ``closing`` where it may end, both cut where the task says."""
 
     def __init__(self, more, closing="Rest well."):
         self.more, self.closing, self.tasks = more, closing, []
 
     def __call__(self, tasks):
         self.tasks += tasks
-        texts = [(self.more if task.one_line else self.closing)[: task.max_new_tokens] for task in tasks]
-        return [Written(text, not task.one_line and text == self.closing) for task, text in zip(tasks, texts, strict=True)]
+        return [self._in_line(task) if task.least else self._closed(task) for task in tasks]
+
+    def _in_line(self, task):
+        ends = [end for end in range(task.least, task.max_new_tokens) if self.more[:end].endswith((".", "!"))]
+        return Written(self.more[: ends[0] if ends else task.max_new_tokens], bool(ends))
+
+    def _closed(self, task):
+        return Written(self.closing[: task.max_new_tokens], len(self.closing) <= task.max_new_tokens)
 
 
 def run(tokenizer, path, sample, *responses, **options):
@@ -47,14 +53,14 @@ def test_details_end_with_the_sentence_that_makes_them_long_enough(tokenizer, tm
     cut = "Take a walk in the park every day. It clears your mind and is free."
     assert text == f"Rest:\n\n1. **Sleep**: {grown}\n2. **Walks**: {cut}\n3. **Music**: {grown}\n\nRest well."
     prompt = encode_chat(tokenizer, [{"role": "user", "content": "How do I rest?"}])
-    length = len(f" {SHORT}")
+    missing = LEAST - len(f" {SHORT}")
 
     def ids(text):
         return [*prompt, *tokenizer.encode(text, add_special_tokens=False)]
 
     first, third, closing = sample.tasks
-    assert first == Task(ids(LIST.partition("\n2.")[0]), LEAST + MORE_TOKENS - length, one_line=True)
-    assert third == Task(ids(LIST), LEAST + MORE_TOKENS - length, one_line=True)
+    assert first == Task(ids(LIST.partition("\n2.")[0]), missing + MORE_TOKENS, least=missing)
+    assert third == Task(ids(LIST), missing + MORE_TOKENS, least=missing)
     assert closing == Task(ids(LIST + "\n\n"), CLOSING_TOKENS, stop="\n")
 
 
@@ -62,9 +68,9 @@ def test_details_end_with_the_sentence_that_makes_them_long_enough(tokenizer, tm
     ("more", "grown"),
     [
         (" no sentence of it ends before the limit is reached, so", ""),
-        (" It helps. 2. **Walks**: You should go. Do. Go. Walk.", ""),  # what goes on to the next item
+        (" It helps. 2. **Walks**: You should go. Do. Go. Walk.", " It helps."),  # what goes on to the next item
         (" It helps. Very much **so**. Indeed. And then", " It helps."),
-        (" It helps. - One. Two is more than one. Three.", ""),
+        (" It helps. - One. Two is more than one. Three.", " It helps."),
     ],
 )
 def test_what_is_no_sentence_of_the_detail_is_left_out(tokenizer, tmp_path, more, grown):

@@ -20,7 +20,7 @@ from hf_apar.data.samplers import Sampler, Task, Written
 from hf_apar.data.sentences import sentence_ends
 from hf_apar.data.text_tree import TextThread
 
-MORE_TOKENS = 40  # sampled beyond the least length, so that a sentence can end
+MORE_TOKENS = 40  # beyond the least length at most, so that a sentence can end
 CLOSING_TOKENS = 48
 _MARKUP = re.compile(r"\*\*|(?<!\w)(?:\d{1,2}\.|[-*•])\s")  # a title, or the marker of an item
 
@@ -75,8 +75,8 @@ class _Measure:
         ``more`` may break off anywhere, and does where it goes on to the next item in the same line: where no sentence of it
         is complete, ``detail`` alone is left.
         """
-        text = detail + _MARKUP.split(more, maxsplit=1)[0]
-        ends = sentence_ends(text)
+        text = (detail + _MARKUP.split(more, maxsplit=1)[0]).rstrip()
+        ends = sentence_ends(f"{text} And")  # a sentence ends where another one follows
         long_enough = next((end for end in ends if self.suffices(text[:end])), None)
         if long_enough is not None:
             return text[:long_enough]
@@ -103,9 +103,9 @@ class _Job:
         for number, piece in enumerate(tree.pieces):
             if _is_line(piece) and not measure.suffices(_text(piece)):
                 before = "".join(map(_text, tree.pieces[: number + 1]))
-                limit = measure.least + MORE_TOKENS - len(measure.ids(_text(piece)))
+                missing = measure.least - len(measure.ids(_text(piece)))
                 short.append(number)
-                tasks.append(Task([*prompt, *measure.ids(before)], limit, one_line=True))
+                tasks.append(Task([*prompt, *measure.ids(before)], missing + MORE_TOKENS, least=missing))
         if closing and isinstance(tree.pieces[-1], TextThread):
             tasks.append(Task([*prompt, *measure.ids(answer.response + "\n\n")], CLOSING_TOKENS, stop="\n"))
         return cls(answer, tree, tuple(short), tuple(tasks))

@@ -13,6 +13,7 @@ from hf_apar.checks import eos_token_ids
 
 LEAD_TOKENS = 48
 """The most tokens of an answer's first words, which are sampled before a list is opened."""
+SENTENCE_ENDS = (". ", "! ", "? ", "。", "！", "？")
 _TAIL = 4  # tokens before a stop, so that it is decoded as it stands in the text
 
 
@@ -20,18 +21,27 @@ _TAIL = 4  # tokens before a stop, so that it is decoded as it stands in the tex
 class Task:
     """A prompt of token ids to go on with, until EOS, the text ``stop`` unless that is "", or ``max_new_tokens``.
 
-    With ``one_line`` neither EOS nor a line's end is written: the text goes on to ``max_new_tokens`` in its line.
+    With ``least`` it is gone on with in its line, with neither EOS nor a line's end, until a sentence ends after more than
+    ``least`` tokens, so far as :data:`SENTENCE_ENDS` tell.
     """
 
     prompt: list[int]
     max_new_tokens: int
     stop: str = ""
-    one_line: bool = False
+    least: int = 0
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The texts that end it."""
+        return SENTENCE_ENDS if self.least else (self.stop,) if self.stop else ()
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a model wrote for a task, without EOS or the stop; ``ended`` is false where the length limit cut it off."""
+    """What a model wrote for a task, without EOS or the stop; ``ended`` is false where the length limit cut it off.
+
+    Where a sentence's end was asked for, its mark is the last of ``text``.
+    """
 
     text: str
     ended: bool
@@ -87,16 +97,27 @@ class VllmSampler:
         """Go on with the prompt of each of ``tasks``."""
         from vllm import SamplingParams
 
-        banned = dict.fromkeys(line_ends(self.tokenizer), -100.0) if any(task.one_line for task in tasks) else None
         options = [
             SamplingParams(
                 temperature=self.temperature, top_k=self.top_k, repetition_penalty=self.repetition_penalty,
-                max_tokens=task.max_new_tokens, stop=task.stop or None, logit_bias=banned if task.one_line else None,
+                max_tokens=task.max_new_tokens, stop=list(task.stops), **(self._in_line(task) if task.least else {}),
             )
             for task in tasks
         ]  # fmt: skip
         out = self.llm.generate([{"prompt_token_ids": task.prompt} for task in tasks], options, use_tqdm=False)
-        return [Written(answer.outputs[0].text, answer.outputs[0].finish_reason == "stop") for answer in out]
+        ended = [answer.outputs[0].finish_reason == "stop" for answer in out]
+        texts = [answer.outputs[0].text for answer in out]
+        return [
+            Written(text.rstrip(" ") if end and task.least else text, end)
+            for task, text, end in zip(tasks, texts, ended, strict=True)
+        ]
+
+    def _in_line(self, task: Task) -> dict[str, object]:
+        return {
+            "min_tokens": task.least,
+            "include_stop_str_in_output": True,
+            "logit_bias": dict.fromkeys(line_ends(self.tokenizer), -100.0),
+        }
 
 
 @cache
@@ -128,7 +149,7 @@ def _sample(sampler: TransformersSampler, tasks: Sequence[Task]) -> list[Written
             use_cache=True, logits_to_keep=1,
         ).logits[:, -1].float()  # fmt: skip
         logits = penalise(seen, logits)
-        in_line = [index for index, row in enumerate(running) if row.task.one_line]
+        in_line = [index for index, row in enumerate(running) if row.task.least]
         if in_line:
             logits[torch.tensor(in_line)[:, None], torch.tensor(line_ends(tokenizer))] = -torch.inf
         best = (logits / sampler.temperature).topk(sampler.top_k)
@@ -171,12 +192,18 @@ class _Row:
         self.ended = token in self.eos
         if not self.ended:
             self.tokens.append(token)
-            self.ended = bool(self.task.stop) and self.task.stop in self._text(self.tokens[-_TAIL - len(self.task.stop) :])
+            seen = max(len(self.tokens) - _TAIL - len(self.task.stop), self.task.least - 1, 0)
+            tail = self._text(self.tokens[seen:])
+            self.ended = any(stop in tail for stop in self.task.stops)
 
     @property
     def written(self) -> Written:
         text = self._text(self.tokens)
-        return Written(text.partition(self.task.stop)[0] if self.task.stop else text, self.ended)
+        if self.task.least and self.ended:
+            text = text[: max(text.rfind(end) + len(end.rstrip()) for end in SENTENCE_ENDS if end in text)]
+        elif self.task.stop:
+            text = text.partition(self.task.stop)[0]
+        return Written(text, self.ended)
 
     def _text(self, tokens: list[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
