@@ -192,15 +192,16 @@ class _Row:
         self.ended = token in self.eos
         if not self.ended:
             self.tokens.append(token)
-            seen = max(len(self.tokens) - _TAIL - len(self.task.stop), self.task.least - 1, 0)
-            tail = self._text(self.tokens[seen:])
-            self.ended = any(stop in tail for stop in self.task.stops)
+            tail = self.tokens[-_TAIL - len(self.task.stop) :]
+            before, text = len(self._text(tail[:-1])), self._text(tail)
+            stopped = any(text.find(stop, max(before - len(stop) + 1, 0)) >= 0 for stop in self.task.stops)  # just now
+            self.ended = stopped and len(self.tokens) > self.task.least
 
     @property
     def written(self) -> Written:
         text = self._text(self.tokens)
         if self.task.least and self.ended:
-            text = text[: max(text.rfind(end) + len(end.rstrip()) for end in SENTENCE_ENDS if end in text)]
+            text = text[: max(text.rfind(end) + len(end.rstrip(" ")) for end in SENTENCE_ENDS if end in text)]
         elif self.task.stop:
             text = text.partition(self.task.stop)[0]
         return Written(text, self.ended)

@@ -1,0 +1,41 @@
+"""What distilling samples with: on the most probable token alone, vLLM writes what transformers writes."""
+
+import pytest
+from vllm import LLM
+
+from hf_apar.data import samplers
+from hf_apar.data.samplers import Task, TransformersSampler, VllmSampler, Written
+
+OPTIONS = {"top_k": 1, "repetition_penalty": 1.1}
+
+
+@pytest.fixture(scope="module")
+def engines(folder, tokenizer_and_model):
+    tokenizer, model = tokenizer_and_model
+    llm = LLM(str(folder), dtype="float32", max_model_len=1024, enforce_eager=True, num_gpu_blocks_override=400)
+    return VllmSampler(llm, tokenizer, **OPTIONS), TransformersSampler(model, tokenizer, straggler_share=0.0, **OPTIONS)
+
+
+def same_from(engines, tasks):
+    """Bytes at the end that are no letter yet are withheld by the one and shown as a mark by the other."""
+    ours, theirs = ([Written(one.text.rstrip("\ufffd"), one.ended) for one in sample(tasks)] for sample in engines)
+    assert ours == theirs
+    return ours
+
+
+def test_both_engines_write_the_same(engines, prompts):
+    free = engines[1]([Task(prompt, 80) for prompt in prompts])
+    letter = next(letter for letter in max((one.text for one in free), key=len)[10:] if letter.isascii())
+    found = same_from(engines, [Task(prompt, 80, stop) for prompt in prompts for stop in ("", letter)])
+    assert found[::2] != found[1::2], "the stop must cut some"
+
+
+@pytest.mark.parametrize("least", [1, 8, 20])
+def test_both_engines_end_with_the_same_sentence(engines, prompts, monkeypatch, least):
+    """A random model hardly writes a full stop, so two letters that it does write take its place."""
+    lines = engines[1]([Task(prompt, 60, least=59) for prompt in prompts])
+    marks = tuple({letter for one in lines for letter in one.text[least + 2 : least + 6] if letter.isascii()})
+    monkeypatch.setattr(samplers, "SENTENCE_ENDS", marks)
+    for line, one in zip(lines, same_from(engines, [Task(prompt, 60, least=least) for prompt in prompts]), strict=True):
+        assert line.text.startswith(one.text) and len(one.text) >= min(least / 4, 60 / 4)  # a letter has four bytes at most
+        assert one.text.endswith(marks) is one.ended
