@@ -1,19 +1,21 @@
 """Answers in parts, evened out: every detail reaches its length, nothing else changes, and the parts stay the same."""
 
 import json
+import random
 
 import pytest
 
 from byte_tokenizer import byte_tokenizer
 from hf_apar.chat import encode_chat
 from hf_apar.data.distill import Answer, read_answers
-from hf_apar.data.elaborate import CLOSING_TOKENS, MORE_TOKENS, elaborate
+from hf_apar.data.elaborate import CLOSING_TOKENS, CLOSINGS, MORE_TOKENS, elaborate
 from hf_apar.data.markdown import extract
 from hf_apar.data.samplers import Task, Written
 
 LEAST = 60  # bytes are tokens here
 SHORT = "Go to bed early each night."
 LONG = "Take a walk in the park every day. It clears your mind and is free. It is good for dogs."
+CLOSING = random.Random("How do I rest?").choice(CLOSINGS)
 LIST = f"Rest:\n\n1. **Sleep**: {SHORT}\n2. **Walks**: {LONG}\n3. **Music**: {SHORT}"
 
 
@@ -25,7 +27,7 @@ def tokenizer():
 class Says:
     """Goes on in a line with ``more``, and with ``closing`` where it may end, both cut where the task says."""
 
-    def __init__(self, more, closing="Rest well."):
+    def __init__(self, more, closing=" rest well."):
         self.more, self.closing, self.tasks = more, closing, []
 
     def __call__(self, tasks):
@@ -51,7 +53,7 @@ def test_details_end_with_the_sentence_that_makes_them_long_enough(tokenizer, tm
     (text,) = run(tokenizer, tmp_path / "a.jsonl", sample, LIST)
     grown = f"{SHORT} It helps. You will see that it does so very soon."
     cut = "Take a walk in the park every day. It clears your mind and is free."
-    assert text == f"Rest:\n\n1. **Sleep**: {grown}\n2. **Walks**: {cut}\n3. **Music**: {grown}\n\nRest well."
+    assert text == f"Rest:\n\n1. **Sleep**: {grown}\n2. **Walks**: {cut}\n3. **Music**: {grown}\n\n{CLOSING} rest well."
     prompt = encode_chat(tokenizer, [{"role": "user", "content": "How do I rest?"}])
     missing = LEAST - len(f" {SHORT}")
 
@@ -61,7 +63,7 @@ def test_details_end_with_the_sentence_that_makes_them_long_enough(tokenizer, tm
     first, third, closing = sample.tasks
     assert first == Task(ids(LIST.partition("\n2.")[0]), missing + MORE_TOKENS, least=missing)
     assert third == Task(ids(LIST), missing + MORE_TOKENS, least=missing)
-    assert closing == Task(ids(LIST + "\n\n"), CLOSING_TOKENS, stop="\n")
+    assert closing == Task(ids(f"{LIST}\n\n{CLOSING}"), CLOSING_TOKENS, stop="\n")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,7 @@ def test_other_answers_stay_as_they_are(tokenizer, tmp_path, response):
 
 
 def test_an_answer_keeps_its_parts_or_stays_as_it_was(tokenizer, tmp_path):
-    sample = Says(" As in step 2, you will see that it helps very soon. And then", "1. No sentence.")
+    sample = Says(" As in step 2, you will see that it helps very soon. And then", " **no** sentence.")
     assert extract(LIST).fork_count == 3
     assert run(tokenizer, tmp_path / "a.jsonl", sample, LIST) == [LIST]
 

@@ -6,6 +6,7 @@ chance wills. Here the same model goes on with its details, a line's end and EOS
 where a detail ends is then something that can be learnt.
 """
 
+import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from hf_apar.data.text_tree import TextThread
 
 MORE_TOKENS = 40  # beyond the least length at most, so that a sentence can end
 CLOSING_TOKENS = 48
+CLOSINGS = ("Overall,", "In short,", "All in all,", "In summary,")  # left to itself, a small model goes on with its list
 _MARKUP = re.compile(r"\*\*|(?<!\w)(?:\d{1,2}\.|[-*•])\s")  # a title, or the marker of an item
 
 
@@ -86,18 +88,22 @@ class _Measure:
 
 @dataclass(frozen=True)
 class _Job:
-    """An answer, its tree, and what is to be sampled for it: a task for each of ``short``, then one to close it, if any."""
+    """An answer, its tree, and what is to be sampled for it: a task for each of ``short``, then one if it is closed.
+
+    The closing sentence begins with ``closing``, "" for none.
+    """
 
     answer: Answer
     tree: TextThread
-    short: tuple[int, ...]
-    tasks: tuple[Task, ...]
+    short: tuple[int, ...] = ()
+    closing: str = ""
+    tasks: tuple[Task, ...] = ()
 
     @classmethod
-    def of(cls, answer: Answer, measure: _Measure, closing: bool) -> "_Job":
+    def of(cls, answer: Answer, measure: _Measure, close: bool) -> "_Job":
         tree = extract(answer.response)
         if not tree.is_structured:
-            return cls(answer, tree, (), ())
+            return cls(answer, tree)
         prompt = encode_chat(measure.tokenizer, [{"role": "user", "content": answer.prompt}])
         short, tasks = [], []
         for number, piece in enumerate(tree.pieces):
@@ -106,9 +112,11 @@ class _Job:
                 missing = measure.least - len(measure.ids(_text(piece)))
                 short.append(number)
                 tasks.append(Task([*prompt, *measure.ids(before)], missing + MORE_TOKENS, least=missing))
-        if closing and isinstance(tree.pieces[-1], TextThread):
-            tasks.append(Task([*prompt, *measure.ids(answer.response + "\n\n")], CLOSING_TOKENS, stop="\n"))
-        return cls(answer, tree, tuple(short), tuple(tasks))
+        is_open = close and isinstance(tree.pieces[-1], TextThread)
+        closing = random.Random(answer.prompt).choice(CLOSINGS) if is_open else ""
+        if closing:
+            tasks.append(Task([*prompt, *measure.ids(f"{answer.response}\n\n{closing}")], CLOSING_TOKENS, stop="\n"))
+        return cls(answer, tree, tuple(short), closing, tuple(tasks))
 
     def result(self, measure: _Measure, written: Sequence[Written]) -> Answer:
         more = dict(zip(self.short, (one.text for one in written), strict=False))
@@ -116,27 +124,25 @@ class _Job:
             measure.cut(_text(piece), more.get(number, "")) if _is_line(piece) else _text(piece)
             for number, piece in enumerate(self.tree.pieces)
         ]
+        details = [text for text, piece in zip(pieces, self.tree.pieces, strict=True) if isinstance(piece, TextThread)]
+        sentence = closing_sentence(self.closing, written[-1]) if self.closing else ""
         response = "".join(pieces)
-        closed = "".join(map(closing_sentence, written[len(self.short) :]))  # of one at most
-        for text in (f"{response}\n\n{closed}" if closed else response, response):
-            tree = extract(text)
-            same_parts = len(tree.children) == len(self.tree.children)
-            if same_parts and (text is response or isinstance(tree.pieces[-1], str)):
+        for text in (f"{response}\n\n{sentence}" if sentence else response, response):
+            if [child.text for child in extract(text).children] == details:
                 return replace(self.answer, response=text)
         return self.answer
 
 
-def closing_sentence(written: Written) -> str:
-    """Return the first sentence of a closing paragraph, "" where none is complete or it is something else.
+def closing_sentence(start: str, written: Written) -> str:
+    """Return the first sentence of a paragraph that begins with ``start``, "" where none is complete.
 
-    >>> closing_sentence(Written("By doing so you rest. And more", False))
-    'By doing so you rest.'
-    >>> closing_sentence(Written("8. **Sleep**", True)), closing_sentence(Written("By doing so", False))
-    ('', '')
+    >>> closing_sentence("In short,", Written(" you rest well. And more", False))
+    'In short, you rest well.'
+    >>> closing_sentence("In short,", Written(" you rest", False))
+    ''
     """
-    text = written.text.strip()
-    ends = [*sentence_ends(text), *([len(text)] if written.ended and text.endswith((".", "!", "?")) else [])]
-    return text[: ends[0]] if ends and text[0].isalpha() else ""
+    text = start + _MARKUP.split(written.text, maxsplit=1)[0].rstrip()
+    return text[: next(iter(sentence_ends(f"{text} And")), 0)]
 
 
 def _is_line(piece: str | TextThread) -> bool:
