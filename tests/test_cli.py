@@ -18,7 +18,8 @@ from hf_apar import cli
 from hf_apar.checkpoints import DEFAULT_BASE
 from hf_apar.cli import app
 from hf_apar.config import AparConfig
-from hf_apar.data.distill import read_answers
+from hf_apar.data.distill import Answer, _Limits, in_batches, read_answers
+from hf_apar.data.prompts import template_questions
 from hf_apar.training.medusa import train_medusa as learn
 from hf_apar.training.mixture import Selection
 from hf_apar.training.recipe import train as recipe
@@ -181,7 +182,7 @@ def test_distill_goes_through_all_prompts_once(untuned, tmp_path):
     arguments = ("distill", str(prompts), str(answers), *options)
     first = run(*arguments)
     assert first.exit_code == 0, first.output
-    assert (tmp_path / "answers.jsonl.done").read_text() == "5"
+    assert (tmp_path / "answers.jsonl.done").read_text().startswith("5 ")
     finished = read_answers(answers)
     assert {answer.prompt for answer in finished} <= {f"{number}?" for number in range(5)}
     assert run(*arguments).exit_code == 0
@@ -223,10 +224,9 @@ def test_heads_are_trained_and_used_and_change_no_text(checkpoint, tmp_path):
 def test_the_recipe_goes_through_all_stages_and_on_from_where_it_stopped(untuned, tmp_path):
     """From answers that are there already: a random model's own would hold no list."""
     texts = ["- A: a b c d e\n- B: f g h i j\n- C: k l m n o"] * 8 + ["no list"] * 4
-    (tmp_path / "answers.jsonl").write_text(
-        "".join(json.dumps({"prompt": f"{place}?", "response": text}) + "\n" for place, text in enumerate(texts))
-    )
-    (tmp_path / "answers.jsonl.done").write_text("3")
+    own = [Answer(f"{place}?", text) for place, text in enumerate(texts)]
+    limits = _Limits(new_tokens=384, whole_tokens=384, items=None)
+    list(in_batches(template_questions(3), tmp_path / "answers.jsonl", 3, limits, lambda _: own))
     asked = ("recipe", "--output", str(tmp_path), "--model", untuned, "--templates", "3", "--max-steps", "2")
     first = run(*asked)
     assert first.exit_code == 0, first.output
@@ -235,12 +235,14 @@ def test_the_recipe_goes_through_all_stages_and_on_from_where_it_stopped(untuned
     assert asked_of == [answer.prompt for answer in read_answers(tmp_path / "answers.jsonl")]
     adapter = tmp_path / "adapter"
     made = {file.name: file.stat().st_mtime for file in adapter.iterdir()}
+    lines = {file.name: file.read_bytes() for file in tmp_path.glob("*.jsonl")}
     assert {"adapter_model.safetensors", "metrics.json", "medusa.safetensors"} <= made.keys()
     evaluation = json.loads((adapter / "evaluation.json").read_text())
     assert len(evaluation["answers"]) == 40 and f"{evaluation['summary']['tokens_per_step']:.3f}" in first.stdout
     assert "8" in first.stdout and "66.7%" in first.stdout, "the share that is structured"
     again = run(*asked)
-    assert again.exit_code == 0 and {file.name: file.stat().st_mtime for file in adapter.iterdir()} == made
+    assert again.exit_code == 0 and {file.name: file.read_bytes() for file in tmp_path.glob("*.jsonl")} == lines
+    assert {file.name: file.stat().st_mtime for file in adapter.iterdir()} == made
     assert run("generate", PROMPT, "--model", str(adapter), "--max-new-tokens", "8").exit_code == 0
 
 

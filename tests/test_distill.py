@@ -1,6 +1,7 @@
 """Self-distillation: what ends is kept whole, what does not is left out, and a stop loses nothing."""
 
 import copy
+import inspect
 import json
 
 import pytest
@@ -9,9 +10,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from byte_tokenizer import byte_tokenizer
 from hf_apar.chat import encode_chat
+from hf_apar.cli.training import recipe
 from hf_apar.data.distill import Question, distill, first_sentence, opened_after, read_answers
 from hf_apar.data.prompts import OPENINGS, families, open_lists, template_questions
-from hf_apar.data.samplers import LEAD_TOKENS, Task, TransformersSampler, Written, line_ends
+from hf_apar.data.samplers import LEAD_TOKENS, Task, TransformersSampler, Written, _Row, line_ends
+from hf_apar.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +142,8 @@ def test_transformers_stops_where_it_is_told_to(model, tokenizer):
 
 def test_what_must_stay_in_its_line_ends_with_a_sentence_there(model, tokenizer):
     """Beside rows that may end as they like: what is banned is the row's own affair."""
-    assert [tokenizer.decode([token]) for token in line_ends(tokenizer)] == ["\n", tokenizer.eos_token]
+    banned = ["\n", tokenizer.bos_token, tokenizer.eos_token]
+    assert [tokenizer.decode([token]) for token in line_ends(tokenizer)] == banned
     prompt, likely = (tokenizer.encode(text, add_special_tokens=False) for text in ("Rest", "\n. abcdefgh"))
     dice = copy.deepcopy(model)
     with torch.no_grad():
@@ -147,8 +151,8 @@ def test_what_must_stay_in_its_line_ends_with_a_sentence_there(model, tokenizer)
         dice.lm_head.weight[:] = -9 * eos
         dice.lm_head.weight[[*likely, tokenizer.eos_token_id]] = eos
     torch.manual_seed(0)
-    tasks = [Task(prompt, 60, least=20 * (number % 2)) for number in range(128)]
-    written = TransformersSampler(dice, tokenizer, straggler_share=0.0)(tasks)
+    tasks = [Task(prompt, 60, sentence_after=20 * (number % 2)) for number in range(128)]
+    written = TransformersSampler(dice, tokenizer)(tasks)
     assert any(one.ended for one in written[::2]) and any("\n" in one.text for one in written[::2])
     in_line = written[1::2]
     assert 0 < sum(one.ended for one in in_line) < len(in_line), "some must end and some must not"
@@ -180,6 +184,35 @@ def test_a_second_call_goes_on_where_the_first_one_stopped(model, tokenizer, tmp
     assert path.read_text(encoding="utf-8").startswith(before)
 
 
+@pytest.mark.parametrize("change", ["questions", "settings"])
+def test_what_was_made_otherwise_is_not_gone_on_with(model, tokenizer, tmp_path, change):
+    path = tmp_path / "answers.jsonl"
+    sample = TransformersSampler(model, tokenizer)
+    assert next(distill(sample, tokenizer, QUESTIONS, path, batch_size=4, max_new_tokens=30)) == 4
+    before = path.read_text(encoding="utf-8")
+    questions = QUESTIONS[1:] if change == "questions" else QUESTIONS
+    with pytest.raises(DataError, match="other records or with other settings"):
+        next(distill(sample, tokenizer, questions, path, batch_size=4, max_new_tokens=40 if change == "settings" else 30))
+    assert path.read_text(encoding="utf-8") == before
+    more = [*QUESTIONS, Question("One more?")]
+    assert list(distill(sample, tokenizer, more, path, batch_size=9, max_new_tokens=30)) == [13]
+
+
+@pytest.mark.parametrize("line", ['{"messages": []}', "", '{"prompt": "?", "response": "!", "score": 1}', "{"])
+def test_a_line_that_is_no_answer_is_named(tmp_path, line):
+    path = tmp_path / "answers.jsonl"
+    path.write_text(json.dumps({"prompt": "?", "response": "!"}) + f"\n{line}\n")
+    with pytest.raises(DataError, match="line 2: wanted"):
+        read_answers(path)
+
+
+def test_a_mark_of_several_tokens_ends_a_sentence(tokenizer):
+    row = _Row(tokenizer, Task([1], 60, sentence_after=2), {tokenizer.eos_token_id})
+    for token in tokenizer.encode("茶は体によい。水もよい。", add_special_tokens=False):
+        row.append(token)
+    assert row.written == Written("茶は体によい。", True)
+
+
 def test_unusual_line_ends_in_an_answer_survive_the_file(tmp_path):
     path = tmp_path / "answers.jsonl"
     record = {"prompt": "a\u2028b", "response": "c\u0085d\ne"}
@@ -201,7 +234,7 @@ def test_template_questions_are_different_and_mostly_opened():
 
 def test_every_template_has_a_place_for_each_slot():
     prompts = [prompt for family in families().values() for prompt in family.prompts()]
-    assert len(prompts) == len(set(prompts)) > 5000
+    assert len(prompts) == len(set(prompts)) == inspect.signature(recipe).parameters["templates"].default
     for name, family in families().items():
         places = {template.count("{}") for template in family.templates}
         assert places == {len(family.slots)}, name

@@ -32,10 +32,10 @@ class Says:
 
     def __call__(self, tasks):
         self.tasks += tasks
-        return [self._in_line(task) if task.least else self._closed(task) for task in tasks]
+        return [self._in_line(task) if task.sentence_after else self._closed(task) for task in tasks]
 
     def _in_line(self, task):
-        ends = [end for end in range(task.least, task.max_new_tokens) if self.more[:end].endswith((".", "!"))]
+        ends = [end for end in range(task.sentence_after, task.max_new_tokens) if self.more[:end].endswith((".", "!"))]
         return Written(self.more[: ends[0] if ends else task.max_new_tokens], bool(ends))
 
     def _closed(self, task):
@@ -61,8 +61,8 @@ def test_details_end_with_the_sentence_that_makes_them_long_enough(tokenizer, tm
         return [*prompt, *tokenizer.encode(text, add_special_tokens=False)]
 
     first, third, closing = sample.tasks
-    assert first == Task(ids(LIST.partition("\n2.")[0]), missing + MORE_TOKENS, least=missing)
-    assert third == Task(ids(LIST), missing + MORE_TOKENS, least=missing)
+    assert first == Task(ids(LIST.partition("\n2.")[0]), missing + MORE_TOKENS, sentence_after=missing)
+    assert third == Task(ids(LIST), missing + MORE_TOKENS, sentence_after=missing)
     assert closing == Task(ids(f"{LIST}\n\n{CLOSING}"), CLOSING_TOKENS, stop="\n")
 
 

@@ -12,7 +12,7 @@ from hf_apar import AparConfig, ConfigurationError, add_control_tokens, enable_a
 from hf_apar.data.features import tree_features
 from hf_apar.data.markdown import extract
 from hf_apar.speculation.medusa import MedusaDrafts, MedusaHeads, path_successors
-from hf_apar.training.medusa import most_frequent, train_medusa
+from hf_apar.training.medusa import HeadsLearn, most_frequent, train_medusa
 
 TEXT = "- A: a b c d e\n- B: f g h i j\n- C: k l m n o"
 DRAFT_IDS = torch.tensor([token for token in range(VOCABULARY) if token != CHILD])
@@ -145,6 +145,25 @@ def test_training_makes_the_heads_guess_what_the_model_writes(writer, tmp_path):
         for proposer in (None, MedusaDrafts(heads, schedule="constant"))
     )
     assert out.sequences.tolist() == alone.sequences.tolist()
+
+
+def test_training_guesses_from_some_places_evaluation_from_all(plain_llama):
+    """On one path of twelve tokens, whose last one has nothing to guess."""
+    ids = torch.arange(1, 13)[None]
+    batch = {
+        "input_ids": ids, "attention_mask": torch.zeros(1, 1, 12, 12).masked_fill(torch.ones(12, 12).triu(1) > 0, -1e9),
+        "position_ids": torch.arange(12)[None], "successors": torch.tensor([[*range(1, 12), -1]]), "shift_labels": ids + 1,
+    }  # fmt: skip
+    sizes, losses = [], {}
+    for places in (1, 4, 11, 99):
+        learn = HeadsLearn(random_heads(), plain_llama, places)
+        learn.heads.register_forward_hook(lambda cell, inputs, states: sizes.append(len(states)))
+        for training in (False, True):
+            sizes.clear()
+            losses[places, training] = learn.train(training)(**batch)["loss"].item()
+            assert sizes[0] == (min(places, 11) if training else 11)
+    for (places, training), loss in losses.items():
+        assert (loss == pytest.approx(losses[1, False], rel=1e-5)) is (not training or places >= 11)
 
 
 def test_training_goes_on_from_other_heads(writer, tmp_path):

@@ -177,8 +177,16 @@ def test_some_structured_answers_come_once_more_as_they_read(base):
     assert len(lists) == round(0.5 * len(forked))
     assert all(tree.shift_labels[-1] == tokenizer.eos_token_id for tree in lists)
     assert all(ids[0] not in tree.shift_labels and tree.shift_labels.count(IGNORED) == ignored for tree in lists)
-    with pytest.raises(DataError, match="unforked_share"):
-        Selection(unforked_share=1.5)
+
+
+@pytest.mark.parametrize(
+    "share",
+    [{"unforked_share": 1.5}, {"structured_share": 0.0}, {"structured_share": 1.1}, {"held_out": 0.0}, {"held_out": 1.0}],
+)
+def test_a_share_is_between_0_and_1(share):
+    ((name, value),) = share.items()
+    with pytest.raises(DataError, match=f"{name} (is )?{value}"):
+        Selection(**share)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Engine(StrEnum):
-    """What runs the model that ``distill`` asks."""
+    """What runs the model that writes."""
 
     transformers = "transformers"
     vllm = "vllm"
@@ -146,7 +146,7 @@ def _load_base(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTra
 def _sampler(
     name: str | None, dtype: Dtype, engine: Engine, batch_size: int, repetition_penalty: float, seed: int
 ) -> "Iterator[tuple[Sampler, PreTrainedTokenizerBase]]":
-    """Load what answers the prompts of ``distill``."""
+    """Load what lets a model write."""
     import torch
 
     from hf_apar.data.samplers import TransformersSampler, VllmSampler

@@ -168,7 +168,7 @@ def recipe(
 ) -> None:
     """From a chat model to one that forks: all of these commands and evaluate; goes on where it stopped."""
     output.mkdir(parents=True, exist_ok=True)
-    answers, longer, trees, adapter = (output / name for name in ("answers.jsonl", "longer.jsonl", "trees.jsonl", "adapter"))
+    answers, longer, adapter = (output / name for name in ("answers.jsonl", "longer.jsonl", "adapter"))
     dtype = Dtype.bfloat16 if bf16 else Dtype.float32
     _stage(1, "the model answers prompts in its own words")
     distill(
@@ -184,6 +184,7 @@ def recipe(
         )  # fmt: skip
         answers = longer
     _stage(3, "trees are found in the answers")
+    trees = answers.with_suffix(".trees.jsonl")
     if not trees.exists() or trees.stat().st_mtime < answers.stat().st_mtime:
         extract(answers, trees, workers=workers, max_depth=max_depth)
     _stage(4, "the model learns where to fork")

@@ -4,6 +4,7 @@ The answers are the training text (paper, section 3.2, with the model's own voic
 that a length limit cut off would teach the model not to end and not to fork: it is left out.
 """
 
+import hashlib
 import json
 import logging
 import re
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_apar.chat import encode_chat
 from hf_apar.data.samplers import LEAD_TOKENS, Sampler, Task
 from hf_apar.data.sentences import first_sentence_end
+from hf_apar.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +48,25 @@ class Answer:
 
 
 def read_answers(path: Path) -> list[Answer]:
-    """Read the answers that :func:`distill` wrote to ``path``, none if there is no such file."""
+    """Read the answers that :func:`distill` wrote to ``path``, none if there is no such file.
+
+    Raises:
+        DataError: if a line is no such answer.
+    """
     if not path.exists():
         return []
     with path.open(encoding="utf-8") as file:  # splitlines() would cut at U+2028 too
-        return [Answer(**json.loads(line)) for line in file]
+        return [_read_answer(path, number, line) for number, line in enumerate(file, start=1)]
+
+
+def _read_answer(path: Path, number: int, line: str) -> Answer:
+    try:
+        return Answer(**json.loads(line))
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f'{path}, line {number}: wanted {{"prompt": "...", "response": "..."}} and nothing else, as `hf-apar distill` '
+            f"writes it, got {line.strip()[:80]}"
+        ) from error
 
 
 def distill(
@@ -66,7 +82,7 @@ def distill(
 ) -> Iterator[int]:
     """Let ``sample`` answer ``questions``, append what ends to ``path`` (JSON Lines), yield how many are done so far.
 
-    A second call with the same questions goes on where the first one stopped: ``path`` + ``.done`` keeps the position.
+    A second call with the same questions goes on where the first one stopped (:func:`in_batches`).
 
     Args:
         batch_size: questions answered at once.
@@ -78,26 +94,45 @@ def distill(
             than announced, the answer is dropped.
     """
     limits = _Limits(max_new_tokens, max_whole_tokens or max_new_tokens, max_items)
-    return in_batches(questions, path, batch_size, lambda batch: _answer(sample, tokenizer, batch, limits))
+    return in_batches(questions, path, batch_size, limits, lambda batch: _answer(sample, tokenizer, batch, limits))
 
 
 def in_batches(
-    items: Sequence[Item], path: Path, batch_size: int, answer: Callable[[Sequence[Item]], list[Answer]]
+    items: Sequence[Item],
+    path: Path,
+    batch_size: int,
+    settings: object,
+    answer: Callable[[Sequence[Item]], list[Answer]],
 ) -> Iterator[int]:
     """Append to ``path`` what ``answer`` makes of ``items``, a batch at a time; yield how many items are done so far.
 
-    ``path`` + ``.done`` keeps that number, and a second call with the same items goes on from there.
+    ``path`` + ``.done`` keeps that number and a digest of these items and the ``settings``, and a second call goes on from
+    there. More items may have come after those that are done.
+
+    Raises:
+        DataError: if what is done was made of other items, or with other settings.
     """
     progress = path.with_name(path.name + ".done")
-    done = int(progress.read_text()) if progress.exists() else 0
-    for start in range(done, len(items), batch_size):
+    done, digest = progress.read_text().split() if progress.exists() else ("0", _digest(items[:0], settings))
+    if digest != _digest(items[: int(done)], settings):
+        raise DataError(
+            f"{path} was made of other records or with other settings; go on with those, or remove it and {progress.name} "
+            "to begin anew"
+        )
+    path.touch()
+    for start in range(int(done), len(items), batch_size):
         batch = items[start : start + batch_size]
         answers = answer(batch)
         with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
-        progress.write_text(str(start + len(batch)))
+        end = start + len(batch)
+        progress.write_text(f"{end} {_digest(items[:end], settings)}")
         logger.info("%d answers of %d", len(answers), len(batch))
-        yield start + len(batch)
+        yield end
+
+
+def _digest(items: Sequence[object], settings: object) -> str:
+    return hashlib.sha256(repr((settings, *items)).encode("utf-8", "backslashreplace")).hexdigest()
 
 
 @dataclass(frozen=True)

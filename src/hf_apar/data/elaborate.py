@@ -35,28 +35,31 @@ def elaborate(
     *,
     min_detail_tokens: int = 40,
     closing: bool = True,
-    batch_size: int = 256,
+    batch_size: int = 64,
 ) -> Iterator[int]:
     """Even out ``answers``, append them to ``path`` (JSON Lines) in their order, yield how many are done so far.
 
-    A detail ends with the first sentence that brings it to ``min_detail_tokens``. What does not fork stays as it is, and so
-    do details of several lines, and answers that would not have the same parts afterwards. A second call with the same
-    answers goes on where the first one stopped: ``path`` + ``.done`` keeps the position.
+    A detail ends with the first sentence that brings it to ``min_detail_tokens``; one stays shorter where the model comes to
+    no end of a sentence in time, or begins another item. What does not fork stays as it is, and so do details of several
+    lines, and answers that would not have the same parts afterwards. A second call with the same answers goes on where the
+    first one stopped (:func:`~hf_apar.data.distill.in_batches`).
 
     Args:
         sample: goes on with texts; best the model that wrote ``answers``.
         min_detail_tokens: the least length of a detail; most have half a sentence more.
         closing: let a list be followed by a sentence that closes the answer, where nothing follows it yet.
-        batch_size: answers at once.
+        batch_size: answers at once, and texts that are gone on with at once.
     """
     measure = _Measure(tokenizer, min_detail_tokens)
 
     def longer(batch: Sequence[Answer]) -> list[Answer]:
         jobs = [_Job.of(answer, measure, closing) for answer in batch]
-        written = iter(sample([task for job in jobs for task in job.tasks]))
+        tasks = [task for job in jobs for task in job.tasks]
+        starts = range(0, len(tasks), batch_size)
+        written = (one for start in starts for one in sample(tasks[start : start + batch_size]))
         return [job.result(measure, [next(written) for _ in job.tasks]) for job in jobs]
 
-    return in_batches(answers, path, batch_size, longer)
+    return in_batches(answers, path, batch_size, (min_detail_tokens, closing), longer)
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ class _Job:
                 before = "".join(map(_text, tree.pieces[: number + 1]))
                 missing = measure.least - len(measure.ids(_text(piece)))
                 short.append(number)
-                tasks.append(Task([*prompt, *measure.ids(before)], missing + MORE_TOKENS, least=missing))
+                tasks.append(Task([*prompt, *measure.ids(before)], missing + MORE_TOKENS, sentence_after=missing))
         is_open = close and isinstance(tree.pieces[-1], TextThread)
         closing = random.Random(answer.prompt).choice(CLOSINGS) if is_open else ""
         if closing:

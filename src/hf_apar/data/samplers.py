@@ -21,19 +21,22 @@ _TAIL = 4  # tokens before a stop, so that it is decoded as it stands in the tex
 class Task:
     """A prompt of token ids to go on with, until EOS, the text ``stop`` unless that is "", or ``max_new_tokens``.
 
-    With ``least`` it is gone on with in its line, with neither EOS nor a line's end, until a sentence ends after more than
-    ``least`` tokens, so far as :data:`SENTENCE_ENDS` tell.
+    With ``sentence_after`` it is gone on with in its line, with neither EOS nor a line's end, until a sentence ends after
+    more tokens than these, so far as :data:`SENTENCE_ENDS` tell; there is no other stop then.
     """
 
     prompt: list[int]
     max_new_tokens: int
     stop: str = ""
-    least: int = 0
+    sentence_after: int = 0
+
+    def __post_init__(self) -> None:
+        assert not (self.stop and self.sentence_after)
 
     @property
     def stops(self) -> tuple[str, ...]:
         """The texts that end it."""
-        return SENTENCE_ENDS if self.least else (self.stop,) if self.stop else ()
+        return SENTENCE_ENDS if self.sentence_after else (self.stop,) if self.stop else ()
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class TransformersSampler:
     Attributes:
         repetition_penalty: as that of ``generate``; small models loop without one.
         straggler_share: the batch ends when at most this share of its rows still writes; those rows count as cut off.
-            For drafts of an answer's beginning, shorter than :data:`LEAD_TOKENS`, every row is waited for.
+            For drafts of an answer's beginning, shorter than :data:`LEAD_TOKENS`, and for sentences every row is waited for.
     """
 
     model: PreTrainedModel
@@ -100,7 +103,8 @@ class VllmSampler:
         options = [
             SamplingParams(
                 temperature=self.temperature, top_k=self.top_k, repetition_penalty=self.repetition_penalty,
-                max_tokens=task.max_new_tokens, stop=list(task.stops), **(self._in_line(task) if task.least else {}),
+                max_tokens=task.max_new_tokens, stop=list(task.stops),
+                **(self._in_line(task) if task.sentence_after else {}),
             )
             for task in tasks
         ]  # fmt: skip
@@ -108,13 +112,13 @@ class VllmSampler:
         ended = [answer.outputs[0].finish_reason == "stop" for answer in out]
         texts = [answer.outputs[0].text for answer in out]
         return [
-            Written(text.rstrip(" ") if end and task.least else text, end)
+            Written(text.rstrip(" ") if end and task.sentence_after else text, end)
             for task, text, end in zip(tasks, texts, ended, strict=True)
         ]
 
     def _in_line(self, task: Task) -> dict[str, object]:
         return {
-            "min_tokens": task.least,
+            "min_tokens": task.sentence_after,
             "include_stop_str_in_output": True,
             "logit_bias": dict.fromkeys(line_ends(self.tokenizer), -100.0),
         }
@@ -122,9 +126,10 @@ class VllmSampler:
 
 @cache
 def line_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens that end a line or the text: EOS, and those with a line's end in them."""
+    """Return the tokens that no line goes on after: those with a line's end in them, and special ones such as EOS."""
+    special = set(tokenizer.all_special_ids)
     pieces = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-    return [token for token, piece in enumerate(pieces) if "\n" in piece or token == tokenizer.eos_token_id]
+    return [token for token, piece in enumerate(pieces) if "\n" in piece or token in special]
 
 
 @torch.no_grad()
@@ -141,7 +146,8 @@ def _sample(sampler: TransformersSampler, tasks: Sequence[Task]) -> list[Written
     cache, running = new_tree_cache(model.config), rows
     positions, seen = (attention_mask.cumsum(1) - 1).clamp(min=0), input_ids  # (rows, tokens so far): what is penalised
     longest = max(task.max_new_tokens for task in tasks)
-    patience = sampler.straggler_share * len(rows) if longest > LEAD_TOKENS else 0
+    hurried = longest > LEAD_TOKENS and not any(task.sentence_after for task in tasks)
+    patience = sampler.straggler_share * len(rows) if hurried else 0
     for _ in range(longest):
         cache.prepare(None, attention_mask.shape[1], input_ids.shape[1])
         logits = model(
@@ -149,7 +155,7 @@ def _sample(sampler: TransformersSampler, tasks: Sequence[Task]) -> list[Written
             use_cache=True, logits_to_keep=1,
         ).logits[:, -1].float()  # fmt: skip
         logits = penalise(seen, logits)
-        in_line = [index for index, row in enumerate(running) if row.task.least]
+        in_line = [index for index, row in enumerate(running) if row.task.sentence_after]
         if in_line:
             logits[torch.tensor(in_line)[:, None], torch.tensor(line_ends(tokenizer))] = -torch.inf
         best = (logits / sampler.temperature).topk(sampler.top_k)
@@ -193,15 +199,15 @@ class _Row:
         if not self.ended:
             self.tokens.append(token)
             tail = self.tokens[-_TAIL - len(self.task.stop) :]
-            before, text = len(self._text(tail[:-1])), self._text(tail)
+            before, text = len(self._text(tail[:-1]).rstrip("\ufffd")), self._text(tail)  # a letter may take several tokens
             stopped = any(text.find(stop, max(before - len(stop) + 1, 0)) >= 0 for stop in self.task.stops)  # just now
-            self.ended = stopped and len(self.tokens) > self.task.least
+            self.ended = stopped and len(self.tokens) > self.task.sentence_after
 
     @property
     def written(self) -> Written:
         text = self._text(self.tokens)
-        if self.task.least and self.ended:
-            text = text[: max(text.rfind(end) + len(end.rstrip(" ")) for end in SENTENCE_ENDS if end in text)]
+        if self.task.sentence_after and self.ended:
+            text = text[: max(text.rfind(end) + len(end.rstrip(" ")) for end in self.task.stops if end in text)]
         elif self.task.stop:
             text = text.partition(self.task.stop)[0]
         return Written(text, self.ended)

@@ -172,8 +172,9 @@ def mix(
     if aside >= len(fitting):
         raise DataError(f"{len(fitting)} answers of at most {max_length} tokens are too few to hold some out; give more")
     logger.info(
-        "%d answers; %d structured and %d of %d others drawn; %d too long; %d held out",
-        len(given), len(structured), len(chosen) - len(structured), len(whole), len(trees) - len(fitting), aside,
+        "%d answers, %d of them left out; %d structured and %d of %d others drawn; %d too long; %d held out",
+        len(given), len(given) - len(kept), len(structured), len(chosen) - len(structured), len(whole),
+        len(trees) - len(fitting), aside,
     )  # fmt: skip
     features = [item for _, item in fitting]
     forked = [features for (_, tree), features in fitting[aside:] if tree.is_structured]
