@@ -194,6 +194,12 @@ def test_what_was_made_otherwise_is_not_gone_on_with(model, tokenizer, tmp_path,
     with pytest.raises(DataError, match="other records or with other settings"):
         next(distill(sample, tokenizer, questions, path, batch_size=4, max_new_tokens=40 if change == "settings" else 30))
     assert path.read_text(encoding="utf-8") == before
+    progress = tmp_path / "answers.jsonl.done"
+    kept = progress.read_text()
+    progress.write_text("4")  # as an earlier release wrote it
+    with pytest.raises(DataError, match="other records or with other settings"):
+        next(distill(sample, tokenizer, QUESTIONS, path, batch_size=4, max_new_tokens=30))
+    progress.write_text(kept)
     more = [*QUESTIONS, Question("One more?")]
     assert list(distill(sample, tokenizer, more, path, batch_size=9, max_new_tokens=30)) == [13]
 

@@ -113,7 +113,8 @@ def in_batches(
         DataError: if what is done was made of other items, or with other settings.
     """
     progress = path.with_name(path.name + ".done")
-    done, digest = progress.read_text().split() if progress.exists() else ("0", _digest(items[:0], settings))
+    written = progress.read_text() if progress.exists() else f"0 {_digest(items[:0], settings)}"
+    done, _, digest = written.partition(" ")  # a file of an earlier release has no digest, and so none that fits
     if digest != _digest(items[: int(done)], settings):
         raise DataError(
             f"{path} was made of other records or with other settings; go on with those, or remove it and {progress.name} "

@@ -58,7 +58,7 @@ def train_medusa(
         draft_vocabulary: so many of the answers' most frequent tokens may be guessed.
         epochs: passes over the answers; ``max_steps``, if positive, takes their place.
         places: of a row of ``max_length`` tokens so many are guessed from, drawn anew each time: neighbours teach much the
-            same, and scoring the guesses takes longer than the model itself.
+            same.
 
     Returns:
         The metrics on held-out answers: ``eval_loss`` and ``eval_accepted``, guesses in a row that are the model's choice.
