@@ -267,7 +267,7 @@ def of_extraction(rows):
     )
     return [
         "",
-        f"Of the {len(rows)} extraction questions of MT-bench (first turns), which should not fork, {forked} do; {ended} end by themselves.",
+        f"Of the {len(rows)} extraction questions of MT-bench (first turns), which should not fork: forked {forked}, ended by themselves {ended}.",
     ]
 
 
