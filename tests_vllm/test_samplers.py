@@ -1,5 +1,7 @@
 """What distilling samples with: on the most probable token alone, vLLM writes what transformers writes."""
 
+import gc
+
 import pytest
 from vllm import LLM
 
@@ -12,6 +14,7 @@ OPTIONS = {"top_k": 1, "repetition_penalty": 1.1}
 @pytest.fixture(scope="module")
 def engines(folder, tokenizer_and_model):
     tokenizer, model = tokenizer_and_model
+    gc.collect()  # an engine that another test is done with takes vLLM's process groups with it when it goes
     llm = LLM(str(folder), dtype="float32", max_model_len=1024, enforce_eager=True, num_gpu_blocks_override=400)
     return VllmSampler(llm, tokenizer, **OPTIONS), TransformersSampler(model, tokenizer, straggler_share=0.0, **OPTIONS)
 
