@@ -14,11 +14,11 @@ from transformers.models.llama import modeling_llama
 
 from hf_apar.data.block_mask import TreeBlockMask, visible_until_function
 from hf_apar.data.collator import DataCollatorForApar, pack, path_rows
-from hf_apar.data.features import TreeFeatures, truncate
+from hf_apar.data.features import TreeFeatures, truncate, unforked
 from hf_apar.data.text_tree import TextThread
 from hf_apar.errors import ConfigurationError, DataError
 from hf_apar.masks import additive, visible_until_mask
-from test_features import CHILD, EOS, TOKENIZER, features_of, tree_paths
+from test_features import CHILD, EOS, FORK, TOKENIZER, features_of, tree_paths
 from test_features import TREES as ANY_TREE
 
 torch.set_num_threads(1)
@@ -125,6 +125,29 @@ def test_a_rows_paths_are_those_of_its_trees(trees):
     assert sorted(t for t in targets if t != -100) == sorted(t for t in row.shift_labels if t != -100)
     for path in path_rows(row.to_dict()):
         assert path["position_ids"] == list(range(len(path["input_ids"])))
+
+
+@given(st.lists(ANY_TREE, min_size=1, max_size=4))
+def test_the_places_without_forks_stay_with_their_tokens(trees):
+    """Where the text goes on without a fork is marked, in packed rows and in paths, and nothing else is."""
+    forked = [features_of(tree) for tree in trees]
+    copies = [unforked(tree, FORK, CHILD) for tree in forked]
+    rows = [row.to_dict() for row in pack([each for pair in zip(forked, copies, strict=True) for each in pair], 10**6)]
+    forks = sum(tree.shift_labels.count(FORK) for tree in forked)
+    for mode in ("dense", "paths"):
+        batch = DataCollatorForApar(EOS, mode=mode)(rows)
+        if not forks:
+            assert "fork_banned" not in batch
+            continue
+        marked = [
+            (int(position), int(target))
+            for position, target in zip(
+                batch["position_ids"][batch["fork_banned"]], batch["shift_labels"][batch["fork_banned"]], strict=True
+            )
+        ]
+        expected = [(copy.position_ids[i], copy.shift_labels[i]) for copy in copies for i in copy.fork_banned]
+        assert sorted(marked) == sorted(expected) and len(marked) == forks
+        assert FORK not in {target for _, target in marked}
 
 
 def test_paths_as_a_literal_table():

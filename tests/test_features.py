@@ -87,6 +87,7 @@ def test_a_row_as_a_literal_table():
         "position_ids": [0, 1, 2, 3, 4, 5, 6, 4],
         "visible_until": [8, 8, 8, 8, 7, 7, 7, 8],
         "shift_labels": [-100, a, FORK, d, b, c, EOS, EOS],
+        "fork_banned": [],
     }
 
 

@@ -8,16 +8,25 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    TrainingArguments,
+)
 
 from byte_tokenizer import byte_tokenizer
 from hf_apar.chat import encode_chat
 from hf_apar.checkpoints import load_adapter
+from hf_apar.data.collator import DataCollatorForApar, pack
 from hf_apar.data.distill import Answer
 from hf_apar.data.features import IGNORED
 from hf_apar.errors import ConfigurationError, ControlTokenError, DataError
 from hf_apar.tokens import FORK_TOKEN, add_control_tokens
-from hf_apar.training.lora import add_lora, parameter_groups
+from hf_apar.training.lora import AdapterTrainer, add_lora, parameter_groups
 from hf_apar.training.metrics import fork_metrics
 from hf_apar.training.mixture import Selection, mix
 from hf_apar.training.recipe import train
@@ -177,6 +186,31 @@ def test_some_structured_answers_come_once_more_as_they_read(base):
     assert len(lists) == round(0.5 * len(forked))
     assert all(tree.shift_labels[-1] == tokenizer.eos_token_id for tree in lists)
     assert all(ids[0] not in tree.shift_labels and tree.shift_labels.count(IGNORED) == ignored for tree in lists)
+
+
+@pytest.mark.parametrize("items", [None, 7])
+def test_the_loss_leaves_fork_out_of_the_choice_where_a_copy_reads_on(base, tmp_path, items):
+    """Against the logits with [Fork] taken out by hand at each place of a copy where its tree forks, and nowhere else."""
+    model, tokenizer = loaded(base)
+    fork, child = add_control_tokens(model, tokenizer)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[fork] = torch.randn(32)  # tied: now it is likely here and there
+    mixture = mix(ANSWERS, tokenizer, (fork, child), Selection(structured_share=0.5, unforked_share=0.5, held_out=0.25))
+    batch = DataCollatorForApar(0)([row.to_dict() for row in pack(mixture.train, 300)])
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, remove_unused_columns=False)
+    trainer = AdapterTrainer(model=model, args=arguments, token_rate=1.0, fork_id=fork)
+    loss = trainer.compute_loss(model, dict(batch), num_items_in_batch=items)
+    banned = batch.pop("fork_banned")
+    copies = [tree for tree in mixture.train if tree.fork_banned]
+    assert banned.sum() == sum(len(tree.fork_banned) for tree in copies) == 3 * len(copies) > 0
+    colon = tokenizer.encode(":", add_special_tokens=False)[0]
+    assert set(batch["input_ids"][banned].tolist()) == {colon}, "a detail follows its title"
+    logits = model(**batch).logits.clone()
+    logits[..., fork][banned] = -torch.inf
+    expected = cross_entropy(logits.flatten(0, 1), batch["shift_labels"].flatten(), reduction="sum")
+    count = items or int((batch["shift_labels"] != IGNORED).sum())
+    assert loss.item() == pytest.approx(expected.item() / count, rel=1e-5)
+    assert loss.item() < trainer.compute_loss(model, dict(batch), num_items_in_batch=items).item() - 1e-3
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ def _append(row: TreeFeatures, tree: TreeFeatures) -> None:
     row.position_ids.extend(tree.position_ids)
     row.visible_until.extend(offset + until for until in tree.visible_until)
     row.shift_labels.extend(tree.shift_labels)
+    row.fork_banned.extend(offset + place for place in tree.fork_banned)
 
 
 def path_rows(row: Mapping[str, Sequence[int]]) -> list[dict[str, list[int]]]:
@@ -71,6 +72,8 @@ def path_rows(row: Mapping[str, Sequence[int]]) -> list[dict[str, list[int]]]:
         paths.append({name: [row[name][index] for index in seen] for name in ("input_ids", "position_ids")})
         paths[-1]["visible_until"] = [len(seen)] * len(seen)
         paths[-1]["shift_labels"] = [IGNORED if index in counted else row["shift_labels"][index] for index in seen]
+        new, places = set(seen) - counted, row.get("fork_banned", ())
+        paths[-1]["fork_banned"] = [bisect_left(seen, place) for place in places if place in new]
         counted.update(seen)
     return paths
 
@@ -82,7 +85,8 @@ class DataCollatorForApar:
     The batch holds ``input_ids``, ``position_ids``, ``labels`` and ``shift_labels`` (batch, length), and an
     ``attention_mask``. ``labels`` repeats ``shift_labels``: transformers asks for ``labels`` to compute a loss at all and
     takes its targets from ``shift_labels``, and either way of counting them agrees, since the first token of a row, a
-    prompt's, has no target.
+    prompt's, has no target. Where a row has ``fork_banned``, so has the batch, as booleans (batch, length): for
+    :class:`~hf_apar.training.lora.AdapterTrainer`, whose loss leaves [Fork] out of the choice there.
 
     Attributes:
         pad_token_id: fills shorter rows; such a token sees itself alone.
@@ -120,12 +124,14 @@ class DataCollatorForApar:
         multiple = self.pad_to_multiple_of or 1
         length = -(-max(lengths) // multiple) * multiple
         shift_labels = _stack(rows, "shift_labels", [IGNORED] * length)
+        banned = [(place, token) for place, row in enumerate(rows) for token in row.get("fork_banned", ())]
         return {
             "input_ids": _stack(rows, "input_ids", [self.pad_token_id] * length),
             "position_ids": _stack(rows, "position_ids", [0] * length),
             "attention_mask": self._mask(_stack(rows, "visible_until", range(1, length + 1)), torch.tensor(lengths)),
             "labels": shift_labels.clone(),
             "shift_labels": shift_labels,
+            **({"fork_banned": _marked(shift_labels, banned)} if banned else {}),
         }
 
     def _mask(self, visible_until: LongTensor, lengths: Tensor) -> Tensor:
@@ -146,6 +152,13 @@ class DataCollatorForApar:
             raise DataError(f"the columns of a row differ in length: {lengths}")
         if self.max_length is not None and lengths["input_ids"] > self.max_length:
             raise DataError(f"a row has {lengths['input_ids']} tokens, at most {self.max_length} fit; pack with that limit")
+
+
+def _marked(like: Tensor, places: Sequence[tuple[int, int]]) -> Tensor:
+    """Return booleans of the shape of ``like``, true at ``places``."""
+    marks = torch.zeros_like(like, dtype=torch.bool)
+    marks[tuple(zip(*places, strict=True))] = True
+    return marks
 
 
 def _stack(features: Sequence[Mapping[str, Sequence[int]]], name: str, padding: Sequence[int]) -> LongTensor:

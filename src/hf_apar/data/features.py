@@ -15,19 +15,21 @@ IGNORED = -100  # the target that the loss of transformers leaves out
 
 @dataclass(frozen=True)
 class TreeFeatures:
-    """One or more trees in one row; all lists have the row's length.
+    """One or more trees in one row; all lists but the last have the row's length.
 
     Attributes:
         input_ids: tokens in depth-first reading order; [Child] and a thread's tokens follow their [Fork].
         position_ids: depth along the path to the root: [Child] and the parent's next token share a position.
         visible_until: token ``i`` sees token ``j`` when ``j <= i < visible_until[j]``.
         shift_labels: the target of each token: the next token of its own thread, EOS at its end, -100 for none.
+        fork_banned: the places, in ascending order, whose target is what comes next where [Fork] may not.
     """
 
     input_ids: list[int] = field(default_factory=list)
     position_ids: list[int] = field(default_factory=list)
     visible_until: list[int] = field(default_factory=list)
     shift_labels: list[int] = field(default_factory=list)
+    fork_banned: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -110,8 +112,9 @@ def truncate(tree: TreeFeatures, max_tokens: int, child_id: int) -> TreeFeatures
     alone is longer, the result is too, and :func:`hf_apar.data.collator.pack` leaves it out.
 
     >>> tree = TreeFeatures([5, 8, 9, 6, 7], [0, 1, 2, 3, 2], [5, 5, 4, 4, 5], [8, 7, 6, 2, 2])
-    >>> truncate(tree, 4, child_id=9)
-    TreeFeatures(input_ids=[5, 8, 7], position_ids=[0, 1, 2], visible_until=[3, 3, 3], shift_labels=[8, 7, 2])
+    >>> cut = truncate(tree, 4, child_id=9)
+    >>> cut.input_ids, cut.position_ids, cut.visible_until, cut.shift_labels
+    ([5, 8, 7], [0, 1, 2], [3, 3, 3], [8, 7, 2])
     """
     ends = tree.visible_until
     starts = [index for index, token in enumerate(tree.input_ids) if token == child_id]
@@ -127,18 +130,21 @@ def truncate(tree: TreeFeatures, max_tokens: int, child_id: int) -> TreeFeatures
         list(compress(tree.position_ids, kept)),
         [before[end] for end in compress(ends, kept)],
         list(compress(tree.shift_labels, kept)),
+        [before[place] for place in tree.fork_banned if kept[place]],
     )
 
 
 def unforked(tree: TreeFeatures, fork_id: int, child_id: int) -> TreeFeatures:
     """Return one tree's tokens as they read without forks: one thread, for plain decoding.
 
-    Where the tree forks the target is what reads next. Leaving these places without a target looks better, since the same
-    words are followed by [Fork] in other rows, and is worse: a model trained so goes on with the next title where [Fork] is
-    banned, its details lost.
+    Where the tree forks the target is what reads next, and the place is one of ``fork_banned``: the same words are followed
+    by [Fork] in other rows, so that only what comes next without it is to be learnt here. A model trained without any
+    target there goes on with the next title where [Fork] is banned, its details lost.
 
-    >>> unforked(TreeFeatures([5, 8, 9, 6, 7], [0, 1, 2, 3, 2], [5, 5, 4, 4, 5], [8, 7, 6, 2, 2]), fork_id=8, child_id=9)
-    TreeFeatures(input_ids=[5, 6, 7], position_ids=[0, 1, 2], visible_until=[3, 3, 3], shift_labels=[6, 7, 2])
+    >>> tree = TreeFeatures([5, 8, 9, 6, 7], [0, 1, 2, 3, 2], [5, 5, 4, 4, 5], [8, 7, 6, 2, 2])
+    >>> plain = unforked(tree, fork_id=8, child_id=9)
+    >>> plain.input_ids, plain.shift_labels, plain.fork_banned
+    ([5, 6, 7], [6, 7, 2], [0])
     """
     kept = [index for index, token in enumerate(tree.input_ids) if token not in (fork_id, child_id)]
     ids = [tree.input_ids[index] for index in kept]
@@ -146,7 +152,8 @@ def unforked(tree: TreeFeatures, fork_id: int, child_id: int) -> TreeFeatures:
     targets = [
         IGNORED if tree.shift_labels[index] == IGNORED else target for index, target in zip(kept, following, strict=True)
     ]
-    return TreeFeatures(ids, list(range(len(ids))), [len(ids)] * len(ids), targets)
+    banned = [place for place, index in enumerate(kept) if tree.shift_labels[index] == fork_id]
+    return TreeFeatures(ids, list(range(len(ids))), [len(ids)] * len(ids), targets, banned)
 
 
 @dataclass(frozen=True)

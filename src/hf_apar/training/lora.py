@@ -4,7 +4,10 @@ from collections.abc import Sequence
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from torch import Tensor
 from transformers import PreTrainedModel, Trainer
+
+from hf_apar.data.features import IGNORED
 
 _ROWS = "trainable_tokens"  # PEFT's name for the parameters of `trainable_token_indices`
 
@@ -35,12 +38,46 @@ def parameter_groups(model: torch.nn.Module, learning_rate: float, token_rate: f
     ]
 
 
-class AdapterTrainer(Trainer):
-    """The stock Trainer with the groups of :func:`parameter_groups`; its checkpoints hold the adapter alone."""
+def fork_left_out(logits: Tensor, banned: Tensor, fork_id: int) -> Tensor:
+    """Return what leaving ``fork_id`` out of the softmax at ``banned`` places adds to the sum of the cross-entropies.
 
-    def __init__(self, *args: object, token_rate: float, **kwargs: object) -> None:
+    Args:
+        logits: (batch, length, vocabulary).
+        banned: booleans (batch, length), where the target is another token.
+
+    >>> fork_left_out(torch.tensor([[[1.0, 1.0]]]).log(), torch.tensor([[True]]), fork_id=1)  # the other is certain
+    tensor(-0.6931)
+    """
+    there = logits[banned].float()  # (places, vocabulary)
+    others = there.index_fill(-1, torch.tensor(fork_id, device=logits.device), -torch.inf)
+    return (others.logsumexp(-1) - there.logsumexp(-1)).sum()
+
+
+class AdapterTrainer(Trainer):
+    """The stock Trainer with the groups of :func:`parameter_groups`; its checkpoints hold the adapter alone.
+
+    Its loss leaves [Fork] out of the choice where a batch says so (``fork_banned``): how a text goes on without forks is
+    learnt there, and nothing about where to fork.
+    """
+
+    def __init__(self, *args: object, token_rate: float, fork_id: int, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         self.token_rate = token_rate
+        self.fork_id = fork_id
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, object]:
+        banned = inputs.pop("fork_banned", None)
+        items = (inputs["shift_labels"] != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if banned is not None:
+            loss = loss + fork_left_out(outputs["logits"], banned, self.fork_id) / items
+        return (loss, outputs) if return_outputs else loss
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:

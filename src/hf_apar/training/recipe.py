@@ -132,6 +132,7 @@ def _trainer(
         compute_metrics=metrics_for(control_ids[0]),
         preprocess_logits_for_metrics=best_tokens,
         token_rate=token_rate,
+        fork_id=control_ids[0],
     )
 
 
