@@ -55,11 +55,12 @@ def greedy(model, tokenizer, prompt, limit, penalty):
     return text, ended
 
 
-@pytest.mark.parametrize("penalty", [1.0, 1.3])
-def test_a_nearly_greedy_answer_is_what_generate_writes(model, tokenizer, tmp_path, penalty):
+@pytest.mark.parametrize(("penalty", "temperature"), [(1.0, 0.0), (1.0, 1e-4), (1.3, 1e-4)])
+def test_an_answer_without_chance_is_what_generate_writes(model, tokenizer, tmp_path, penalty, temperature):
     """Rows end at different times and leave the batch: each answer must still be the model's own, to the byte."""
     path = tmp_path / "answers.jsonl"
-    assert run(model, tokenizer, path, temperature=1e-4, straggler_share=0.0, repetition_penalty=penalty) == [4, 8, 12]
+    options = {"temperature": temperature, "repetition_penalty": penalty, "straggler_share": 0.0}
+    assert run(model, tokenizer, path, **options) == [4, 8, 12]
     expected = []
     for question in QUESTIONS:
         prompt = encode_chat(tokenizer, [{"role": "user", "content": question.prompt}])
@@ -184,24 +185,25 @@ def test_a_second_call_goes_on_where_the_first_one_stopped(model, tokenizer, tmp
     assert path.read_text(encoding="utf-8").startswith(before)
 
 
-@pytest.mark.parametrize("change", ["questions", "settings"])
+@pytest.mark.parametrize("change", ["questions", "settings", "sampler"])
 def test_what_was_made_otherwise_is_not_gone_on_with(model, tokenizer, tmp_path, change):
     path = tmp_path / "answers.jsonl"
     sample = TransformersSampler(model, tokenizer)
-    assert next(distill(sample, tokenizer, QUESTIONS, path, batch_size=4, max_new_tokens=30)) == 4
+    assert next(distill(sample, tokenizer, QUESTIONS, path, batch_size=4, max_new_tokens=30, made_with="A")) == 4
     before = path.read_text(encoding="utf-8")
     questions = QUESTIONS[1:] if change == "questions" else QUESTIONS
     with pytest.raises(DataError, match="other records or with other settings"):
-        next(distill(sample, tokenizer, questions, path, batch_size=4, max_new_tokens=40 if change == "settings" else 30))
+        options = {"max_new_tokens": 40 if change == "settings" else 30, "made_with": "B" if change == "sampler" else "A"}
+        next(distill(sample, tokenizer, questions, path, batch_size=4, **options))
     assert path.read_text(encoding="utf-8") == before
     progress = tmp_path / "answers.jsonl.done"
     kept = progress.read_text()
     progress.write_text("4")  # as an earlier release wrote it
     with pytest.raises(DataError, match="other records or with other settings"):
-        next(distill(sample, tokenizer, QUESTIONS, path, batch_size=4, max_new_tokens=30))
+        next(distill(sample, tokenizer, QUESTIONS, path, batch_size=4, max_new_tokens=30, made_with="A"))
     progress.write_text(kept)
     more = [*QUESTIONS, Question("One more?")]
-    assert list(distill(sample, tokenizer, more, path, batch_size=9, max_new_tokens=30)) == [13]
+    assert list(distill(sample, tokenizer, more, path, batch_size=9, max_new_tokens=30, made_with="A")) == [13]
 
 
 @pytest.mark.parametrize("line", ['{"messages": []}', "", '{"prompt": "?", "response": "!", "score": 1}', "{"])

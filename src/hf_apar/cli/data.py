@@ -38,6 +38,9 @@ MaxItemsOption = Annotated[
 SamplingPenaltyOption = Annotated[
     float, typer.Option("--repetition-penalty", help="Of the answers' sampling, 1 for none; small models loop without one.")
 ]
+TemperatureOption = Annotated[
+    float, typer.Option(min=0, help="Of the answers' sampling; at 0 the likeliest token is taken.")
+]
 MinDetailTokensOption = Annotated[int, typer.Option(min=1, help="A detail ends with the sentence that reaches this length.")]
 ClosingOption = Annotated[bool, typer.Option("--closing/--no-closing", help="Let a sentence close a list.")]
 EngineOption = Annotated[Engine, typer.Option(help="What runs the model; vllm is faster, and an environment of its own.")]
@@ -56,6 +59,7 @@ def distill(
     opened_share: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the prompts without an opening whose answers must hold a list.")
     ] = 0.0,
+    temperature: TemperatureOption = 0.3,
     repetition_penalty: SamplingPenaltyOption = 1.0,
     engine: EngineOption = Engine.transformers,
     seed: SeedOption = 0,
@@ -69,10 +73,11 @@ def distill(
             raise DataError("there are no prompts; name a file of them, or ask for some with --templates N")
         from hf_apar.data.distill import distill as answer
 
-        with _sampler(model, dtype, engine, batch_size, repetition_penalty, seed) as (sample, tokenizer):
+        with _sampler(model, dtype, engine, batch_size, temperature, repetition_penalty, seed) as (sample, tokenizer):
             steps = answer(
                 sample, tokenizer, questions, output, batch_size=batch_size, max_new_tokens=max_new_tokens,
                 max_whole_tokens=max_whole_tokens, max_items=max_items,
+                made_with=f"{model} {engine} {dtype} {temperature} {repetition_penalty} {seed}",
             )  # fmt: skip
             _follow(steps, total=len(questions))
 
@@ -85,6 +90,7 @@ def elaborate(
     min_detail_tokens: MinDetailTokensOption = 40,
     closing: ClosingOption = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Answers at once.")] = 64,
+    temperature: TemperatureOption = 0.3,
     repetition_penalty: SamplingPenaltyOption = 1.0,
     engine: EngineOption = Engine.transformers,
     seed: SeedOption = 0,
@@ -96,10 +102,11 @@ def elaborate(
         from hf_apar.data.elaborate import elaborate as go_on
 
         given = read_answers(answers)
-        with _sampler(model, dtype, engine, batch_size, repetition_penalty, seed) as (sample, tokenizer):
+        with _sampler(model, dtype, engine, batch_size, temperature, repetition_penalty, seed) as (sample, tokenizer):
             steps = go_on(
-                sample, tokenizer, given, output, min_detail_tokens=min_detail_tokens, closing=closing, batch_size=batch_size
-            )
+                sample, tokenizer, given, output, min_detail_tokens=min_detail_tokens, closing=closing,
+                batch_size=batch_size, made_with=f"{model} {engine} {dtype} {temperature} {repetition_penalty} {seed}",
+            )  # fmt: skip
             _follow(steps, total=len(given))
 
 
@@ -144,7 +151,13 @@ def _load_base(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTra
 
 @contextmanager
 def _sampler(
-    name: str | None, dtype: Dtype, engine: Engine, batch_size: int, repetition_penalty: float, seed: int
+    name: str | None,
+    dtype: Dtype,
+    engine: Engine,
+    batch_size: int,
+    temperature: float,
+    repetition_penalty: float,
+    seed: int,
 ) -> "Iterator[tuple[Sampler, PreTrainedTokenizerBase]]":
     """Load what lets a model write."""
     import torch
@@ -154,7 +167,7 @@ def _sampler(
     loaded, tokenizer = _load_base(name, dtype)
     if engine is Engine.transformers:
         torch.manual_seed(seed)
-        yield TransformersSampler(loaded, tokenizer, repetition_penalty=repetition_penalty), tokenizer
+        yield TransformersSampler(loaded, tokenizer, temperature, repetition_penalty=repetition_penalty), tokenizer
         return
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # on few cores a second process only competes
     from vllm import LLM
@@ -166,7 +179,7 @@ def _sampler(
             folder, dtype=dtype.value, max_num_seqs=min(batch_size, 128), block_size=32, max_model_len=2048, seed=seed,
             gpu_memory_utilization=0.7,  # of the memory that is free for it: on CPUs the default leaves too little to others
         )  # fmt: skip
-        yield VllmSampler(llm, tokenizer, repetition_penalty=repetition_penalty), tokenizer
+        yield VllmSampler(llm, tokenizer, temperature, repetition_penalty=repetition_penalty), tokenizer
 
 
 def _read_questions(path: Path) -> "list[Question]":

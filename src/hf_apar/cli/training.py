@@ -15,6 +15,7 @@ from hf_apar.cli.data import (
     MaxItemsOption,
     MaxWholeTokensOption,
     SamplingPenaltyOption,
+    TemperatureOption,
     distill,
     elaborate,
     extract,
@@ -133,7 +134,7 @@ def train_medusa(
 def recipe(
     output: Annotated[Path, typer.Option(help="Folder for all that is made; the adapter lies in its `adapter`.")],
     prompts: Annotated[str, typer.Option(help="JSON Lines of prompts; - for the package's templates alone.")] = "-",
-    templates: Annotated[int, typer.Option(min=0, help="Add so many prompts from the package's own templates.")] = 5786,
+    templates: Annotated[int, typer.Option(min=0, help="Add so many prompts from the package's own templates.")] = 5920,
     opened_share: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the prompts without an opening whose answers must hold a list.")
     ] = 0.5,
@@ -143,6 +144,7 @@ def recipe(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer answers are dropped.")] = 384,
     max_whole_tokens: MaxWholeTokensOption = None,
     max_items: MaxItemsOption = None,
+    temperature: TemperatureOption = 0.3,
     repetition_penalty: SamplingPenaltyOption = 1.0,
     min_detail_tokens: Annotated[
         int, typer.Option(min=0, help="Details go on to this length; 0 leaves the answers as they are.")
@@ -174,13 +176,13 @@ def recipe(
     distill(
         prompts, answers, model=model, batch_size=batch_size, max_new_tokens=max_new_tokens,
         max_whole_tokens=max_whole_tokens, max_items=max_items, templates=templates, opened_share=opened_share,
-        repetition_penalty=repetition_penalty, engine=engine, seed=seed, dtype=dtype,
+        temperature=temperature, repetition_penalty=repetition_penalty, engine=engine, seed=seed, dtype=dtype,
     )  # fmt: skip
     if min_detail_tokens:
         _stage(2, "it goes on with short details")
         elaborate(
             answers, longer, model=model, min_detail_tokens=min_detail_tokens, closing=closing, batch_size=batch_size,
-            repetition_penalty=repetition_penalty, engine=engine, seed=seed, dtype=dtype,
+            temperature=temperature, repetition_penalty=repetition_penalty, engine=engine, seed=seed, dtype=dtype,
         )  # fmt: skip
         answers = longer
     _stage(3, "trees are found in the answers")

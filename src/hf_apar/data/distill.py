@@ -79,6 +79,7 @@ def distill(
     max_new_tokens: int = 384,
     max_whole_tokens: int | None = None,
     max_items: int | None = None,
+    made_with: str = "",
 ) -> Iterator[int]:
     """Let ``sample`` answer ``questions``, append what ends to ``path`` (JSON Lines), yield how many are done so far.
 
@@ -92,9 +93,11 @@ def distill(
             answer's first words announce. The end of a list whose length is left to chance is never its likeliest
             continuation, so that a model tuned on such lists hardly ends one. Where more are announced, or fewer follow
             than announced, the answer is dropped.
+        made_with: what ``sample`` is, in words that tell it from another: a second call is refused where they differ.
     """
     limits = _Limits(max_new_tokens, max_whole_tokens or max_new_tokens, max_items)
-    return in_batches(questions, path, batch_size, limits, lambda batch: _answer(sample, tokenizer, batch, limits))
+    settings = (limits, made_with)
+    return in_batches(questions, path, batch_size, settings, lambda batch: _answer(sample, tokenizer, batch, limits))
 
 
 def in_batches(

@@ -36,6 +36,7 @@ def elaborate(
     min_detail_tokens: int = 40,
     closing: bool = True,
     batch_size: int = 64,
+    made_with: str = "",
 ) -> Iterator[int]:
     """Even out ``answers``, append them to ``path`` (JSON Lines) in their order, yield how many are done so far.
 
@@ -49,6 +50,7 @@ def elaborate(
         min_detail_tokens: the least length of a detail; most have half a sentence more.
         closing: let a list be followed by a sentence that closes the answer, where nothing follows it yet.
         batch_size: answers at once, and texts that are gone on with at once.
+        made_with: what ``sample`` is, in words that tell it from another: a second call is refused where they differ.
     """
     measure = _Measure(tokenizer, min_detail_tokens)
 
@@ -59,7 +61,7 @@ def elaborate(
         written = (one for start in starts for one in sample(tasks[start : start + batch_size]))
         return [job.result(measure, [next(written) for _ in job.tasks]) for job in jobs]
 
-    return in_batches(answers, path, batch_size, (min_detail_tokens, closing), longer)
+    return in_batches(answers, path, batch_size, (min_detail_tokens, closing, made_with), longer)
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,7 @@ class TransformersSampler:
     the time. Here finished rows leave once they are a quarter of the batch.
 
     Attributes:
+        temperature: of sampling; at 0 the likeliest token is taken.
         repetition_penalty: as that of ``generate``; small models loop without one.
         straggler_share: the batch ends when at most this share of its rows still writes; those rows count as cut off.
             For drafts of an answer's beginning, shorter than :data:`LEAD_TOKENS`, and for sentences every row is waited for.
@@ -71,7 +72,7 @@ class TransformersSampler:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    temperature: float = 0.6
+    temperature: float = 0.3
     top_k: int = 50
     repetition_penalty: float = 1.0
     straggler_share: float = 0.1
@@ -87,12 +88,13 @@ class VllmSampler:
 
     Attributes:
         llm: a ``vllm.LLM`` of the model whose ``tokenizer`` made the prompts; its seed is that of the answers.
+        temperature: of sampling; at 0 the likeliest token is taken.
         repetition_penalty: as that of ``generate``.
     """
 
     llm: Any
     tokenizer: PreTrainedTokenizerBase
-    temperature: float = 0.6
+    temperature: float = 0.3
     top_k: int = 50
     repetition_penalty: float = 1.0
 
@@ -158,8 +160,9 @@ def _sample(sampler: TransformersSampler, tasks: Sequence[Task]) -> list[Written
         in_line = [index for index, row in enumerate(running) if row.task.sentence_after]
         if in_line:
             logits[torch.tensor(in_line)[:, None], torch.tensor(line_ends(tokenizer))] = -torch.inf
-        best = (logits / sampler.temperature).topk(sampler.top_k)
-        input_ids = best.indices.gather(1, torch.multinomial(best.values.softmax(-1), 1))  # (rows, 1)
+        best = logits.topk(sampler.top_k if sampler.temperature else 1)
+        odds = (best.values / (sampler.temperature or 1.0)).softmax(-1)
+        input_ids = best.indices.gather(1, torch.multinomial(odds, 1))  # (rows, 1)
         seen = torch.cat([seen, input_ids], dim=1)
         for row, token in zip(running, input_ids[:, 0].tolist(), strict=True):
             row.append(token)
