@@ -226,7 +226,8 @@ def test_the_recipe_goes_through_all_stages_and_on_from_where_it_stopped(untuned
     texts = ["- A: a b c d e\n- B: f g h i j\n- C: k l m n o"] * 8 + ["no list"] * 4
     own = [Answer(f"{place}?", text) for place, text in enumerate(texts)]
     limits = _Limits(new_tokens=384, whole_tokens=384, items=None)
-    list(in_batches(template_questions(3), tmp_path / "answers.jsonl", 3, limits, lambda _: own))
+    settings = (limits, f"{untuned} transformers float32 0.3 1.0 0")
+    list(in_batches(template_questions(3), tmp_path / "answers.jsonl", 3, settings, lambda _: own))
     asked = ("recipe", "--output", str(tmp_path), "--model", untuned, "--templates", "3", "--max-steps", "2")
     first = run(*asked)
     assert first.exit_code == 0, first.output
@@ -239,6 +240,7 @@ def test_the_recipe_goes_through_all_stages_and_on_from_where_it_stopped(untuned
     assert {"adapter_model.safetensors", "metrics.json", "medusa.safetensors"} <= made.keys()
     evaluation = json.loads((adapter / "evaluation.json").read_text())
     assert len(evaluation["answers"]) == 40 and f"{evaluation['summary']['tokens_per_step']:.3f}" in first.stdout
+    assert all(evaluation["summary"][name] > 0 for name in ("nll", "nll_plain", "nll_base"))
     assert "8" in first.stdout and "66.7%" in first.stdout, "the share that is structured"
     again = run(*asked)
     assert again.exit_code == 0 and {file.name: file.read_bytes() for file in tmp_path.glob("*.jsonl")} == lines

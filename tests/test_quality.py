@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 
+from byte_tokenizer import byte_tokenizer
 from conftest import tiny_llama
+from hf_apar.chat import encode_chat
 from hf_apar.data.prompts import families
-from hf_apar.training.evaluation import EITHER, IN_PARTS, WHOLE
+from hf_apar.training.evaluation import EITHER, IN_PARTS, WHOLE, Judged, likelihoods
 from hf_apar.training.quality import distinct, false_forks, mean_nll
 from hf_apar.tree import ParagraphTree, Thread
 
@@ -58,3 +60,23 @@ def test_the_likelihood_is_that_of_the_answers_tokens_alone():
             expected.append(-logits.log_softmax(-1)[token].item())
     assert mean_nll(model, prompts, answers) == pytest.approx(sum(expected) / 3, abs=1e-5)
     assert mean_nll(model, [[1]], [[]]) == 0.0 and not math.isnan(mean_nll(model, [], []))
+
+
+def test_the_base_judges_three_ways_of_answering_each_answer_alike():
+    """Against each text alone; its own answers are what it writes greedily, so who writes just these has its figure."""
+    tokenizer = byte_tokenizer()
+    base = tiny_llama(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id)
+    prompts = {text: encode_chat(tokenizer, [{"role": "user", "content": text}]) for text in ("Why?", "Name a few trees.")}
+    judged = []
+    for text, ids in prompts.items():
+        own = base.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=20, repetition_penalty=1.1)[0, len(ids) :]
+        plain = tokenizer.decode(own, skip_special_tokens=True)
+        judged.append(Judged(text, "Oak, ash." * len(judged) + "Elm.", None, 0, True, False, 0, 1, 1, plain, True))
+
+    def alone(texts):
+        answers = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        return sum(mean_nll(base, [ids], [ours]) for ids, ours in zip(prompts.values(), answers, strict=True)) / 2
+
+    figures = likelihoods(judged, base, tokenizer, repetition_penalty=1.1, max_new_tokens=20)
+    assert figures["nll"] == pytest.approx(alone([one.text for one in judged]), abs=1e-5)
+    assert figures["nll_base"] == figures["nll_plain"] == pytest.approx(alone([one.plain for one in judged]), abs=1e-5)

@@ -77,6 +77,16 @@ def load(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrainedTo
         return model, AutoTokenizer.from_pretrained(name)
 
 
+def load_base(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load any model, without APAR, and its tokenizer."""
+    import torch
+
+    from hf_apar import checkpoints
+
+    with quietly():
+        return checkpoints.load_base(name or checkpoints.DEFAULT_BASE, dtype=getattr(torch, dtype.value))
+
+
 @contextmanager
 def progress() -> Iterator[Callable[[int, int], None]]:
     """Draw a progress bar on the standard error; what is yielded takes the count of what is done, and of all."""

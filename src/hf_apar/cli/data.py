@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hf_apar.cli.common import Dtype, DtypeOption, ModelOption, SeedOption, app, errors_in_one_line, progress, quietly
+from hf_apar.cli.common import Dtype, DtypeOption, ModelOption, SeedOption, app, errors_in_one_line, load_base, progress
 from hf_apar.errors import DataError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from hf_apar.data.distill import Question
     from hf_apar.data.samplers import Sampler
@@ -139,16 +139,6 @@ def extract(
             typer.echo(f"{title:>12} {count:8d}  {reason}")
 
 
-def _load_base(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Load any model, without APAR, and its tokenizer."""
-    import torch
-
-    from hf_apar.checkpoints import DEFAULT_BASE, load_base
-
-    with quietly():
-        return load_base(name or DEFAULT_BASE, dtype=getattr(torch, dtype.value))
-
-
 @contextmanager
 def _sampler(
     name: str | None,
@@ -164,7 +154,7 @@ def _sampler(
 
     from hf_apar.data.samplers import TransformersSampler, VllmSampler
 
-    loaded, tokenizer = _load_base(name, dtype)
+    loaded, tokenizer = load_base(name, dtype)
     if engine is Engine.transformers:
         torch.manual_seed(seed)
         yield TransformersSampler(loaded, tokenizer, temperature, repetition_penalty=repetition_penalty), tokenizer

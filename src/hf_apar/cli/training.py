@@ -204,8 +204,10 @@ def recipe(
             dtype=dtype,
         )  # fmt: skip
     if not (adapter / "evaluation.json").exists():
+        from hf_apar.checkpoints import DEFAULT_BASE
+
         _stage(6, "it answers prompts that it has not seen")
-        evaluate(str(adapter), None, None, output=adapter / "evaluation.json", dtype=dtype)
+        evaluate(str(adapter), None, None, base=model or DEFAULT_BASE, output=adapter / "evaluation.json", dtype=dtype)
     typer.echo(f'done: hf-apar generate --model {adapter} "..."')
 
 

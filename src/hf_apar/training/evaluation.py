@@ -1,9 +1,11 @@
 """What a tuned model does with prompts of our own that no recipe trains on: forks, ends, loops, steps, false forks."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import cast
 
 import torch
@@ -14,7 +16,7 @@ from hf_apar.config import AparConfig
 from hf_apar.data.markdown import extract
 from hf_apar.data.repetition import repeated_share
 from hf_apar.results import AparOutput
-from hf_apar.training.quality import false_forks
+from hf_apar.training.quality import false_forks, mean_nll
 from hf_apar.tree import Decodes
 
 IN_PARTS = (
@@ -127,7 +129,7 @@ def _batch(
     max_new_tokens: int,
 ) -> list[Judged]:
     encoded = [encode_chat(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
-    batch = tokenizer.pad({"input_ids": encoded}, padding_side="left", return_tensors="pt").to(model.device)
+    batch = _padded(tokenizer, encoded, model)
     options: dict[str, object] = {"do_sample": False, "max_new_tokens": max_new_tokens}
     if repetition_penalty is not None:
         options["repetition_penalty"] = repetition_penalty
@@ -150,6 +152,46 @@ def _batch(
             )
         )  # fmt: skip
     return found
+
+
+def likelihoods(
+    judged: Sequence[Judged],
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    repetition_penalty: float = 1.0,
+    max_new_tokens: int = 512,
+) -> dict[str, float]:
+    """Return what ``base``, the model before its tuning, thinks of the answers of :func:`evaluate`.
+
+    Args:
+        repetition_penalty: of its own greedy answers; best what the tuned model decodes with, since both change by it.
+        max_new_tokens: of its own answers.
+
+    Returns:
+        ``nll``, ``nll_plain`` and ``nll_base``: nats a token of the answers in threads, of the tuned model's plain ones and
+        of its own, each answer counting alike. A tuned model that writes as it used to has three figures that are close.
+    """
+    prompts = [encode_chat(tokenizer, [{"role": "user", "content": one.prompt}]) for one in judged]
+    own: list[str] = []
+    for start in range(0, len(prompts), len(IN_PARTS)):
+        batch = _padded(tokenizer, prompts[start : start + len(IN_PARTS)], base)
+        generate = cast(Callable[..., torch.Tensor], base.generate)
+        rows = generate(**batch, do_sample=False, max_new_tokens=max_new_tokens, repetition_penalty=repetition_penalty)
+        own += tokenizer.batch_decode(rows[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    texts = {"nll": [one.text for one in judged], "nll_plain": [one.plain for one in judged], "nll_base": own}
+    encode = partial(tokenizer.encode, add_special_tokens=False, split_special_tokens=True)
+    return {
+        name: fmean(mean_nll(base, [prompt], [encode(text)]) for prompt, text in zip(prompts, answers, strict=True))
+        for name, answers in texts.items()
+    }
+
+
+def _padded(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]], model: PreTrainedModel
+) -> Mapping[str, torch.Tensor]:
+    batch = tokenizer.pad({"input_ids": list(prompts)}, padding_side="left", return_tensors="pt")
+    return cast(Mapping[str, torch.Tensor], batch.to(model.device))
 
 
 def summary(judged: Sequence[Judged]) -> dict[str, float]:
@@ -181,9 +223,9 @@ def summary(judged: Sequence[Judged]) -> dict[str, float]:
     }
 
 
-def write_evaluation(judged: Sequence[Judged], path: Path) -> None:
+def write_evaluation(judged: Sequence[Judged], figures: Mapping[str, float], path: Path) -> None:
     """Write the figures and the answers to ``path``, as JSON."""
-    record = {"summary": summary(judged), "answers": [asdict(one) for one in judged]}
+    record = {"summary": dict(figures), "answers": [asdict(one) for one in judged]}
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
