@@ -10,16 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 import hf_apar
+from byte_tokenizer import byte_tokenizer
 from hf_apar import cli
 from hf_apar.checkpoints import DEFAULT_BASE
 from hf_apar.cli import app
 from hf_apar.config import AparConfig
 from hf_apar.data.distill import Answer, _Limits, in_batches, read_answers
 from hf_apar.data.prompts import template_questions
+from hf_apar.training.evaluation import PROMPTS, Judged, likelihoods, plain_answers
 from hf_apar.training.medusa import train_medusa as learn
 from hf_apar.training.mixture import Selection
 from hf_apar.training.recipe import train as recipe
@@ -187,6 +189,8 @@ def test_distill_goes_through_all_prompts_once(untuned, tmp_path):
     assert {answer.prompt for answer in finished} <= {f"{number}?" for number in range(5)}
     assert run(*arguments).exit_code == 0
     assert read_answers(answers) == finished
+    hotter = run(*arguments, "--temperature", "0.9")
+    assert hotter.exit_code == 2 and "temperature" in hotter.stderr and read_answers(answers) == finished
 
 
 def test_train_has_the_options_of_the_recipe_with_their_defaults():
@@ -240,7 +244,15 @@ def test_the_recipe_goes_through_all_stages_and_on_from_where_it_stopped(untuned
     assert {"adapter_model.safetensors", "metrics.json", "medusa.safetensors"} <= made.keys()
     evaluation = json.loads((adapter / "evaluation.json").read_text())
     assert len(evaluation["answers"]) == 40 and f"{evaluation['summary']['tokens_per_step']:.3f}" in first.stdout
-    assert all(evaluation["summary"][name] > 0 for name in ("nll", "nll_plain", "nll_base"))
+    base, tokenizer = AutoModelForCausalLM.from_pretrained(untuned), AutoTokenizer.from_pretrained(adapter)
+    judged = [Judged(**answer) for answer in evaluation["answers"]]
+    own = plain_answers(base, tokenizer, PROMPTS)
+    expected = likelihoods(judged, base, tokenizer, own)
+    assert {name: evaluation["summary"][name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    base.save_pretrained(tmp_path / "stranger")
+    byte_tokenizer().save_pretrained(tmp_path / "stranger")
+    stranger = run("evaluate", "--model", str(adapter), "--base", str(tmp_path / "stranger"))
+    assert stranger.exit_code == 2 and "another vocabulary" in stranger.stderr
     assert "8" in first.stdout and "66.7%" in first.stdout, "the share that is structured"
     again = run(*asked)
     assert again.exit_code == 0 and {file.name: file.read_bytes() for file in tmp_path.glob("*.jsonl")} == lines

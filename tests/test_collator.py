@@ -260,6 +260,8 @@ def test_packing_keeps_every_tree_and_wastes_no_row(sizes):
     ("row", "message"),
     [
         ({"input_ids": [1], "position_ids": [0], "visible_until": [1]}, "a row has no shift_labels"),
+        ({**features_of(TREES[0]).to_dict(), "fork_banned": [19]}, r"fork_banned holds \[19\]"),
+        ({**features_of(TREES[0]).to_dict(), "fork_banned": [0]}, r"fork_banned holds \[0\]"),
         ({"input_ids": [1], "position_ids": [0], "visible_until": [1], "shift_labels": []}, "differ in length"),
         (features_of(TREES[0]).to_dict(), "a row has 19 tokens, at most 9 fit"),
     ],

@@ -11,6 +11,7 @@ from hf_apar.data.distill import Answer, read_answers
 from hf_apar.data.elaborate import CLOSING_TOKENS, CLOSINGS, MORE_TOKENS, elaborate
 from hf_apar.data.markdown import extract
 from hf_apar.data.samplers import Task, Written
+from hf_apar.errors import DataError
 
 LEAST = 60  # bytes are tokens here
 SHORT = "Go to bed early each night."
@@ -105,6 +106,8 @@ def test_a_second_call_goes_on_where_the_first_one_stopped(tokenizer, tmp_path):
     steps = elaborate(sample, tokenizer, answers, path, min_detail_tokens=LEAST, batch_size=2)
     assert next(steps) == 2
     steps.close()
+    with pytest.raises(DataError, match="other settings"):
+        next(elaborate(sample, tokenizer, answers, path, min_detail_tokens=LEAST, batch_size=2, made_with="another"))
     assert list(elaborate(sample, tokenizer, answers, path, min_detail_tokens=LEAST, batch_size=2)) == [4, 5]
     prompts = [json.loads(line)["prompt"] for line in path.read_text(encoding="utf-8").splitlines()]
     assert prompts == [answer.prompt for answer in answers]

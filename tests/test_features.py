@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from byte_tokenizer import byte_tokenizer
 from hf_apar.chat import encode_chat
-from hf_apar.data.features import IGNORED, chat_features, tree_features, truncate
+from hf_apar.data.features import IGNORED, TreeFeatures, chat_features, tree_features, truncate
 from hf_apar.data.text_tree import TextThread
 from hf_apar.errors import ControlTokenError, DataError
 
@@ -135,6 +135,11 @@ def test_truncation_leaves_whole_threads_as_they_were(tree, limit):
     assert len(cut) <= limit or CHILD not in cut.input_ids
     assert cut == row or len(truncate(row, len(cut), CHILD)) == len(cut)
     assert (cut == row) == (len(row) <= limit or CHILD not in row.input_ids), "no thread goes without need"
+
+
+def test_truncation_keeps_the_marks_of_the_places_that_stay():
+    row = TreeFeatures([5, 8, 9, 6, 7], [0, 1, 2, 3, 2], [5, 5, 4, 4, 5], [8, 7, 6, 2, 2], [0, 3, 4])
+    assert truncate(row, 4, 9).fork_banned == [0, 2]
 
 
 def test_the_last_of_the_deepest_threads_goes_first():

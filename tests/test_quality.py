@@ -1,6 +1,7 @@
 """What is counted against a fork, and for an answer."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from byte_tokenizer import byte_tokenizer
 from conftest import tiny_llama
 from hf_apar.chat import encode_chat
 from hf_apar.data.prompts import families
-from hf_apar.training.evaluation import EITHER, IN_PARTS, WHOLE, Judged, likelihoods
+from hf_apar.training.evaluation import EITHER, IN_PARTS, WHOLE, Judged, likelihoods, plain_answers
 from hf_apar.training.quality import distinct, false_forks, mean_nll
 from hf_apar.tree import ParagraphTree, Thread
 
@@ -77,6 +78,9 @@ def test_the_base_judges_three_ways_of_answering_each_answer_alike():
         answers = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
         return sum(mean_nll(base, [ids], [ours]) for ids, ours in zip(prompts.values(), answers, strict=True)) / 2
 
-    figures = likelihoods(judged, base, tokenizer, repetition_penalty=1.1, max_new_tokens=20)
+    own = plain_answers(base, tokenizer, list(prompts), repetition_penalty=1.1, max_new_tokens=20)
+    figures = likelihoods(judged, base, tokenizer, own)
     assert figures["nll"] == pytest.approx(alone([one.text for one in judged]), abs=1e-5)
     assert figures["nll_base"] == figures["nll_plain"] == pytest.approx(alone([one.plain for one in judged]), abs=1e-5)
+    said_nothing = [*judged, replace(judged[0], text="", plain="")]  # an answer without tokens is no likely one
+    assert likelihoods(said_nothing, base, tokenizer, [*own, ""]) == figures

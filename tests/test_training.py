@@ -188,8 +188,8 @@ def test_some_structured_answers_come_once_more_as_they_read(base):
     assert all(ids[0] not in tree.shift_labels and tree.shift_labels.count(IGNORED) == ignored for tree in lists)
 
 
-@pytest.mark.parametrize("items", [None, 7])
-def test_the_loss_leaves_fork_out_of_the_choice_where_a_copy_reads_on(base, tmp_path, items):
+@pytest.mark.parametrize(("items", "processes"), [(None, 1), (7, 1), (7, 2)])
+def test_the_loss_leaves_fork_out_of_the_choice_where_a_copy_reads_on(base, tmp_path, monkeypatch, items, processes):
     """Against the logits with [Fork] taken out by hand at each place of a copy where its tree forks, and nowhere else."""
     model, tokenizer = loaded(base)
     fork, child = add_control_tokens(model, tokenizer)
@@ -199,6 +199,7 @@ def test_the_loss_leaves_fork_out_of_the_choice_where_a_copy_reads_on(base, tmp_
     batch = DataCollatorForApar(0)([row.to_dict() for row in pack(mixture.train, 300)])
     arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, remove_unused_columns=False)
     trainer = AdapterTrainer(model=model, args=arguments, token_rate=1.0, fork_id=fork)
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", processes)  # the mean over them undoes the factor
     loss = trainer.compute_loss(model, dict(batch), num_items_in_batch=items)
     banned = batch.pop("fork_banned")
     copies = [tree for tree in mixture.train if tree.fork_banned]
@@ -209,7 +210,7 @@ def test_the_loss_leaves_fork_out_of_the_choice_where_a_copy_reads_on(base, tmp_
     logits[..., fork][banned] = -torch.inf
     expected = cross_entropy(logits.flatten(0, 1), batch["shift_labels"].flatten(), reduction="sum")
     count = items or int((batch["shift_labels"] != IGNORED).sum())
-    assert loss.item() == pytest.approx(expected.item() / count, rel=1e-5)
+    assert loss.item() == pytest.approx(processes * expected.item() / count, rel=1e-5)
     assert loss.item() < trainer.compute_loss(model, dict(batch), num_items_in_batch=items).item() - 1e-3
 
 

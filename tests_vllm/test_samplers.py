@@ -8,7 +8,7 @@ from vllm import LLM
 from hf_apar.data import samplers
 from hf_apar.data.samplers import Task, TransformersSampler, VllmSampler, Written
 
-OPTIONS = {"top_k": 1, "repetition_penalty": 1.1}
+OPTIONS = {"temperature": 0.0, "repetition_penalty": 1.1}
 
 
 @pytest.fixture(scope="module")

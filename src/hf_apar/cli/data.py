@@ -73,11 +73,11 @@ def distill(
             raise DataError("there are no prompts; name a file of them, or ask for some with --templates N")
         from hf_apar.data.distill import distill as answer
 
-        with _sampler(model, dtype, engine, batch_size, temperature, repetition_penalty, seed) as (sample, tokenizer):
+        with _sampler(model, dtype, engine, batch_size, temperature, repetition_penalty, seed) as (sample, tokenizer, said):
             steps = answer(
                 sample, tokenizer, questions, output, batch_size=batch_size, max_new_tokens=max_new_tokens,
                 max_whole_tokens=max_whole_tokens, max_items=max_items,
-                made_with=f"{model} {engine} {dtype} {temperature} {repetition_penalty} {seed}",
+                made_with=said,
             )  # fmt: skip
             _follow(steps, total=len(questions))
 
@@ -102,10 +102,10 @@ def elaborate(
         from hf_apar.data.elaborate import elaborate as go_on
 
         given = read_answers(answers)
-        with _sampler(model, dtype, engine, batch_size, temperature, repetition_penalty, seed) as (sample, tokenizer):
+        with _sampler(model, dtype, engine, batch_size, temperature, repetition_penalty, seed) as (sample, tokenizer, said):
             steps = go_on(
                 sample, tokenizer, given, output, min_detail_tokens=min_detail_tokens, closing=closing,
-                batch_size=batch_size, made_with=f"{model} {engine} {dtype} {temperature} {repetition_penalty} {seed}",
+                batch_size=batch_size, made_with=said,
             )  # fmt: skip
             _follow(steps, total=len(given))
 
@@ -148,16 +148,18 @@ def _sampler(
     temperature: float,
     repetition_penalty: float,
     seed: int,
-) -> "Iterator[tuple[Sampler, PreTrainedTokenizerBase]]":
-    """Load what lets a model write."""
+) -> "Iterator[tuple[Sampler, PreTrainedTokenizerBase, str]]":
+    """Load what lets a model write, and say in words what it is."""
     import torch
 
+    from hf_apar.checkpoints import DEFAULT_BASE
     from hf_apar.data.samplers import TransformersSampler, VllmSampler
 
     loaded, tokenizer = load_base(name, dtype)
+    said = f"{name or DEFAULT_BASE} {engine} {dtype} {temperature} {repetition_penalty} {seed}"
     if engine is Engine.transformers:
         torch.manual_seed(seed)
-        yield TransformersSampler(loaded, tokenizer, temperature, repetition_penalty=repetition_penalty), tokenizer
+        yield TransformersSampler(loaded, tokenizer, temperature, repetition_penalty=repetition_penalty), tokenizer, said
         return
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # on few cores a second process only competes
     from vllm import LLM
@@ -169,7 +171,7 @@ def _sampler(
             folder, dtype=dtype.value, max_num_seqs=min(batch_size, 128), block_size=32, max_model_len=2048, seed=seed,
             gpu_memory_utilization=0.7,  # of the memory that is free for it: on CPUs the default leaves too little to others
         )  # fmt: skip
-        yield VllmSampler(llm, tokenizer, temperature, repetition_penalty=repetition_penalty), tokenizer
+        yield VllmSampler(llm, tokenizer, temperature, repetition_penalty=repetition_penalty), tokenizer, said
 
 
 def _read_questions(path: Path) -> "list[Question]":

@@ -1,13 +1,16 @@
 """The command that judges a tuned model by what it writes: evaluate."""
 
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hf_apar.cli.common import Dtype, DtypeOption, ModelOption, app, errors_in_one_line, load, load_base
+from hf_apar.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @app.command()
@@ -31,20 +34,32 @@ def evaluate(
         from hf_apar.training import evaluation
 
         loaded, tokenizer = load(model, dtype)
-        judge = None if base is None else load_base(base, dtype)[0]
+        judge = None if base is None else _judge(base, tokenizer, dtype)
         biases: Sequence[float | None] = fork_bias or [None]
         penalties: Sequence[float | None] = repetition_penalty or [None]
-        for bias, penalty in product(biases, penalties):
-            judged = evaluation.evaluate(
-                loaded, tokenizer, fork_bias=bias, repetition_penalty=penalty, max_new_tokens=max_new_tokens
-            )
-            chosen = [f"{name} {value:g}" for name, value in (("bias", bias), ("penalty", penalty)) if value is not None]
-            figures = evaluation.summary(judged)
+        for penalty in penalties:
+            own: list[str] = []
             if judge is not None:
-                figures |= evaluation.likelihoods(
-                    judged, judge, tokenizer, max_new_tokens=max_new_tokens,
-                    repetition_penalty=penalty or getattr(loaded.generation_config, "repetition_penalty", None) or 1.0,
+                own = evaluation.plain_answers(
+                    judge, tokenizer, evaluation.PROMPTS, max_new_tokens=max_new_tokens,
+                    repetition_penalty=penalty or loaded.generation_config.repetition_penalty or 1.0,
                 )  # fmt: skip
-            typer.echo(", ".join([*chosen, *(f"{name} {value:.3f}" for name, value in figures.items())]))
-            if output is not None:
-                evaluation.write_evaluation(judged, figures, output)
+            for bias in biases:
+                judged = evaluation.evaluate(
+                    loaded, tokenizer, fork_bias=bias, repetition_penalty=penalty, max_new_tokens=max_new_tokens
+                )
+                figures = evaluation.summary(judged)
+                if judge is not None:
+                    figures |= evaluation.likelihoods(judged, judge, tokenizer, own)
+                chosen = [f"{name} {value:g}" for name, value in (("bias", bias), ("penalty", penalty)) if value is not None]
+                typer.echo(", ".join([*chosen, *(f"{name} {value:.3f}" for name, value in figures.items())]))
+                if output is not None:
+                    evaluation.write_evaluation(judged, figures, output)
+
+
+def _judge(base: str, tokenizer: "PreTrainedTokenizerBase", dtype: Dtype) -> "PreTrainedModel":
+    """Load ``base``, whose vocabulary must be that of ``tokenizer`` before the control tokens came."""
+    judge, own = load_base(base, dtype)
+    if not own.get_vocab().items() <= tokenizer.get_vocab().items():
+        raise ConfigurationError(f"--base {base} has another vocabulary; name the model that the tuned one was made from")
+    return judge

@@ -85,8 +85,9 @@ class DataCollatorForApar:
     The batch holds ``input_ids``, ``position_ids``, ``labels`` and ``shift_labels`` (batch, length), and an
     ``attention_mask``. ``labels`` repeats ``shift_labels``: transformers asks for ``labels`` to compute a loss at all and
     takes its targets from ``shift_labels``, and either way of counting them agrees, since the first token of a row, a
-    prompt's, has no target. Where a row has ``fork_banned``, so has the batch, as booleans (batch, length): for
-    :class:`~hf_apar.training.lora.AdapterTrainer`, whose loss leaves [Fork] out of the choice there.
+    prompt's, has no target. Where a row has ``fork_banned``, so has the batch, as booleans (batch, length). The loss of
+    :class:`~hf_apar.training.lora.AdapterTrainer` leaves [Fork] out of the choice there; other trainers do not know it, so
+    give them rows without such places (``Selection(unforked_share=0)``).
 
     Attributes:
         pad_token_id: fills shorter rows; such a token sees itself alone.
@@ -150,6 +151,9 @@ class DataCollatorForApar:
         lengths = {name: len(row[name]) for name in COLUMNS}
         if len(set(lengths.values())) > 1:
             raise DataError(f"the columns of a row differ in length: {lengths}")
+        targets = row["shift_labels"]
+        if any(not 0 <= place < len(targets) or targets[place] == IGNORED for place in row.get("fork_banned", ())):
+            raise DataError(f"fork_banned holds {row['fork_banned']}; each must be a place of the row that has a target")
         if self.max_length is not None and lengths["input_ids"] > self.max_length:
             raise DataError(f"a row has {lengths['input_ids']} tokens, at most {self.max_length} fit; pack with that limit")
 

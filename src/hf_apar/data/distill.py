@@ -120,8 +120,8 @@ def in_batches(
     done, _, digest = written.partition(" ")  # a file of an earlier release has no digest, and so none that fits
     if digest != _digest(items[: int(done)], settings):
         raise DataError(
-            f"{path} was made of other records or with other settings; go on with those, or remove it and {progress.name} "
-            "to begin anew"
+            f"{path} was made of other records or with other settings (model, engine, number format, temperature, penalty, "
+            f"seed, lengths); go on with those, or remove it and {progress.name} to begin anew"
         )
     path.touch()
     for start in range(int(done), len(items), batch_size):

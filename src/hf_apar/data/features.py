@@ -22,7 +22,7 @@ class TreeFeatures:
         position_ids: depth along the path to the root: [Child] and the parent's next token share a position.
         visible_until: token ``i`` sees token ``j`` when ``j <= i < visible_until[j]``.
         shift_labels: the target of each token: the next token of its own thread, EOS at its end, -100 for none.
-        fork_banned: the places, in ascending order, whose target is what comes next where [Fork] may not.
+        fork_banned: the places, in ascending order, whose target is the next token given that [Fork] is banned.
     """
 
     input_ids: list[int] = field(default_factory=list)

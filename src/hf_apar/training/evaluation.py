@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import cast
 
 import torch
@@ -68,7 +67,10 @@ EITHER = (
     "How many hours does a person spend in queues in a lifetime? Explain your estimate.",
 )
 """Prompts that an answer in parts suits, or one without."""
+PROMPTS = IN_PARTS + WHOLE + EITHER
+"""All of them, in the order of :func:`evaluate`'s answers."""
 LOOP = 0.3  # of its runs of five words that an answer repeats
+AT_ONCE = 16  # prompts of a batch
 
 
 @dataclass(frozen=True)
@@ -154,37 +156,47 @@ def _batch(
     return found
 
 
-def likelihoods(
-    judged: Sequence[Judged],
-    base: PreTrainedModel,
+def plain_answers(
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
     *,
     repetition_penalty: float = 1.0,
     max_new_tokens: int = 512,
+) -> list[str]:
+    """Return what ``model`` answers to ``prompts`` greedily, in batches of :data:`AT_ONCE`; it need not know how to fork."""
+    encoded = [encode_chat(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
+    generate = cast(Callable[..., torch.Tensor], model.generate)
+    answers: list[str] = []
+    for start in range(0, len(encoded), AT_ONCE):
+        batch = _padded(tokenizer, encoded[start : start + AT_ONCE], model)
+        rows = generate(**batch, do_sample=False, max_new_tokens=max_new_tokens, repetition_penalty=repetition_penalty)
+        answers += tokenizer.batch_decode(rows[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return answers
+
+
+def likelihoods(
+    judged: Sequence[Judged], base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, own: Sequence[str]
 ) -> dict[str, float]:
     """Return what ``base``, the model before its tuning, thinks of the answers of :func:`evaluate`.
 
     Args:
-        repetition_penalty: of its own greedy answers; best what the tuned model decodes with, since both change by it.
-        max_new_tokens: of its own answers.
+        own: the base's answers to the same prompts (:func:`plain_answers`), best with the repetition penalty that the tuned
+            model decodes with, since both change by it.
 
     Returns:
         ``nll``, ``nll_plain`` and ``nll_base``: nats a token of the answers in threads, of the tuned model's plain ones and
-        of its own, each answer counting alike. A tuned model that writes as it used to has three figures that are close.
+        of the base's own, each answer that has a token counting alike. A tuned model that writes as it used to has three
+        figures that are close.
     """
     prompts = [encode_chat(tokenizer, [{"role": "user", "content": one.prompt}]) for one in judged]
-    own: list[str] = []
-    for start in range(0, len(prompts), len(IN_PARTS)):
-        batch = _padded(tokenizer, prompts[start : start + len(IN_PARTS)], base)
-        generate = cast(Callable[..., torch.Tensor], base.generate)
-        rows = generate(**batch, do_sample=False, max_new_tokens=max_new_tokens, repetition_penalty=repetition_penalty)
-        own += tokenizer.batch_decode(rows[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    texts = {"nll": [one.text for one in judged], "nll_plain": [one.plain for one in judged], "nll_base": own}
     encode = partial(tokenizer.encode, add_special_tokens=False, split_special_tokens=True)
-    return {
-        name: fmean(mean_nll(base, [prompt], [encode(text)]) for prompt, text in zip(prompts, answers, strict=True))
-        for name, answers in texts.items()
+    ways = {"nll": [one.text for one in judged], "nll_plain": [one.plain for one in judged], "nll_base": own}
+    values = {
+        name: [mean_nll(base, [prompt], [encode(text)]) for prompt, text in zip(prompts, texts, strict=True) if text]
+        for name, texts in ways.items()
     }
+    return {name: sum(found) / max(len(found), 1) for name, found in values.items()}
 
 
 def _padded(

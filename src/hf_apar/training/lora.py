@@ -1,6 +1,7 @@
 """LoRA on all linear layers, and the rows of [Fork] and [Child] at a learning rate of their own."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
@@ -73,11 +74,19 @@ class AdapterTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, object]:
         banned = inputs.pop("fork_banned", None)
-        items = (inputs["shift_labels"] != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        if banned is not None:
-            loss = loss + fork_left_out(outputs["logits"], banned, self.fork_id) / items
-        return (loss, outputs) if return_outputs else loss
+
+        def forward(**batch: Tensor) -> dict[str, Tensor]:
+            outputs: dict[str, Tensor] = model(**batch)
+            if banned is not None:
+                items = batch.get("num_items_in_batch", (batch["shift_labels"] != IGNORED).sum())
+                outputs["loss"] = outputs["loss"] + fork_left_out(outputs["logits"], banned, self.fork_id) / items
+            return outputs
+
+        # in the model's place, so that what the Trainer does to its loss, on several devices say, is done to all of it
+        result: Tensor | tuple[Tensor, object] = super().compute_loss(
+            cast(torch.nn.Module, forward), inputs, return_outputs, num_items_in_batch
+        )
+        return result
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
