@@ -20,6 +20,7 @@ from hf_apar.data.collator import DataCollatorForApar, pack
 from hf_apar.data.features import IGNORED, TreeFeatures
 from hf_apar.errors import ConfigurationError, ControlTokenError
 from hf_apar.speculation.medusa import MedusaHeads, path_successors
+from hf_apar.training.metrics import final_metrics
 from hf_apar.training.mixture import Selection, mix, read_examples
 
 logger = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ def train_medusa(
     checkpoint = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     logger.info("training %s", f"goes on from {checkpoint}" if checkpoint else "starts")
     trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = trainer.evaluate()
+    metrics = final_metrics(trainer)
     heads.save(output)
     report = {"final": metrics, "steps": trainer.state.log_history}
     (output / "medusa_metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

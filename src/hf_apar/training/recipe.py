@@ -15,7 +15,7 @@ from hf_apar.data.collator import DataCollatorForApar, pack
 from hf_apar.errors import DataError
 from hf_apar.tokens import add_control_tokens
 from hf_apar.training.lora import AdapterTrainer, add_lora
-from hf_apar.training.metrics import best_tokens, metrics_for
+from hf_apar.training.metrics import best_tokens, final_metrics, metrics_for
 from hf_apar.training.mixture import DEFAULT_SELECTION, Mixture, Selection, mix, read_examples
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def train(
     _keep_fingerprint(mixture, output, checkpoint)
     logger.info("training %s", f"goes on from {checkpoint}" if checkpoint else "starts")
     trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = _final_metrics(trainer)
+    metrics = final_metrics(trainer)
     assert isinstance(trainer.model, PeftModel)
     save_adapter(trainer.model, tokenizer, output)
     report = {"final": metrics, "steps": trainer.state.log_history}
@@ -134,12 +134,6 @@ def _trainer(
         token_rate=token_rate,
         fork_id=control_ids[0],
     )
-
-
-def _final_metrics(trainer: AdapterTrainer) -> dict[str, float]:
-    """Return the evaluation of the last step, without repeating one that the Trainer has just made."""
-    made = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    return made[-1] if made and made[-1]["step"] == trainer.state.global_step else trainer.evaluate()
 
 
 def _record_settings(model: PreTrainedModel, max_depth: int, fork_bias: float, repetition_penalty: float) -> None:
