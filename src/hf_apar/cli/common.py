@@ -72,9 +72,11 @@ def load(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrainedTo
     torch_dtype = getattr(torch, dtype.value)
     with quietly():
         if name is None:
-            return load_default_model(dtype=torch_dtype)
-        model = hf_apar.AparModelForCausalLM.from_pretrained(name, dtype=torch_dtype)
-        return model, AutoTokenizer.from_pretrained(name)
+            model, tokenizer = load_default_model(dtype=torch_dtype)
+        else:
+            model = hf_apar.AparModelForCausalLM.from_pretrained(name, dtype=torch_dtype)
+            tokenizer = AutoTokenizer.from_pretrained(name)
+    return on_device(model), tokenizer
 
 
 def load_base(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
@@ -85,6 +87,13 @@ def load_base(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrai
 
     with quietly():
         return checkpoints.load_base(name or checkpoints.DEFAULT_BASE, dtype=getattr(torch, dtype.value))
+
+
+def on_device(model: "PreTrainedModel") -> "PreTrainedModel":
+    """Move ``model`` to the GPU, if there is one."""
+    import torch
+
+    return model.to("cuda") if torch.cuda.is_available() else model  # type: ignore[arg-type]  # the decorator of `to` hides it
 
 
 @contextmanager

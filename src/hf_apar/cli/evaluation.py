@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hf_apar.cli.common import Dtype, DtypeOption, ModelOption, app, errors_in_one_line, load, load_base
+from hf_apar.cli.common import Dtype, DtypeOption, ModelOption, app, errors_in_one_line, load, load_base, on_device
 from hf_apar.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -62,4 +62,4 @@ def _judge(base: str, tokenizer: "PreTrainedTokenizerBase", dtype: Dtype) -> "Pr
     judge, own = load_base(base, dtype)
     if not own.get_vocab().items() <= tokenizer.get_vocab().items():
         raise ConfigurationError(f"--base {base} has another vocabulary; name the model that the tuned one was made from")
-    return judge
+    return on_device(judge)

@@ -134,6 +134,13 @@ def line_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [token for token, piece in enumerate(pieces) if "\n" in piece or token in special]
 
 
+@cache
+def _with_marks(tokenizer: PreTrainedTokenizerBase, marks: frozenset[str]) -> frozenset[int]:
+    """Return the tokens that hold one of ``marks``, or a part of a letter, which may be one."""
+    pieces = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    return frozenset(token for token, piece in enumerate(pieces) if not (marks | {"\ufffd"}).isdisjoint(piece))
+
+
 @torch.no_grad()
 def _sample(sampler: TransformersSampler, tasks: Sequence[Task]) -> list[Written]:
     model, tokenizer = sampler.model, sampler.tokenizer
@@ -144,7 +151,9 @@ def _sample(sampler: TransformersSampler, tasks: Sequence[Task]) -> list[Written
     attention_mask = torch.tensor([[0] * gap + [1] * (width - gap) for gap in gaps])
     input_ids, attention_mask = input_ids.to(model.device), attention_mask.to(model.device)
     assert model.generation_config is not None
-    rows = [_Row(tokenizer, task, {*eos_token_ids(model.generation_config), tokenizer.eos_token_id}) for task in tasks]
+    eos = {*eos_token_ids(model.generation_config), tokenizer.eos_token_id}
+    no_end_of_line = torch.tensor(sorted({*line_ends(tokenizer), *eos}))
+    rows = [_Row(tokenizer, task, eos) for task in tasks]
     cache, running = new_tree_cache(model.config), rows
     positions, seen = (attention_mask.cumsum(1) - 1).clamp(min=0), input_ids  # (rows, tokens so far): what is penalised
     longest = max(task.max_new_tokens for task in tasks)
@@ -159,7 +168,7 @@ def _sample(sampler: TransformersSampler, tasks: Sequence[Task]) -> list[Written
         logits = penalise(seen, logits)
         in_line = [index for index, row in enumerate(running) if row.task.sentence_after]
         if in_line:
-            logits[torch.tensor(in_line)[:, None], torch.tensor(line_ends(tokenizer))] = -torch.inf
+            logits[torch.tensor(in_line)[:, None], no_end_of_line] = -torch.inf
         best = logits.topk(sampler.top_k if sampler.temperature else 1)
         odds = (best.values / (sampler.temperature or 1.0)).softmax(-1)
         input_ids = best.indices.gather(1, torch.multinomial(odds, 1))  # (rows, 1)
@@ -201,6 +210,9 @@ class _Row:
         self.ended = token in self.eos
         if not self.ended:
             self.tokens.append(token)
+            marks = frozenset((stop.rstrip() or stop)[-1] for stop in self.task.stops)  # a space may be the next token
+            if _with_marks(self.tokenizer, marks).isdisjoint(self.tokens[-2:]):
+                return  # to decode every row at every step would take longer than the step on a GPU
             tail = self.tokens[-_TAIL - len(self.task.stop) :]
             before, text = len(self._text(tail[:-1]).rstrip("\ufffd")), self._text(tail)  # a letter may take several tokens
             stopped = any(text.find(stop, max(before - len(stop) + 1, 0)) >= 0 for stop in self.task.stops)  # just now
@@ -210,7 +222,7 @@ class _Row:
     def written(self) -> Written:
         text = self._text(self.tokens)
         if self.task.sentence_after and self.ended:
-            text = text[: max(text.rfind(end) + len(end.rstrip(" ")) for end in self.task.stops if end in text)]
+            text = text[: max((text.rfind(end) + len(end.rstrip(" ")) for end in self.task.stops if end in text), default=0)]
         elif self.task.stop:
             text = text.partition(self.task.stop)[0]
         return Written(text, self.ended)
