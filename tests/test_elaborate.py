@@ -8,7 +8,7 @@ import pytest
 from byte_tokenizer import byte_tokenizer
 from hf_apar.chat import encode_chat
 from hf_apar.data.distill import Answer, read_answers
-from hf_apar.data.elaborate import CLOSING_TOKENS, CLOSINGS, MORE_TOKENS, elaborate
+from hf_apar.data.elaborate import CLOSING_TOKENS, CLOSINGS, MORE_TOKENS, SHORTEST, elaborate
 from hf_apar.data.markdown import extract
 from hf_apar.data.samplers import Task, Written
 from hf_apar.errors import DataError
@@ -65,6 +65,20 @@ def test_details_end_with_the_sentence_that_makes_them_long_enough(tokenizer, tm
     assert first == Task(ids(LIST.partition("\n2.")[0]), missing + MORE_TOKENS, sentence_after=missing)
     assert third == Task(ids(LIST), missing + MORE_TOKENS, sentence_after=missing)
     assert closing == Task(ids(f"{LIST}\n\n{CLOSING}"), CLOSING_TOKENS, stop="\n")
+
+
+def test_details_that_come_later_may_be_shorter(tokenizer, tmp_path):
+    sample = Says(" It helps. You will see that it does so very soon. And then")
+    details = [SHORT, LONG, "I do as I do.", SHORT]
+    items = [f"{number}. **Way {number}**: {detail}" for number, detail in enumerate(details, start=1)]
+    (text,) = run(tokenizer, tmp_path / "a.jsonl", sample, "Rest:\n\n" + "\n".join(items), taper=25, closing=False)
+    lengths = [LEAST, LEAST - 25, SHORTEST, SHORTEST]
+    first, third = sample.tasks  # the second and the fourth are long enough as they are
+    assert first.sentence_after == lengths[0] - len(f" {SHORT}")
+    assert third.sentence_after == lengths[2] - len(" I do as I do.")
+    details = [child.text for child in extract(text).children]
+    assert all(len(detail) >= least for detail, least in zip(details, lengths, strict=True))
+    assert details[1] == " Take a walk in the park every day."
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,7 @@ def test_the_loss_leaves_fork_out_of_the_choice_where_a_copy_reads_on(base, tmp_
     mixture = mix(ANSWERS, tokenizer, (fork, child), Selection(structured_share=0.5, unforked_share=0.5, held_out=0.25))
     batch = DataCollatorForApar(0)([row.to_dict() for row in pack(mixture.train, 300)])
     arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, remove_unused_columns=False)
-    trainer = AdapterTrainer(model=model, args=arguments, token_rate=1.0, fork_id=fork)
+    trainer = AdapterTrainer(model=model, args=arguments, token_rate=1.0, control_ids=(fork, child))
     monkeypatch.setattr(type(trainer.accelerator), "num_processes", processes)  # the mean over them undoes the factor
     loss = trainer.compute_loss(model, dict(batch), num_items_in_batch=items)
     banned = batch.pop("fork_banned")
@@ -216,7 +216,14 @@ def test_the_loss_leaves_fork_out_of_the_choice_where_a_copy_reads_on(base, tmp_
 
 @pytest.mark.parametrize(
     "share",
-    [{"unforked_share": 1.5}, {"structured_share": 0.0}, {"structured_share": 1.1}, {"held_out": 0.0}, {"held_out": 1.0}],
+    [
+        {"unforked_share": 1.5},
+        {"structured_share": 0.0},
+        {"likeliest": 0.0},
+        {"structured_share": 1.1},
+        {"held_out": 0.0},
+        {"held_out": 1.0},
+    ],
 )
 def test_a_share_is_between_0_and_1(share):
     ((name, value),) = share.items()
@@ -292,6 +299,49 @@ def test_what_forks_too_often_or_gains_too_little_is_left_out(base):
     assert count(min_elaborated=0.5) == 10  # told, and nine that do not fork, so that it is a tenth
     with pytest.raises(DataError, match="fork too often or gain too little"):
         count(min_ideal_ratio=9.0)
+
+
+def test_the_likeliest_answers_are_trained_on(base):
+    """Of what forks alone, as judged with the prompt before it and the answer as it reads."""
+    model, tokenizer = loaded(base)
+    ids = add_control_tokens(model, tokenizer)
+    lists = [Answer(f"list {number}", LIST) for number in range(8)]
+    asked = []
+
+    def nll(prompt, answer):
+        asked.append((tokenizer.decode(prompt), tokenizer.decode(answer)))
+        return -float(asked[-1][0].partition("list ")[2][0])
+
+    options = {"structured_share": 0.5, "unforked_share": 0.0, "held_out": 0.1}
+    kept = mix([*lists, *ANSWERS[-8:]], tokenizer, ids, Selection(likeliest=0.5, **options), nll=nll)
+    texts = [tokenizer.decode(tree.input_ids) for tree in kept.train + kept.held_out]
+    assert sorted(number for number in range(8) for text in texts if f"list {number}" in text) == [4, 5, 6, 7]
+    assert len(texts) == 8 and len(asked) == 8
+    assert all(
+        prompt == tokenizer.decode(encode_chat(tokenizer, [{"role": "user", "content": f"list {number}"}]))
+        and answer == LIST
+        for number, (prompt, answer) in enumerate(asked)
+    )
+    everything = mix([*lists, *ANSWERS[-8:]], tokenizer, ids, Selection(**options))
+    assert len(everything.train) + len(everything.held_out) == 16
+
+
+def test_a_run_with_a_teacher_keeps_the_words_of_the_base(base, answers, tmp_path):
+    """The tuned model's loss on its training text rises less than it could fall, and its words stay nearer to the base's."""
+    options = {"model": str(base), "rank": 8, "learning_rate": 2e-2, "token_rate": 2.0, "max_length": 256, "max_steps": 40}
+    losses = [train(answers, tmp_path / str(weight), HELD_OUT, teacher_weight=weight, **options) for weight in (0.0, 1.0)]
+    assert losses[1]["eval_loss"] > losses[0]["eval_loss"] + 0.1
+    assert losses[1]["eval_fork_recall"] > 0.9
+    model, tokenizer = loaded(base)
+    add_control_tokens(model, tokenizer)
+    prompt = torch.tensor([encode_chat(tokenizer, [{"role": "user", "content": "say"}]) + tokenizer.encode("no l")])
+    with torch.no_grad():
+        own = model(prompt).logits[0, -1].log_softmax(-1)
+        far = [
+            (load_adapter(*loaded(base), tmp_path / str(weight))(prompt).logits[0, -1].log_softmax(-1) - own).abs().mean()
+            for weight in (0.0, 1.0)
+        ]
+    assert far[1] < 0.5 * far[0]
 
 
 def test_metrics_of_nothing_are_zero():

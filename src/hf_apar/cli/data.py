@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hf_apar.cli.common import Dtype, DtypeOption, ModelOption, SeedOption, app, errors_in_one_line, load_base, progress
+from hf_apar.cli.common import (
+    Dtype,
+    DtypeOption,
+    ModelOption,
+    SeedOption,
+    app,
+    errors_in_one_line,
+    load_base,
+    on_device,
+    progress,
+)
 from hf_apar.errors import DataError
 
 if TYPE_CHECKING:
@@ -42,6 +52,9 @@ TemperatureOption = Annotated[
     float, typer.Option(min=0, help="Of the answers' sampling; at 0 the likeliest token is taken.")
 ]
 MinDetailTokensOption = Annotated[int, typer.Option(min=1, help="A detail ends with the sentence that reaches this length.")]
+TaperOption = Annotated[
+    int, typer.Option(min=0, help="Each later detail may be so many tokens shorter; by a title's length all end together.")
+]
 ClosingOption = Annotated[bool, typer.Option("--closing/--no-closing", help="Let a sentence close a list.")]
 EngineOption = Annotated[Engine, typer.Option(help="What runs the model; vllm is faster, and an environment of its own.")]
 
@@ -88,6 +101,7 @@ def elaborate(
     output: Annotated[Path, typer.Argument(help="JSON Lines that the answers are appended to.", dir_okay=False)],
     model: ModelOption = None,
     min_detail_tokens: MinDetailTokensOption = 40,
+    taper: TaperOption = 0,
     closing: ClosingOption = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Answers at once.")] = 64,
     temperature: TemperatureOption = 0.3,
@@ -104,8 +118,8 @@ def elaborate(
         given = read_answers(answers)
         with _sampler(model, dtype, engine, batch_size, temperature, repetition_penalty, seed) as (sample, tokenizer, said):
             steps = go_on(
-                sample, tokenizer, given, output, min_detail_tokens=min_detail_tokens, closing=closing,
-                batch_size=batch_size, made_with=said,
+                sample, tokenizer, given, output, min_detail_tokens=min_detail_tokens, taper=taper,
+                closing=closing, batch_size=batch_size, made_with=said,
             )  # fmt: skip
             _follow(steps, total=len(given))
 
@@ -159,7 +173,11 @@ def _sampler(
     said = f"{name or DEFAULT_BASE} {engine} {dtype} {temperature} {repetition_penalty} {seed}"
     if engine is Engine.transformers:
         torch.manual_seed(seed)
-        yield TransformersSampler(loaded, tokenizer, temperature, repetition_penalty=repetition_penalty), tokenizer, said
+        yield (
+            TransformersSampler(on_device(loaded), tokenizer, temperature, repetition_penalty=repetition_penalty),
+            tokenizer,
+            said,
+        )
         return
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # on few cores a second process only competes
     from vllm import LLM

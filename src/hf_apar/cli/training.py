@@ -15,6 +15,7 @@ from hf_apar.cli.data import (
     MaxItemsOption,
     MaxWholeTokensOption,
     SamplingPenaltyOption,
+    TaperOption,
     TemperatureOption,
     distill,
     elaborate,
@@ -39,6 +40,13 @@ CompileOption = Annotated[
 ]
 ForkBiasOption = Annotated[float, typer.Option(help="The checkpoint's default of generate's --fork-bias.")]
 PenaltyOption = Annotated[float, typer.Option(help="The checkpoint's default of decoding; 1 for none.")]
+TrainBatchOption = Annotated[int, typer.Option(min=1, help="Rows computed at once: more on a GPU.")]
+TeacherWeightOption = Annotated[
+    float, typer.Option(min=0, max=1, help="So much of what it learns of words comes from the model before its tuning.")
+]
+LikeliestOption = Annotated[
+    float, typer.Option(min=0, max=1, help="Of the answers that fork, train on this share, those the model finds likeliest.")
+]
 MinElaboratedOption = Annotated[
     float, typer.Option(min=0, max=1, help="Leave out answers of whose threads a smaller share has a second sentence.")
 ]
@@ -57,13 +65,16 @@ def train(
     epochs: Annotated[float, typer.Option(help="Passes over the answers.")] = 2.0,
     max_steps: Annotated[int, typer.Option(help="Steps, in place of epochs; -1 for none.")] = -1,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens of a row; several answers share one.")] = 1024,
-    accumulation: Annotated[int, typer.Option(min=1, help="Rows of one optimizer step.")] = 1,
+    batch_size: TrainBatchOption = 1,
+    accumulation: Annotated[int, typer.Option(min=1, help="So many batches are one optimizer step.")] = 1,
+    teacher_weight: TeacherWeightOption = 0.0,
     structured_share: StructuredShareOption = 0.67,
     unforked_share: UnforkedShareOption = 0.15,
     max_repetition: MaxRepetitionOption = 0.1,
     max_forks: MaxForksOption = None,
     min_ideal_ratio: MinIdealRatioOption = 1.0,
     min_elaborated: MinElaboratedOption = 0.0,
+    likeliest: LikeliestOption = 1.0,
     held_out: Annotated[float, typer.Option(min=0, max=1, help="Share of the answers kept for the metrics.")] = 0.05,
     fork_bias: ForkBiasOption = 0.0,
     repetition_penalty: PenaltyOption = 1.0,
@@ -82,12 +93,13 @@ def train(
         selection = Selection(
             structured_share=structured_share, unforked_share=unforked_share, held_out=held_out,
             max_repetition=max_repetition, max_forks=max_forks, min_ideal_ratio=min_ideal_ratio,
-            min_elaborated=min_elaborated,
+            min_elaborated=min_elaborated, likeliest=likeliest,
         )  # fmt: skip
         metrics = fine_tune(
             answers, output, selection, model=model or DEFAULT_BASE, rank=rank, learning_rate=learning_rate,
-            token_rate=token_rate, epochs=epochs, max_steps=max_steps, max_length=max_length, accumulation=accumulation,
-            fork_bias=fork_bias, repetition_penalty=repetition_penalty, save_steps=save_steps, eval_steps=eval_steps,
+            token_rate=token_rate, epochs=epochs, max_steps=max_steps, max_length=max_length, batch_size=batch_size,
+            accumulation=accumulation, teacher_weight=teacher_weight, fork_bias=fork_bias,
+            repetition_penalty=repetition_penalty, save_steps=save_steps, eval_steps=eval_steps,
             bf16=bf16, compile=compile, seed=seed,
         )  # fmt: skip
     for name, value in metrics.items():
@@ -149,6 +161,7 @@ def recipe(
     min_detail_tokens: Annotated[
         int, typer.Option(min=0, help="Details go on to this length; 0 leaves the answers as they are.")
     ] = 40,
+    taper: TaperOption = 0,
     closing: ClosingOption = True,
     max_depth: MaxDepthOption = 3,
     workers: Annotated[int, typer.Option(min=1, help="Processes that extract.")] = 1,
@@ -158,9 +171,12 @@ def recipe(
     max_forks: MaxForksOption = None,
     min_ideal_ratio: MinIdealRatioOption = 1.0,
     min_elaborated: MinElaboratedOption = 0.0,
+    likeliest: LikeliestOption = 1.0,
     epochs: Annotated[float, typer.Option(help="Passes over the answers.")] = 2.0,
     max_steps: Annotated[int, typer.Option(help="Steps, in place of epochs; -1 for none.")] = -1,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens of a row; several answers share one.")] = 1024,
+    train_batch_size: TrainBatchOption = 1,
+    teacher_weight: TeacherWeightOption = 0.0,
     heads: Annotated[bool, typer.Option("--heads/--no-heads", help="Train Medusa heads too.")] = True,
     fork_bias: ForkBiasOption = 0.0,
     decoding_penalty: PenaltyOption = 1.0,
@@ -181,8 +197,9 @@ def recipe(
     if min_detail_tokens:
         _stage(2, "it goes on with short details")
         elaborate(
-            answers, longer, model=model, min_detail_tokens=min_detail_tokens, closing=closing, batch_size=batch_size,
-            temperature=temperature, repetition_penalty=repetition_penalty, engine=engine, seed=seed, dtype=dtype,
+            answers, longer, model=model, min_detail_tokens=min_detail_tokens, taper=taper, closing=closing,
+            batch_size=batch_size, temperature=temperature, repetition_penalty=repetition_penalty, engine=engine,
+            seed=seed, dtype=dtype,
         )  # fmt: skip
         answers = longer
     _stage(3, "trees are found in the answers")
@@ -194,8 +211,9 @@ def recipe(
         train(
             trees, adapter, model=model, epochs=epochs, max_steps=max_steps, max_length=max_length,
             structured_share=structured_share, unforked_share=unforked_share, max_repetition=max_repetition,
-            max_forks=max_forks, min_ideal_ratio=min_ideal_ratio, min_elaborated=min_elaborated,
-            fork_bias=fork_bias, repetition_penalty=decoding_penalty, bf16=bf16, compile=compile, seed=seed,
+            max_forks=max_forks, min_ideal_ratio=min_ideal_ratio, min_elaborated=min_elaborated, likeliest=likeliest,
+            batch_size=train_batch_size, teacher_weight=teacher_weight, fork_bias=fork_bias,
+            repetition_penalty=decoding_penalty, bf16=bf16, compile=compile, seed=seed,
         )  # fmt: skip
     if heads and not (adapter / "medusa.safetensors").exists():
         _stage(5, "heads learn what it writes next")

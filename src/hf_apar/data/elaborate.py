@@ -3,7 +3,8 @@
 The longest path of an answer is its introduction, its titles and one detail, so details are what threads save, and a
 closing sentence is written while the last detail is. A small model's own lists hold details of one sentence, and end where
 chance wills. Here the same model goes on with its details, a line's end and EOS being banned, and stops after a set length:
-where a detail ends is then something that can be learnt.
+where a detail ends is then something that can be learnt. The thread of a later detail begins later, by the steps of the
+titles between, so that details which end together are shorter the later they come.
 """
 
 import random
@@ -22,7 +23,8 @@ from hf_apar.data.sentences import sentence_ends
 from hf_apar.data.text_tree import TextThread
 
 MORE_TOKENS = 40  # beyond the least length at most, so that a sentence can end
-CLOSING_TOKENS = 48
+SHORTEST = 16  # least length of a detail that comes late
+CLOSING_TOKENS = 32  # one that lists all titles again is longer, and left out
 CLOSINGS = ("Overall,", "In short,", "All in all,", "In summary,")  # left to itself, a small model goes on with its list
 _MARKUP = re.compile(r"\*\*|(?<!\w)(?:\d{1,2}\.|[-*•])\s")  # a title, or the marker of an item
 
@@ -34,6 +36,7 @@ def elaborate(
     path: Path,
     *,
     min_detail_tokens: int = 40,
+    taper: int = 0,
     closing: bool = True,
     batch_size: int = 64,
     made_with: str = "",
@@ -47,12 +50,14 @@ def elaborate(
 
     Args:
         sample: goes on with texts; best the model that wrote ``answers``.
-        min_detail_tokens: the least length of a detail; most have half a sentence more.
+        min_detail_tokens: the least length of a first detail; most have half a sentence more.
+        taper: each later detail may be so many tokens shorter, down to :data:`SHORTEST`; a title's length lets all threads
+            end together.
         closing: let a list be followed by a sentence that closes the answer, where nothing follows it yet.
         batch_size: answers at once, and texts that are gone on with at once.
         made_with: what ``sample`` is, in words that tell it from another: a second call is refused where they differ.
     """
-    measure = _Measure(tokenizer, min_detail_tokens)
+    measure = _Measure(tokenizer, min_detail_tokens, taper)
 
     def longer(batch: Sequence[Answer]) -> list[Answer]:
         jobs = [_Job.of(answer, measure, closing) for answer in batch]
@@ -61,22 +66,28 @@ def elaborate(
         written = (one for start in starts for one in sample(tasks[start : start + batch_size]))
         return [job.result(measure, [next(written) for _ in job.tasks]) for job in jobs]
 
-    return in_batches(answers, path, batch_size, (min_detail_tokens, closing, made_with), longer)
+    return in_batches(answers, path, batch_size, (min_detail_tokens, taper, closing, made_with), longer)
 
 
 @dataclass(frozen=True)
 class _Measure:
     tokenizer: PreTrainedTokenizerBase
-    least: int
+    first: int
+    taper: int
+
+    def least(self, number: int) -> int:
+        """Return the least length of the detail that ``number`` others come before."""
+        return max(self.first - number * self.taper, min(self.first, SHORTEST))
 
     def ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
         return ids
 
-    def suffices(self, text: str) -> bool:
-        return len(self.ids(text)) >= self.least
+    def missing(self, text: str, number: int) -> int:
+        """Return how many tokens a detail of this ``text`` lacks, at most 0 for none."""
+        return self.least(number) - len(self.ids(text))
 
-    def cut(self, detail: str, more: str) -> str:
+    def cut(self, detail: str, more: str, number: int) -> str:
         """Return ``detail``, gone on with as ``more``, up to the first sentence end that makes it long enough.
 
         ``more`` may break off anywhere, and does where it goes on to the next item in the same line: where no sentence of it
@@ -84,7 +95,7 @@ class _Measure:
         """
         text = (detail + _MARKUP.split(more, maxsplit=1)[0]).rstrip()
         ends = sentence_ends(f"{text} And")  # a sentence ends where another one follows
-        long_enough = next((end for end in ends if self.suffices(text[:end])), None)
+        long_enough = next((end for end in ends if self.missing(text[:end], number) <= 0), None)
         if long_enough is not None:
             return text[:long_enough]
         complete = [end for end in ends if end > len(detail)]
@@ -111,11 +122,11 @@ class _Job:
             return cls(answer, tree)
         prompt = encode_chat(measure.tokenizer, [{"role": "user", "content": answer.prompt}])
         short, tasks = [], []
-        for number, piece in enumerate(tree.pieces):
-            if _is_line(piece) and not measure.suffices(_text(piece)):
-                before = "".join(map(_text, tree.pieces[: number + 1]))
-                missing = measure.least - len(measure.ids(_text(piece)))
-                short.append(number)
+        for place, number in _numbered(tree):
+            missing = measure.missing(_text(tree.pieces[place]), number)
+            if _is_line(tree.pieces[place]) and missing > 0:
+                before = "".join(map(_text, tree.pieces[: place + 1]))
+                short.append(place)
                 tasks.append(Task([*prompt, *measure.ids(before)], missing + MORE_TOKENS, sentence_after=missing))
         is_open = close and isinstance(tree.pieces[-1], TextThread)
         closing = random.Random(answer.prompt).choice(CLOSINGS) if is_open else ""
@@ -125,10 +136,10 @@ class _Job:
 
     def result(self, measure: _Measure, written: Sequence[Written]) -> Answer:
         more = dict(zip(self.short, (one.text for one in written), strict=False))
-        pieces = [
-            measure.cut(_text(piece), more.get(number, "")) if _is_line(piece) else _text(piece)
-            for number, piece in enumerate(self.tree.pieces)
-        ]
+        pieces = list(map(_text, self.tree.pieces))
+        for place, number in _numbered(self.tree):
+            if _is_line(self.tree.pieces[place]):
+                pieces[place] = measure.cut(pieces[place], more.get(place, ""), number)
         details = [text for text, piece in zip(pieces, self.tree.pieces, strict=True) if isinstance(piece, TextThread)]
         sentence = closing_sentence(self.closing, written[-1]) if self.closing else ""
         response = "".join(pieces)
@@ -148,6 +159,12 @@ def closing_sentence(start: str, written: Written) -> str:
     """
     text = start + _MARKUP.split(written.text, maxsplit=1)[0].rstrip()
     return text[: next(iter(sentence_ends(f"{text} And")), 0)]
+
+
+def _numbered(tree: TextThread) -> list[tuple[int, int]]:
+    """Return the place of each child among the pieces of ``tree``, and its number among the children."""
+    places = [place for place, piece in enumerate(tree.pieces) if isinstance(piece, TextThread)]
+    return [(place, number) for number, place in enumerate(places)]
 
 
 def _is_line(piece: str | TextThread) -> bool:

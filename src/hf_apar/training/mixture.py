@@ -4,7 +4,7 @@ import json
 import logging
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +93,8 @@ class Selection:
             so that forking hardly pays.
         min_elaborated: left out is what forks where a smaller share of its threads has a second sentence: else the end is
             what is likeliest after the first.
+        likeliest: of what forks and is not left out, this share is trained on: the answers that the model finds likeliest
+            a token before its tuning, so that it need learn few words that are not its own.
 
     Raises:
         DataError: if a share is out of its range.
@@ -105,13 +107,15 @@ class Selection:
     max_forks: int | None = None
     min_ideal_ratio: float = 1.0
     min_elaborated: float = 0.0
+    likeliest: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.structured_share <= 1 or not 0 < self.held_out < 1 or not 0 <= self.unforked_share <= 1:
+        some = 0 < self.structured_share <= 1 and 0 < self.likeliest <= 1
+        if not some or not 0 < self.held_out < 1 or not 0 <= self.unforked_share <= 1:
             raise DataError(
-                f"structured_share is {self.structured_share}, held_out {self.held_out} and unforked_share "
-                f"{self.unforked_share}; the first is above 0 and at most 1, the second between 0 and 1, the third one of "
-                "these or between them"
+                f"structured_share is {self.structured_share}, likeliest {self.likeliest}, held_out {self.held_out} and "
+                f"unforked_share {self.unforked_share}; the first two are above 0 and at most 1, the third between 0 and 1, "
+                "the last one of these or between them"
             )
 
     def keeps(self, tree: TextThread) -> bool:
@@ -145,8 +149,12 @@ def mix(
     *,
     max_length: int = 1024,
     seed: int = 0,
+    nll: Callable[[list[int], list[int]], float] | None = None,
 ) -> Mixture:
     """Extract the trees of ``answers`` without one, and make of them what ``selection`` says.
+
+    ``nll`` says how unlikely the model finds the ids of an answer after those of its prompt, in nats a token; it is needed
+    where ``selection.likeliest`` is below 1.
 
     Answers of more than ``max_length`` tokens are left out. So are those that do not fork and hold a list with bold titles:
     whether such a list forks should depend on nothing small.
@@ -162,6 +170,8 @@ def mix(
             f"none of the {len(given)} answers has a structure to learn from, those aside that repeat themselves, fork too "
             "often or gain too little by it; give answers with lists"
         )
+    if selection.likeliest < 1:
+        structured = _likeliest(structured, tokenizer, selection.likeliest, nll)
     draw = random.Random(seed)
     wanted = round(len(structured) * (1 - selection.structured_share) / selection.structured_share)
     chosen = structured + draw.sample(whole, min(wanted, len(whole)))
@@ -184,6 +194,26 @@ def mix(
     return Mixture(train, features[:aside], max(tree.depth for (_, tree), _ in fitting))
 
 
+_Pair = tuple[Sequence[Message], TextThread]  # the chat before an answer, and its tree
+
+
+def _likeliest(
+    pairs: Sequence[_Pair],
+    tokenizer: PreTrainedTokenizerBase,
+    share: float,
+    nll: Callable[[list[int], list[int]], float] | None,
+) -> list[_Pair]:
+    """Return the ``share`` of ``pairs``, one at least, that is the least unlikely, in the order given."""
+    assert nll is not None
+    found = [
+        nll(encode_chat(tokenizer, before), tokenizer.encode(tree.text, add_special_tokens=False, split_special_tokens=True))
+        for before, tree in pairs
+    ]
+    best = sorted(range(len(pairs)), key=found.__getitem__)[: max(1, round(share * len(pairs)))]
+    logger.info("of %d answers that fork, the likeliest %d, up to %.3f nats a token", len(pairs), len(best), found[best[-1]])
+    return [pairs[index] for index in sorted(best)]
+
+
 def _goes_on(child: TextThread) -> bool:
     """Does it go on after its first sentence?"""
     text = child.text.strip()
@@ -191,7 +221,7 @@ def _goes_on(child: TextThread) -> bool:
     return end is not None and bool(text[end:].strip())
 
 
-def _with_tree(answer: Answer | ChatAnswer) -> tuple[Sequence[Message], TextThread]:
+def _with_tree(answer: Answer | ChatAnswer) -> _Pair:
     if isinstance(answer, ChatAnswer):
         return answer.before, answer.tree
     return [{"role": "user", "content": answer.prompt}], extract(answer.response)

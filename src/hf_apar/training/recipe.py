@@ -12,11 +12,13 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_apar.checkpoints import DEFAULT_BASE, load_base, save_adapter
 from hf_apar.data.collator import DataCollatorForApar, pack
+from hf_apar.data.samplers import line_ends
 from hf_apar.errors import DataError
 from hf_apar.tokens import add_control_tokens
 from hf_apar.training.lora import AdapterTrainer, add_lora
 from hf_apar.training.metrics import best_tokens, final_metrics, metrics_for
 from hf_apar.training.mixture import DEFAULT_SELECTION, Mixture, Selection, mix, read_examples
+from hf_apar.training.quality import mean_nll
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +35,9 @@ def train(
     epochs: float = 2.0,
     max_steps: int = -1,
     max_length: int = 1024,
+    batch_size: int = 1,
     accumulation: int = 1,
+    teacher_weight: float = 0.0,
     fork_bias: float = 0.0,
     repetition_penalty: float = 1.0,
     save_steps: int = 10,
@@ -56,7 +60,10 @@ def train(
         token_rate: the rows of [Fork] and [Child] learn that many times faster.
         epochs: passes over the answers; ``max_steps``, if positive, takes their place.
         max_length: tokens of a row; several answers share one.
-        accumulation: rows of one optimizer step.
+        batch_size: rows computed at once.
+        accumulation: so many times ``batch_size`` rows are one optimizer step.
+        teacher_weight: so much of the loss at text tokens comes from ``model`` before its tuning, reading the answer in
+            order (:mod:`hf_apar.training.teacher`), the rest from the text; 1 for all of it.
         fork_bias, repetition_penalty: written into the checkpoint as the defaults of decoding.
         save_steps, eval_steps: steps between two checkpoints, two evaluations.
         bf16: compute in bfloat16 where it is safe; the weights stay float32.
@@ -73,18 +80,26 @@ def train(
     set_seed(seed)  # the Trainer's own comes after LoRA's first weights
     base, tokenizer = load_base(model, dtype=torch.float32)
     control_ids = add_control_tokens(base, tokenizer)
-    mixture = mix(read_examples(answers), tokenizer, control_ids, selection, max_length=max_length, seed=seed)
+    if torch.cuda.is_available():
+        base.to("cuda")  # type: ignore[arg-type]  # the decorator of `to` hides its signature
+
+    def nll(prompt: list[int], answer: list[int]) -> float:
+        with torch.autocast(base.device.type, torch.bfloat16, enabled=bf16):
+            return mean_nll(base, [prompt], [answer])
+
+    mixture = mix(read_examples(answers), tokenizer, control_ids, selection, max_length=max_length, seed=seed, nll=nll)
     _record_settings(base, mixture.max_depth, fork_bias, repetition_penalty)
     arguments = TrainingArguments(
-        output_dir=str(output), per_device_train_batch_size=1, per_device_eval_batch_size=1,
-        gradient_accumulation_steps=accumulation, num_train_epochs=epochs, max_steps=max_steps,
+        output_dir=str(output), per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=batch_size, gradient_accumulation_steps=accumulation, num_train_epochs=epochs,
+        max_steps=max_steps,
         learning_rate=learning_rate, lr_scheduler_type="cosine", warmup_steps=0.03, weight_decay=0.0,
         save_steps=save_steps, save_total_limit=2, eval_strategy="steps", eval_steps=eval_steps, logging_steps=5,
         remove_unused_columns=False, label_names=["labels"], report_to="none", bf16=bf16, torch_compile=compile,
         seed=seed,
         use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
-    trainer = _trainer(base, tokenizer, mixture, arguments, control_ids, rank, token_rate, max_length)
+    trainer = _trainer(base, tokenizer, mixture, arguments, control_ids, rank, token_rate, max_length, teacher_weight)
     checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
     _keep_fingerprint(mixture, output, checkpoint)
     logger.info("training %s", f"goes on from {checkpoint}" if checkpoint else "starts")
@@ -119,6 +134,7 @@ def _trainer(
     rank: int,
     token_rate: float,
     max_length: int,
+    teacher_weight: float,
 ) -> AdapterTrainer:
     padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return AdapterTrainer(
@@ -132,7 +148,9 @@ def _trainer(
         compute_metrics=metrics_for(control_ids[0]),
         preprocess_logits_for_metrics=best_tokens,
         token_rate=token_rate,
-        fork_id=control_ids[0],
+        control_ids=control_ids,
+        teacher_weight=teacher_weight,
+        structural_ids=line_ends(tokenizer),
     )
 
 
