@@ -51,13 +51,18 @@ def tuned():
 
 
 def in_order(row, ids, structural):
-    """For every text target of a row, by walking its trees: its place, the tokens before it as it reads, and whether [Fork]
-    is out of the choice."""
+    """For every text target of a forked thread, by walking the trees: its place, the tokens that read before it, and whether
+    [Fork] is out of the choice."""
     starts = [index for index, position in enumerate(row["position_ids"]) if position == 0] + [len(row["input_ids"])]
     for start, end in pairwise(starts):
         for place in range(start, end):
             target, token = row["shift_labels"][place], row["input_ids"][place]
             if target == IGNORED or target in structural:
+                continue
+            forked = [
+                c for c in range(start, place + 1) if row["input_ids"][c] == ids[1] and row["visible_until"][c] > place
+            ]
+            if not forked:
                 continue
             at = place + 1
             if token == ids[0] and row["input_ids"][at] == ids[1]:

@@ -326,22 +326,27 @@ def test_the_likeliest_answers_are_trained_on(base):
     assert len(everything.train) + len(everything.held_out) == 16
 
 
-def test_a_run_with_a_teacher_keeps_the_words_of_the_base(base, answers, tmp_path):
-    """The tuned model's loss on its training text rises less than it could fall, and its words stay nearer to the base's."""
-    options = {"model": str(base), "rank": 8, "learning_rate": 2e-2, "token_rate": 2.0, "max_length": 256, "max_steps": 40}
-    losses = [train(answers, tmp_path / str(weight), HELD_OUT, teacher_weight=weight, **options) for weight in (0.0, 1.0)]
-    assert losses[1]["eval_loss"] > losses[0]["eval_loss"] + 0.1
-    assert losses[1]["eval_fork_recall"] > 0.9
+def test_a_thread_with_a_teacher_keeps_the_words_of_the_base(base, answers, tmp_path):
+    """And the main thread learns its own, and where to fork, from the text."""
+    options = {"model": str(base), "rank": 8, "learning_rate": 2e-2, "token_rate": 2.0, "max_length": 256, "max_steps": 60}
     model, tokenizer = loaded(base)
-    add_control_tokens(model, tokenizer)
-    prompt = torch.tensor([encode_chat(tokenizer, [{"role": "user", "content": "say"}]) + tokenizer.encode("no l")])
+    fork, child = add_control_tokens(model, tokenizer)
+    prompt = encode_chat(tokenizer, [{"role": "user", "content": "list"}])
+    before, title, detail = (tokenizer.encode(text, add_special_tokens=False) for text in ("- A:", "\n- B:", " a b c d e"))
+    read, thread = (torch.tensor([[*prompt, *before, *more, *detail]]) for more in ([], [child]))
+    for weight in (0.0, 1.0):
+        assert train(answers, tmp_path / str(weight), HELD_OUT, teacher_weight=weight, **options)["eval_fork_recall"] > 0.9
     with torch.no_grad():
-        own = model(prompt).logits[0, -1].log_softmax(-1)
-        far = [
-            (load_adapter(*loaded(base), tmp_path / str(weight))(prompt).logits[0, -1].log_softmax(-1) - own).abs().mean()
-            for weight in (0.0, 1.0)
-        ]
-    assert far[1] < 0.5 * far[0]
+        own = model(read).logits[0, -len(detail) - 1 :].softmax(-1)
+        distances = []
+        for weight in (0.0, 1.0):
+            tuned = load_adapter(*loaded(base), tmp_path / str(weight))
+            distances.append(
+                (tuned(thread).logits[0, -len(detail) - 1 :].softmax(-1)[1:-1] - own[1:-1]).abs().sum(-1).mean()
+            )
+            outline = tuned(torch.tensor([[*prompt, *before, fork, *title[:-1]]])).logits[0, -1]
+            assert outline.argmax() == title[-1]
+    assert distances[1] < 0.6 * distances[0], distances
 
 
 def test_metrics_of_nothing_are_zero():

@@ -60,8 +60,8 @@ class AdapterTrainer(Trainer):
 
     Its loss leaves [Fork] out of the choice where a batch says so (``fork_banned``): how a text goes on without forks is
     learnt there, and nothing about where to fork. With a ``teacher_weight`` above 0, so much of the loss at text tokens
-    comes from the model without its adapter (:mod:`hf_apar.training.teacher`), except at ``structural_ids``; that takes
-    a forward pass more, and batches of the collator's mode ``"dense"``.
+    of forked threads comes from the model without its adapter (:mod:`hf_apar.training.teacher`), except at
+    ``structural_ids``; that takes a forward pass more, and batches of the collator's mode ``"dense"``.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class AdapterTrainer(Trainer):
     ) -> Tensor:
         structural = self.structural_ids.to(logits.device)
         how = reading(batch, self.control_ids, structural)
-        base = self.accelerator.unwrap_model(model)
+        base = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         assert isinstance(base, PeftModel)
         with torch.no_grad(), base.disable_adapter():
             teacher = base(

@@ -62,8 +62,8 @@ def train(
         max_length: tokens of a row; several answers share one.
         batch_size: rows computed at once.
         accumulation: so many times ``batch_size`` rows are one optimizer step.
-        teacher_weight: so much of the loss at text tokens comes from ``model`` before its tuning, reading the answer in
-            order (:mod:`hf_apar.training.teacher`), the rest from the text; 1 for all of it.
+        teacher_weight: so much of the loss at text tokens of forked threads comes from ``model`` before its tuning, which
+            reads the answer in order (:mod:`hf_apar.training.teacher`), the rest from the text; 1 for all of it.
         fork_bias, repetition_penalty: written into the checkpoint as the defaults of decoding.
         save_steps, eval_steps: steps between two checkpoints, two evaluations.
         bf16: compute in bfloat16 where it is safe; the weights stay float32.

@@ -3,8 +3,8 @@
 A thread sees its path alone, while the answer is read from its first word to its last, and a reader judges a detail after
 all details before it. The teacher does too: its distribution at a text token, given the text before it as it reads, is what
 the thread learns to come close to (knowledge distillation, Hinton et al., 2015). A sampled token says less: the base finds
-many others as good. Where to fork, and where a thread or a line ends, the teacher cannot know: after a detail's sentence it
-would begin the next item. There the training text alone counts.
+many others as good. Of structure it knows nothing: left to itself it would write no list, and after a detail's sentence it
+would begin the next item. So the main thread, and the ends of threads and lines, are learnt from the training text alone.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ class Reading:
     Attributes:
         attention_mask: (batch, 1, length, length), additive; a token sees all text of its tree before it.
         position_ids: (batch, length); control tokens do not count.
-        rows, places: (targets,), where in the batch the target is text that stays in its line.
+        rows, places: (targets,), where in the batch a forked thread's target is text that stays in its line.
         told_at: (targets,), the place in the same row whose token comes before that target as the answer reads.
     """
 
@@ -46,15 +46,17 @@ def reading(batch: Mapping[str, Tensor], control_ids: tuple[int, int], structura
     ids, labels, mask = batch["input_ids"], batch["shift_labels"], batch["attention_mask"]
     fork, child = control_ids
     index = torch.arange(ids.shape[1], device=ids.device)
+    sees = mask[:, 0] == 0  # (batch, query, key)
     text = (ids != fork) & (ids != child)
     tree = (batch["position_ids"] == 0).cumsum(1)  # (batch, length): roots begin at 0; so does each token of the padding
     before = (tree[:, :, None] == tree[:, None]) & (index[:, None] >= index)
     visible = before & (text[:, None] | (index[:, None] == index))  # (batch, query, key)
-    visible_until = index + (mask[:, 0] == 0).sum(1)
+    visible_until = index + sees.sum(1)
     has_child = (ids == fork) & (ids.roll(-1, 1) == child)
     following = torch.where(has_child, visible_until.roll(-1, 1), index + 1).clamp(max=len(index) - 1)
     last_text = torch.where(text, index, -1).cummax(1).values
-    rows, places = ((labels != IGNORED) & ~torch.isin(labels, structural_ids)).nonzero(as_tuple=True)
+    forked = (sees & (ids == child)[:, None]).any(-1)
+    rows, places = (forked & (labels != IGNORED) & ~torch.isin(labels, structural_ids)).nonzero(as_tuple=True)
     return Reading(
         additive(visible, mask.dtype).unsqueeze(1), visible.sum(-1) - 1,  # type: ignore[arg-type]
         rows, places, last_text[rows, following[rows, places] - 1],  # type: ignore[arg-type]
