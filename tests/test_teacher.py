@@ -12,6 +12,7 @@ from hf_apar.data.collator import DataCollatorForApar, pack
 from hf_apar.data.features import IGNORED, tree_features, truncate, unforked
 from hf_apar.data.samplers import line_ends
 from hf_apar.data.text_tree import TextThread
+from hf_apar.errors import ConfigurationError
 from hf_apar.tokens import add_control_tokens
 from hf_apar.training.lora import AdapterTrainer, add_lora
 from hf_apar.training.teacher import reading
@@ -51,8 +52,7 @@ def tuned():
 
 
 def in_order(row, ids, structural):
-    """For every text target of a forked thread, by walking the trees: its place, the tokens that read before it, and whether
-    [Fork] is out of the choice."""
+    """For every text target of a forked thread, by walking the trees: its place, and the tokens that read before it."""
     starts = [index for index, position in enumerate(row["position_ids"]) if position == 0] + [len(row["input_ids"])]
     for start, end in pairwise(starts):
         for place in range(start, end):
@@ -69,14 +69,14 @@ def in_order(row, ids, structural):
                 at = row["visible_until"][at]
             assert row["input_ids"][at] == target
             read = [one for one in row["input_ids"][start:at] if one not in ids]
-            yield place, read, place in row["fork_banned"]
+            yield place, read
 
 
 def test_the_teacher_reads_the_plain_text(tuned):
     model, ids, tokenizer, structural, rows = tuned
     batch = DataCollatorForApar(tokenizer.eos_token_id, dtype=torch.float64, pad_to_multiple_of=50)(rows)
     how = reading(batch, ids, torch.tensor(structural))
-    wanted = [(number, place, read) for number, row in enumerate(rows) for place, read, _ in in_order(row, ids, structural)]
+    wanted = [(number, place, read) for number, row in enumerate(rows) for place, read in in_order(row, ids, structural)]
     assert [(number, place) for number, place, _ in wanted] == list(zip(how.rows.tolist(), how.places.tolist(), strict=True))
     with torch.no_grad(), model.disable_adapter():
         logits = model(batch["input_ids"], attention_mask=how.attention_mask, position_ids=how.position_ids).logits
@@ -98,16 +98,17 @@ def test_the_loss_is_the_divergence_at_text_and_the_cross_entropy_elsewhere(tune
         structural_ids=line_ends(tokenizer),
     )
     collate = DataCollatorForApar(tokenizer.eos_token_id, dtype=torch.float64)
-    total, count = torch.zeros((), dtype=torch.float64), 0
+    total, by_text, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64), 0
     for row in rows:
         batch = collate([row])
         own = model(**{name: batch[name] for name in ("input_ids", "position_ids", "attention_mask")}).logits[0].clone()
         own[row["fork_banned"], ids[0]] = -torch.inf
-        told = {place: read for place, read, _ in in_order(row, ids, structural)}
+        told = {place: read for place, read in in_order(row, ids, structural)}
         for place, target in enumerate(row["shift_labels"]):
             if target == IGNORED:
                 continue
             plain = cross_entropy(own[place], torch.tensor(target))
+            by_text = by_text + plain
             if place in told:
                 with torch.no_grad(), model.disable_adapter():
                     teacher = model(torch.tensor([told[place]])).logits[0, -1]
@@ -120,4 +121,30 @@ def test_the_loss_is_the_divergence_at_text_and_the_cross_entropy_elsewhere(tune
     assert loss.item() == pytest.approx(total.item() / (items or count), rel=1e-5)
     model.eval()
     judged = trainer.compute_loss(model, collate(rows), num_items_in_batch=items)
-    assert (judged.item() == pytest.approx(loss.item())) is (weight == 0.0), "an evaluation is by the text alone"
+    assert judged.item() == pytest.approx(by_text.item() / (items or count), rel=1e-5), "an evaluation is by the text alone"
+
+
+def test_what_a_teacher_cannot_read_is_refused(tuned):
+    model, ids, _, structural, rows = tuned
+    with pytest.raises(ConfigurationError, match="structural_ids"):
+        AdapterTrainer(model=model, token_rate=1.0, control_ids=ids, teacher_weight=0.5)
+    with pytest.raises(ConfigurationError, match="'dense'"):
+        reading(DataCollatorForApar(0, mode="paths")(rows), ids, torch.tensor(structural))
+
+
+def test_the_teacher_speaks_without_its_dropout(tuned, tmp_path):
+    model, ids, tokenizer, _, rows = tuned
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, remove_unused_columns=False)
+    trainer = AdapterTrainer(
+        model=model, args=arguments, token_rate=1.0, control_ids=ids, teacher_weight=1.0, structural_ids=line_ends(tokenizer)
+    )
+    batch = DataCollatorForApar(tokenizer.eos_token_id, dtype=torch.float64)(rows)
+    logits = model(**{name: batch[name] for name in ("input_ids", "position_ids", "attention_mask")}).logits
+    model.train()
+    without = trainer._from_teacher(model, logits, batch)
+    layers = [layer.self_attn for layer in model.get_base_model().model.layers]
+    for layer in layers:
+        layer.attention_dropout = 0.5
+    assert torch.equal(trainer._from_teacher(model, logits, batch), without) and model.training
+    for layer in layers:
+        layer.attention_dropout = 0.0

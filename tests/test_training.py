@@ -333,7 +333,7 @@ def test_a_thread_with_a_teacher_keeps_the_words_of_the_base(base, answers, tmp_
     fork, child = add_control_tokens(model, tokenizer)
     prompt = encode_chat(tokenizer, [{"role": "user", "content": "list"}])
     before, title, detail = (tokenizer.encode(text, add_special_tokens=False) for text in ("- A:", "\n- B:", " a b c d e"))
-    read, thread = (torch.tensor([[*prompt, *before, *more, *detail]]) for more in ([], [child]))
+    read, thread = (torch.tensor([[*prompt, *before, *more, *detail]]) for more in ([], [fork, child]))
     for weight in (0.0, 1.0):
         assert train(answers, tmp_path / str(weight), HELD_OUT, teacher_weight=weight, **options)["eval_fork_recall"] > 0.9
     with torch.no_grad():

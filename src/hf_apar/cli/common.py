@@ -72,11 +72,9 @@ def load(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrainedTo
     torch_dtype = getattr(torch, dtype.value)
     with quietly():
         if name is None:
-            model, tokenizer = load_default_model(dtype=torch_dtype)
-        else:
-            model = hf_apar.AparModelForCausalLM.from_pretrained(name, dtype=torch_dtype)
-            tokenizer = AutoTokenizer.from_pretrained(name)
-    return on_device(model), tokenizer
+            return load_default_model(dtype=torch_dtype)
+        model = hf_apar.AparModelForCausalLM.from_pretrained(name, dtype=torch_dtype)
+        return model, AutoTokenizer.from_pretrained(name)
 
 
 def load_base(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
@@ -90,7 +88,7 @@ def load_base(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrai
 
 
 def on_device(model: "PreTrainedModel") -> "PreTrainedModel":
-    """Move ``model`` to the GPU, if there is one."""
+    """Move ``model`` to the GPU, if there is one; ``CUDA_VISIBLE_DEVICES=`` hides it."""
     import torch
 
     return model.to("cuda") if torch.cuda.is_available() else model  # type: ignore[arg-type]  # the decorator of `to` hides it

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hf_apar.cli.common import Dtype, DtypeOption, ModelOption, SeedOption, app, errors_in_one_line, load
+from hf_apar.cli.common import Dtype, DtypeOption, ModelOption, SeedOption, app, errors_in_one_line, load, on_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,6 +46,7 @@ def generate(
         from hf_apar.config import AparConfig
 
         loaded, tokenizer = load(model, dtype)
+        on_device(loaded)
         config = AparConfig(max_threads=max_threads, fork_bias=fork_bias)
         options: dict[str, object] = {"max_new_tokens": max_new_tokens, "do_sample": do_sample}
         if temperature is not None:

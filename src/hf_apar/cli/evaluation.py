@@ -34,6 +34,7 @@ def evaluate(
         from hf_apar.training import evaluation
 
         loaded, tokenizer = load(model, dtype)
+        on_device(loaded)
         judge = None if base is None else _judge(base, tokenizer, dtype)
         biases: Sequence[float | None] = fork_bias or [None]
         penalties: Sequence[float | None] = repetition_penalty or [None]

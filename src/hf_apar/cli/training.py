@@ -176,6 +176,7 @@ def recipe(
     max_steps: Annotated[int, typer.Option(help="Steps, in place of epochs; -1 for none.")] = -1,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens of a row; several answers share one.")] = 1024,
     train_batch_size: TrainBatchOption = 1,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate of the adapter.")] = 4e-4,
     teacher_weight: TeacherWeightOption = 0.0,
     heads: Annotated[bool, typer.Option("--heads/--no-heads", help="Train Medusa heads too.")] = True,
     fork_bias: ForkBiasOption = 0.0,
@@ -212,7 +213,7 @@ def recipe(
             trees, adapter, model=model, epochs=epochs, max_steps=max_steps, max_length=max_length,
             structured_share=structured_share, unforked_share=unforked_share, max_repetition=max_repetition,
             max_forks=max_forks, min_ideal_ratio=min_ideal_ratio, min_elaborated=min_elaborated, likeliest=likeliest,
-            batch_size=train_batch_size, teacher_weight=teacher_weight, fork_bias=fork_bias,
+            batch_size=train_batch_size, learning_rate=learning_rate, teacher_weight=teacher_weight, fork_bias=fork_bias,
             repetition_penalty=decoding_penalty, bf16=bf16, compile=compile, seed=seed,
         )  # fmt: skip
     if heads and not (adapter / "medusa.safetensors").exists():

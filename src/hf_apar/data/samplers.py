@@ -151,8 +151,7 @@ def _sample(sampler: TransformersSampler, tasks: Sequence[Task]) -> list[Written
     attention_mask = torch.tensor([[0] * gap + [1] * (width - gap) for gap in gaps])
     input_ids, attention_mask = input_ids.to(model.device), attention_mask.to(model.device)
     assert model.generation_config is not None
-    eos = {*eos_token_ids(model.generation_config), tokenizer.eos_token_id}
-    no_end_of_line = torch.tensor(sorted({*line_ends(tokenizer), *eos}))
+    eos = {*eos_token_ids(model.generation_config), tokenizer.eos_token_id} - {None}
     rows = [_Row(tokenizer, task, eos) for task in tasks]
     cache, running = new_tree_cache(model.config), rows
     positions, seen = (attention_mask.cumsum(1) - 1).clamp(min=0), input_ids  # (rows, tokens so far): what is penalised
@@ -168,7 +167,7 @@ def _sample(sampler: TransformersSampler, tasks: Sequence[Task]) -> list[Written
         logits = penalise(seen, logits)
         in_line = [index for index, row in enumerate(running) if row.task.sentence_after]
         if in_line:
-            logits[torch.tensor(in_line)[:, None], no_end_of_line] = -torch.inf
+            logits[torch.tensor(in_line)[:, None], torch.tensor([*line_ends(tokenizer), *eos])] = -torch.inf
         best = logits.topk(sampler.top_k if sampler.temperature else 1)
         odds = (best.values / (sampler.temperature or 1.0)).softmax(-1)
         input_ids = best.indices.gather(1, torch.multinomial(odds, 1))  # (rows, 1)
@@ -222,7 +221,7 @@ class _Row:
     def written(self) -> Written:
         text = self._text(self.tokens)
         if self.task.sentence_after and self.ended:
-            text = text[: max((text.rfind(end) + len(end.rstrip(" ")) for end in self.task.stops if end in text), default=0)]
+            text = text[: max(text.rfind(end) + len(end.rstrip(" ")) for end in self.task.stops if end in text)]
         elif self.task.stop:
             text = text.partition(self.task.stop)[0]
         return Written(text, self.ended)

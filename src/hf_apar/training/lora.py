@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, Trainer
 
 from hf_apar.data.features import IGNORED
+from hf_apar.errors import ConfigurationError
 from hf_apar.training.teacher import reading, taught
 
 _ROWS = "trainable_tokens"  # PEFT's name for the parameters of `trainable_token_indices`
@@ -77,6 +78,10 @@ class AdapterTrainer(Trainer):
         self.token_rate = token_rate
         self.control_ids = control_ids
         self.teacher_weight = teacher_weight
+        if teacher_weight and not structural_ids:
+            raise ConfigurationError(
+                "a teacher needs structural_ids: EOS and the tokens that end a line, as data.samplers.line_ends has"
+            )
         self.structural_ids = torch.tensor(sorted({*control_ids, *structural_ids}))
 
     def compute_loss(
@@ -91,11 +96,13 @@ class AdapterTrainer(Trainer):
         def forward(**batch: Tensor) -> dict[str, Tensor]:
             outputs: dict[str, Tensor] = model(**batch)
             items = batch.get("num_items_in_batch", (batch["shift_labels"] != IGNORED).sum())
+            more = torch.zeros((), device=outputs["logits"].device)
             if banned is not None:
-                outputs["loss"] = outputs["loss"] + fork_left_out(outputs["logits"], banned, self.control_ids[0]) / items
+                more = more + fork_left_out(outputs["logits"], banned, self.control_ids[0])
             if self.teacher_weight and model.training:
-                more = self._from_teacher(model, outputs["logits"], batch, banned)
-                outputs["loss"] = outputs["loss"] + self.teacher_weight * more / items
+                taught = self._from_teacher(model, outputs["logits"], batch)
+                more = more + self.teacher_weight * taught
+            outputs["loss"] = outputs["loss"] + more / items / outputs["loss"].numel()  # a loss for each of a process's GPUs
             return outputs
 
         # in the model's place, so that what the Trainer does to its loss, on several devices say, is done to all of it
@@ -104,13 +111,12 @@ class AdapterTrainer(Trainer):
         )
         return result
 
-    def _from_teacher(
-        self, model: torch.nn.Module, logits: Tensor, batch: dict[str, Tensor], banned: Tensor | None
-    ) -> Tensor:
+    def _from_teacher(self, model: torch.nn.Module, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
         structural = self.structural_ids.to(logits.device)
         how = reading(batch, self.control_ids, structural)
         base = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         assert isinstance(base, PeftModel)
+        base.eval()  # its own dropout, if it has any, is no part of what it says
         with torch.no_grad(), base.disable_adapter():
             teacher = base(
                 input_ids=batch["input_ids"],
@@ -118,7 +124,8 @@ class AdapterTrainer(Trainer):
                 position_ids=how.position_ids,
                 use_cache=False,
             ).logits
-        return taught(logits, teacher, how, batch["shift_labels"], banned, self.control_ids[0], structural)
+        base.train()
+        return taught(logits, teacher, how, batch["shift_labels"], structural)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:

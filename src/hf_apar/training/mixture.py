@@ -164,54 +164,60 @@ def mix(
     """
     given = [(before, tree) for before, tree in map(_with_tree, answers) if tree.text.strip()]
     kept = [pair for pair in given if selection.keeps(pair[1])]
-    structured, whole = ([pair for pair in kept if pair[1].is_structured is forks] for forks in (True, False))
-    if not structured:
+    if not any(tree.is_structured for _, tree in kept):
         raise DataError(
             f"none of the {len(given)} answers has a structure to learn from, those aside that repeat themselves, fork too "
             "often or gain too little by it; give answers with lists"
         )
+    trees = [(pair, _features(*pair, tokenizer, control_ids)) for pair in kept]
+    fitting = [item for item in trees if len(item[1]) <= max_length]
+    structured, whole = ([item for item in fitting if item[0][1].is_structured is forks] for forks in (True, False))
     if selection.likeliest < 1:
         structured = _likeliest(structured, tokenizer, selection.likeliest, nll)
     draw = random.Random(seed)
     wanted = round(len(structured) * (1 - selection.structured_share) / selection.structured_share)
     chosen = structured + draw.sample(whole, min(wanted, len(whole)))
     draw.shuffle(chosen)
-    trees = [(pair, _features(*pair, tokenizer, control_ids)) for pair in chosen]
-    fitting = [(pair, features) for pair, features in trees if len(features) <= max_length]
-    aside = max(1, round(selection.held_out * len(fitting)))
-    if aside >= len(fitting):
-        raise DataError(f"{len(fitting)} answers of at most {max_length} tokens are too few to hold some out; give more")
+    aside = max(1, round(selection.held_out * len(chosen)))
+    if aside >= len(chosen):
+        raise DataError(f"{len(chosen)} answers of at most {max_length} tokens are too few to hold some out; give more")
     logger.info(
-        "%d answers, %d of them left out; %d structured and %d of %d others drawn; %d too long; %d held out",
-        len(given), len(given) - len(kept), len(structured), len(chosen) - len(structured), len(whole),
-        len(trees) - len(fitting), aside,
+        "%d answers, %d of them left out, %d more too long; %d structured and %d of %d others drawn; %d held out",
+        len(given), len(given) - len(kept), len(trees) - len(fitting), len(structured), len(chosen) - len(structured),
+        len(whole), aside,
     )  # fmt: skip
-    features = [item for _, item in fitting]
-    forked = [features for (_, tree), features in fitting[aside:] if tree.is_structured]
+    features = [item for _, item in chosen]
+    forked = [features for (_, tree), features in chosen[aside:] if tree.is_structured]
     again = draw.sample(forked, round(selection.unforked_share * len(forked)))
     train = features[aside:] + [unforked(tree, *control_ids) for tree in again]
     draw.shuffle(train)
-    return Mixture(train, features[:aside], max(tree.depth for (_, tree), _ in fitting))
+    return Mixture(train, features[:aside], max(tree.depth for (_, tree), _ in chosen))
 
 
 _Pair = tuple[Sequence[Message], TextThread]  # the chat before an answer, and its tree
 
 
 def _likeliest(
-    pairs: Sequence[_Pair],
+    trees: Sequence[tuple[_Pair, TreeFeatures]],
     tokenizer: PreTrainedTokenizerBase,
     share: float,
     nll: Callable[[list[int], list[int]], float] | None,
-) -> list[_Pair]:
-    """Return the ``share`` of ``pairs``, one at least, that is the least unlikely, in the order given."""
-    assert nll is not None
+) -> list[tuple[_Pair, TreeFeatures]]:
+    """Return the ``share`` of ``trees`` that is the least unlikely, in the order given."""
+    if nll is None:
+        raise DataError("Selection.likeliest below 1 needs nll: a model that says how likely an answer is")
     found = [
         nll(encode_chat(tokenizer, before), tokenizer.encode(tree.text, add_special_tokens=False, split_special_tokens=True))
-        for before, tree in pairs
+        for (before, tree), _ in trees
     ]
-    best = sorted(range(len(pairs)), key=found.__getitem__)[: max(1, round(share * len(pairs)))]
-    logger.info("of %d answers that fork, the likeliest %d, up to %.3f nats a token", len(pairs), len(best), found[best[-1]])
-    return [pairs[index] for index in sorted(best)]
+    best = sorted(range(len(trees)), key=found.__getitem__)[: round(share * len(trees))]
+    logger.info(
+        "of %d answers that fork the %d likeliest, up to %.3f nats a token",
+        len(trees),
+        len(best),
+        max(map(found.__getitem__, best), default=0),
+    )
+    return [trees[index] for index in sorted(best)]
 
 
 def _goes_on(child: TextThread) -> bool:

@@ -67,7 +67,8 @@ def train(
         fork_bias, repetition_penalty: written into the checkpoint as the defaults of decoding.
         save_steps, eval_steps: steps between two checkpoints, two evaluations.
         bf16: compute in bfloat16 where it is safe; the weights stay float32.
-        compile: compile the model, and pad every row to ``max_length``, so that it is compiled once.
+        compile: compile the model, and pad every row to ``max_length``, so that it is compiled once, or twice with a last
+            batch of fewer rows.
 
     Returns:
         The metrics on the held-out answers: ``eval_loss``, ``eval_fork_recall``, ``eval_fork_precision`` and others.
@@ -118,8 +119,9 @@ def _keep_fingerprint(mixture: Mixture, output: Path, checkpoint: str | None) ->
     fingerprint, file = hashlib.sha256(rows.encode()).hexdigest(), output / "mixture.sha256"
     if checkpoint and not (file.exists() and file.read_text().strip() == fingerprint):
         raise DataError(
-            f"{checkpoint} comes from other answers, filters, shares or another seed; go on with those, or train into a "
-            "folder of its own: what was trained on must not be held out"
+            f"{checkpoint} comes from other answers, filters, shares or another seed, or its likeliest answers from another "
+            "machine; go on with those, or train into a folder of its own: what was trained on must not be "
+            "held out"
         )
     output.mkdir(parents=True, exist_ok=True)
     file.write_text(fingerprint + "\n")

@@ -5,6 +5,7 @@ all details before it. The teacher does too: its distribution at a text token, g
 the thread learns to come close to (knowledge distillation, Hinton et al., 2015). A sampled token says less: the base finds
 many others as good. Of structure it knows nothing: left to itself it would write no list, and after a detail's sentence it
 would begin the next item. So the main thread, and the ends of threads and lines, are learnt from the training text alone.
+Where a tokenizer joins a full stop and a line's end in one token, the teacher can give such a token's share to nothing else.
 """
 
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from torch import LongTensor, Tensor
 from torch.nn.functional import kl_div
 
 from hf_apar.data.features import IGNORED
+from hf_apar.errors import ConfigurationError
 from hf_apar.masks import additive
 
 
@@ -42,8 +44,16 @@ def reading(batch: Mapping[str, Tensor], control_ids: tuple[int, int], structura
     ``structural_ids`` are the tokens that are learnt from the text alone: the control tokens, EOS, and ends of lines. Rows
     hold the tokens in reading order already: what differs is that nobody sees [Fork] and [Child], that a token sees
     the threads before its own, and that what comes before a target may be another thread's last token.
+
+    Raises:
+        ConfigurationError: if the batch has no mask of one number for each two tokens.
     """
     ids, labels, mask = batch["input_ids"], batch["shift_labels"], batch["attention_mask"]
+    if mask.ndim != 4:
+        raise ConfigurationError(
+            f"a teacher reads batches of DataCollatorForApar in its mode 'dense', and the attention_mask has the shape "
+            f"{tuple(mask.shape)}; use that mode, or teacher_weight=0"
+        )
     fork, child = control_ids
     index = torch.arange(ids.shape[1], device=ids.device)
     sees = mask[:, 0] == 0  # (batch, query, key)
@@ -63,15 +73,7 @@ def reading(batch: Mapping[str, Tensor], control_ids: tuple[int, int], structura
     )  # fmt: skip
 
 
-def taught(
-    logits: Tensor,
-    teacher: Tensor,
-    how: Reading,
-    labels: Tensor,
-    banned: Tensor | None,
-    fork_id: int,
-    structural_ids: Tensor,
-) -> Tensor:
+def taught(logits: Tensor, teacher: Tensor, how: Reading, labels: Tensor, structural_ids: Tensor) -> Tensor:
     """Return what learning from ``teacher`` in place of the text adds to the sum of the cross-entropies.
 
     That is, over all targets of the reading, the divergence of the model from the teacher, whose choice is among what is
@@ -80,14 +82,10 @@ def taught(
     Args:
         logits, teacher: (batch, length, vocabulary), of the trees and of their reading.
         labels: (batch, length), the targets.
-        banned: booleans (batch, length), where ``fork_id`` is out of the model's choice; ``None`` for nowhere.
         structural_ids: as for :func:`reading`.
     """
     lowest = torch.finfo(torch.float32).min  # of a token whose probability is 0: minus infinity times 0 is no number
-    own = logits[how.rows, how.places].float()  # (targets, vocabulary)
-    if banned is not None:
-        own[banned[how.rows, how.places], fork_id] = lowest
-    own = own.log_softmax(-1)
+    own = logits[how.rows, how.places].float().log_softmax(-1)  # (targets, vocabulary)
     told = teacher[how.rows, how.told_at].float().index_fill(-1, structural_ids, lowest).log_softmax(-1)
     of_text = own.gather(1, labels[how.rows, how.places, None])
     return kl_div(own, told, log_target=True, reduction="sum") + of_text.sum()
