@@ -45,7 +45,7 @@ trainer = AdapterTrainer(  # the stock Trainer; the rows of [Fork] and [Child] l
     train_dataset=rows,
     data_collator=DataCollatorForApar(tokenizer.eos_token_id),
     token_rate=12.0,
-    control_ids=(fork, child),
+    fork_id=fork,
 )  # fmt: skip
 trainer.train()
 save_adapter(trainer.model, tokenizer, options.output)

@@ -198,7 +198,7 @@ def test_the_loss_leaves_fork_out_of_the_choice_where_a_copy_reads_on(base, tmp_
     mixture = mix(ANSWERS, tokenizer, (fork, child), Selection(structured_share=0.5, unforked_share=0.5, held_out=0.25))
     batch = DataCollatorForApar(0)([row.to_dict() for row in pack(mixture.train, 300)])
     arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, remove_unused_columns=False)
-    trainer = AdapterTrainer(model=model, args=arguments, token_rate=1.0, control_ids=(fork, child))
+    trainer = AdapterTrainer(model=model, args=arguments, token_rate=1.0, fork_id=fork)
     monkeypatch.setattr(type(trainer.accelerator), "num_processes", processes)  # the mean over them undoes the factor
     loss = trainer.compute_loss(model, dict(batch), num_items_in_batch=items)
     banned = batch.pop("fork_banned")
@@ -324,29 +324,6 @@ def test_the_likeliest_answers_are_trained_on(base):
     )
     everything = mix([*lists, *ANSWERS[-8:]], tokenizer, ids, Selection(**options))
     assert len(everything.train) + len(everything.held_out) == 16
-
-
-def test_a_thread_with_a_teacher_keeps_the_words_of_the_base(base, answers, tmp_path):
-    """And the main thread learns its own, and where to fork, from the text."""
-    options = {"model": str(base), "rank": 8, "learning_rate": 2e-2, "token_rate": 2.0, "max_length": 256, "max_steps": 60}
-    model, tokenizer = loaded(base)
-    fork, child = add_control_tokens(model, tokenizer)
-    prompt = encode_chat(tokenizer, [{"role": "user", "content": "list"}])
-    before, title, detail = (tokenizer.encode(text, add_special_tokens=False) for text in ("- A:", "\n- B:", " a b c d e"))
-    read, thread = (torch.tensor([[*prompt, *before, *more, *detail]]) for more in ([], [fork, child]))
-    for weight in (0.0, 1.0):
-        assert train(answers, tmp_path / str(weight), HELD_OUT, teacher_weight=weight, **options)["eval_fork_recall"] > 0.9
-    with torch.no_grad():
-        own = model(read).logits[0, -len(detail) - 1 :].softmax(-1)
-        distances = []
-        for weight in (0.0, 1.0):
-            tuned = load_adapter(*loaded(base), tmp_path / str(weight))
-            distances.append(
-                (tuned(thread).logits[0, -len(detail) - 1 :].softmax(-1)[1:-1] - own[1:-1]).abs().sum(-1).mean()
-            )
-            outline = tuned(torch.tensor([[*prompt, *before, fork, *title[:-1]]])).logits[0, -1]
-            assert outline.argmax() == title[-1]
-    assert distances[1] < 0.6 * distances[0], distances
 
 
 def test_metrics_of_nothing_are_zero():

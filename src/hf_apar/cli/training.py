@@ -41,9 +41,6 @@ CompileOption = Annotated[
 ForkBiasOption = Annotated[float, typer.Option(help="The checkpoint's default of generate's --fork-bias.")]
 PenaltyOption = Annotated[float, typer.Option(help="The checkpoint's default of decoding; 1 for none.")]
 TrainBatchOption = Annotated[int, typer.Option(min=1, help="Rows computed at once: more on a GPU.")]
-TeacherWeightOption = Annotated[
-    float, typer.Option(min=0, max=1, help="So much of what it learns of words comes from the model before its tuning.")
-]
 LikeliestOption = Annotated[
     float, typer.Option(min=0, max=1, help="Of the answers that fork, train on this share, those the model finds likeliest.")
 ]
@@ -67,7 +64,6 @@ def train(
     max_length: Annotated[int, typer.Option(min=1, help="Tokens of a row; several answers share one.")] = 1024,
     batch_size: TrainBatchOption = 1,
     accumulation: Annotated[int, typer.Option(min=1, help="So many batches are one optimizer step.")] = 1,
-    teacher_weight: TeacherWeightOption = 0.0,
     structured_share: StructuredShareOption = 0.67,
     unforked_share: UnforkedShareOption = 0.15,
     max_repetition: MaxRepetitionOption = 0.1,
@@ -98,7 +94,7 @@ def train(
         metrics = fine_tune(
             answers, output, selection, model=model or DEFAULT_BASE, rank=rank, learning_rate=learning_rate,
             token_rate=token_rate, epochs=epochs, max_steps=max_steps, max_length=max_length, batch_size=batch_size,
-            accumulation=accumulation, teacher_weight=teacher_weight, fork_bias=fork_bias,
+            accumulation=accumulation, fork_bias=fork_bias,
             repetition_penalty=repetition_penalty, save_steps=save_steps, eval_steps=eval_steps,
             bf16=bf16, compile=compile, seed=seed,
         )  # fmt: skip
@@ -177,7 +173,6 @@ def recipe(
     max_length: Annotated[int, typer.Option(min=1, help="Tokens of a row; several answers share one.")] = 1024,
     train_batch_size: TrainBatchOption = 1,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate of the adapter.")] = 4e-4,
-    teacher_weight: TeacherWeightOption = 0.0,
     heads: Annotated[bool, typer.Option("--heads/--no-heads", help="Train Medusa heads too.")] = True,
     fork_bias: ForkBiasOption = 0.0,
     decoding_penalty: PenaltyOption = 1.0,
@@ -213,7 +208,7 @@ def recipe(
             trees, adapter, model=model, epochs=epochs, max_steps=max_steps, max_length=max_length,
             structured_share=structured_share, unforked_share=unforked_share, max_repetition=max_repetition,
             max_forks=max_forks, min_ideal_ratio=min_ideal_ratio, min_elaborated=min_elaborated, likeliest=likeliest,
-            batch_size=train_batch_size, learning_rate=learning_rate, teacher_weight=teacher_weight, fork_bias=fork_bias,
+            batch_size=train_batch_size, learning_rate=learning_rate, fork_bias=fork_bias,
             repetition_penalty=decoding_penalty, bf16=bf16, compile=compile, seed=seed,
         )  # fmt: skip
     if heads and not (adapter / "medusa.safetensors").exists():

@@ -9,8 +9,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, Trainer
 
 from hf_apar.data.features import IGNORED
-from hf_apar.errors import ConfigurationError
-from hf_apar.training.teacher import reading, taught
 
 _ROWS = "trainable_tokens"  # PEFT's name for the parameters of `trainable_token_indices`
 
@@ -60,29 +58,13 @@ class AdapterTrainer(Trainer):
     """The stock Trainer with the groups of :func:`parameter_groups`; its checkpoints hold the adapter alone.
 
     Its loss leaves [Fork] out of the choice where a batch says so (``fork_banned``): how a text goes on without forks is
-    learnt there, and nothing about where to fork. With a ``teacher_weight`` above 0, so much of the loss at text tokens
-    of forked threads comes from the model without its adapter (:mod:`hf_apar.training.teacher`), except at
-    ``structural_ids``; that takes a forward pass more, and batches of the collator's mode ``"dense"``.
+    learnt there, and nothing about where to fork.
     """
 
-    def __init__(
-        self,
-        *args: object,
-        token_rate: float,
-        control_ids: tuple[int, int],
-        teacher_weight: float = 0.0,
-        structural_ids: Sequence[int] = (),
-        **kwargs: object,
-    ) -> None:
+    def __init__(self, *args: object, token_rate: float, fork_id: int, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         self.token_rate = token_rate
-        self.control_ids = control_ids
-        self.teacher_weight = teacher_weight
-        if teacher_weight and not structural_ids:
-            raise ConfigurationError(
-                "a teacher needs structural_ids: EOS and the tokens that end a line, as data.samplers.line_ends has"
-            )
-        self.structural_ids = torch.tensor(sorted({*control_ids, *structural_ids}))
+        self.fork_id = fork_id
 
     def compute_loss(
         self,
@@ -95,14 +77,10 @@ class AdapterTrainer(Trainer):
 
         def forward(**batch: Tensor) -> dict[str, Tensor]:
             outputs: dict[str, Tensor] = model(**batch)
-            items = batch.get("num_items_in_batch", (batch["shift_labels"] != IGNORED).sum())
-            more = torch.zeros((), device=outputs["logits"].device)
             if banned is not None:
-                more = more + fork_left_out(outputs["logits"], banned, self.control_ids[0])
-            if self.teacher_weight and model.training:
-                taught = self._from_teacher(model, outputs["logits"], batch)
-                more = more + self.teacher_weight * taught
-            outputs["loss"] = outputs["loss"] + more / items / outputs["loss"].numel()  # a loss for each of a process's GPUs
+                items = batch.get("num_items_in_batch", (batch["shift_labels"] != IGNORED).sum())
+                more = fork_left_out(outputs["logits"], banned, self.fork_id) / items
+                outputs["loss"] = outputs["loss"] + more / outputs["loss"].numel()  # one for each of a process's GPUs
             return outputs
 
         # in the model's place, so that what the Trainer does to its loss, on several devices say, is done to all of it
@@ -110,22 +88,6 @@ class AdapterTrainer(Trainer):
             cast(torch.nn.Module, forward), inputs, return_outputs, num_items_in_batch
         )
         return result
-
-    def _from_teacher(self, model: torch.nn.Module, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        structural = self.structural_ids.to(logits.device)
-        how = reading(batch, self.control_ids, structural)
-        base = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        assert isinstance(base, PeftModel)
-        base.eval()  # its own dropout, if it has any, is no part of what it says
-        with torch.no_grad(), base.disable_adapter():
-            teacher = base(
-                input_ids=batch["input_ids"],
-                attention_mask=how.attention_mask,
-                position_ids=how.position_ids,
-                use_cache=False,
-            ).logits
-        base.train()
-        return taught(logits, teacher, how, batch["shift_labels"], structural)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:

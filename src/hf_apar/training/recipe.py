@@ -12,7 +12,6 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_apar.checkpoints import DEFAULT_BASE, load_base, save_adapter
 from hf_apar.data.collator import DataCollatorForApar, pack
-from hf_apar.data.samplers import line_ends
 from hf_apar.errors import DataError
 from hf_apar.tokens import add_control_tokens
 from hf_apar.training.lora import AdapterTrainer, add_lora
@@ -37,7 +36,6 @@ def train(
     max_length: int = 1024,
     batch_size: int = 1,
     accumulation: int = 1,
-    teacher_weight: float = 0.0,
     fork_bias: float = 0.0,
     repetition_penalty: float = 1.0,
     save_steps: int = 10,
@@ -62,8 +60,6 @@ def train(
         max_length: tokens of a row; several answers share one.
         batch_size: rows computed at once.
         accumulation: so many times ``batch_size`` rows are one optimizer step.
-        teacher_weight: so much of the loss at text tokens of forked threads comes from ``model`` before its tuning, which
-            reads the answer in order (:mod:`hf_apar.training.teacher`), the rest from the text; 1 for all of it.
         fork_bias, repetition_penalty: written into the checkpoint as the defaults of decoding.
         save_steps, eval_steps: steps between two checkpoints, two evaluations.
         bf16: compute in bfloat16 where it is safe; the weights stay float32.
@@ -100,7 +96,7 @@ def train(
         seed=seed,
         use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
-    trainer = _trainer(base, tokenizer, mixture, arguments, control_ids, rank, token_rate, max_length, teacher_weight)
+    trainer = _trainer(base, tokenizer, mixture, arguments, control_ids, rank, token_rate, max_length)
     checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
     _keep_fingerprint(mixture, output, checkpoint)
     logger.info("training %s", f"goes on from {checkpoint}" if checkpoint else "starts")
@@ -136,7 +132,6 @@ def _trainer(
     rank: int,
     token_rate: float,
     max_length: int,
-    teacher_weight: float,
 ) -> AdapterTrainer:
     padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return AdapterTrainer(
@@ -150,9 +145,7 @@ def _trainer(
         compute_metrics=metrics_for(control_ids[0]),
         preprocess_logits_for_metrics=best_tokens,
         token_rate=token_rate,
-        control_ids=control_ids,
-        teacher_weight=teacher_weight,
-        structural_ids=line_ends(tokenizer),
+        fork_id=control_ids[0],
     )
 
 
