@@ -152,7 +152,7 @@ def test_what_must_stay_in_its_line_ends_with_a_sentence_there(model, tokenizer)
         dice.lm_head.weight[:] = -9 * eos
         dice.lm_head.weight[[*likely, tokenizer.eos_token_id]] = eos
     (other_end,) = tokenizer.encode("h", add_special_tokens=False)
-    dice.generation_config.eos_token_id = [tokenizer.eos_token_id, other_end]  # which the tokenizer does not know of
+    dice.generation_config.eos_token_id = [tokenizer.eos_token_id, other_end]  # a detail must not end there
     torch.manual_seed(0)
     tasks = [Task(prompt, 60, sentence_after=20 * (number % 2)) for number in range(128)]
     written = TransformersSampler(dice, tokenizer)(tasks)
@@ -160,7 +160,6 @@ def test_what_must_stay_in_its_line_ends_with_a_sentence_there(model, tokenizer)
     in_line = written[1::2]
     assert 0 < sum(one.ended for one in in_line) < len(in_line), "some must end and some must not"
     for one in in_line:
-        assert "h" not in one.text
         assert "\n" not in one.text and ". " not in one.text[19:]
         assert 20 <= len(one.text) < 60 and one.text.endswith(".") if one.ended else len(one.text) == 60
 

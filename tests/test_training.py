@@ -29,6 +29,7 @@ from hf_apar.tokens import FORK_TOKEN, add_control_tokens
 from hf_apar.training.lora import AdapterTrainer, add_lora, parameter_groups
 from hf_apar.training.metrics import fork_metrics
 from hf_apar.training.mixture import Selection, mix
+from hf_apar.training.quality import mean_nll
 from hf_apar.training.recipe import train
 
 torch.set_num_threads(1)
@@ -324,6 +325,24 @@ def test_the_likeliest_answers_are_trained_on(base):
     )
     everything = mix([*lists, *ANSWERS[-8:]], tokenizer, ids, Selection(**options))
     assert len(everything.train) + len(everything.held_out) == 16
+    with pytest.raises(DataError, match="needs nll"):
+        mix(lists, tokenizer, ids, Selection(likeliest=0.5, **options))
+
+
+def test_a_run_asks_its_base_what_is_likely(base, answers, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "hf_apar.training.recipe.mean_nll",
+        lambda model, prompts, texts: asked.append(mean_nll(model, prompts, texts)) or asked[-1],
+    )
+    train(answers, tmp_path, replace(HELD_OUT, likeliest=0.5), model=str(base), rank=8, max_length=256, max_steps=1)
+    model, tokenizer = loaded(base)
+    add_control_tokens(model, tokenizer)
+    prompt, text = (
+        encode_chat(tokenizer, [{"role": "user", "content": "list"}]),
+        tokenizer.encode(LIST, add_special_tokens=False),
+    )
+    assert asked == [pytest.approx(mean_nll(model, [prompt], [text]))] * 16
 
 
 def test_metrics_of_nothing_are_zero():

@@ -203,14 +203,14 @@ def _likeliest(
     share: float,
     nll: Callable[[list[int], list[int]], float] | None,
 ) -> list[tuple[_Pair, TreeFeatures]]:
-    """Return the ``share`` of ``trees`` that is the least unlikely, in the order given."""
+    """Return the ``share`` of ``trees`` that is the least unlikely, one at least, in the order given."""
     if nll is None:
         raise DataError("Selection.likeliest below 1 needs nll: a model that says how likely an answer is")
     found = [
         nll(encode_chat(tokenizer, before), tokenizer.encode(tree.text, add_special_tokens=False, split_special_tokens=True))
         for (before, tree), _ in trees
     ]
-    best = sorted(range(len(trees)), key=found.__getitem__)[: round(share * len(trees))]
+    best = sorted(range(len(trees)), key=found.__getitem__)[: max(1, round(share * len(trees)))]
     logger.info(
         "of %d answers that fork the %d likeliest, up to %.3f nats a token",
         len(trees),
