@@ -126,6 +126,26 @@ def test_a_run_does_not_go_on_with_other_answers(trained, answers, tmp_path, sel
     assert not (tmp_path / "metrics.json").exists()
 
 
+def test_a_run_starts_from_an_adapter(trained, base, answers, tmp_path):
+    output, options, metrics = trained
+    hardly = options | {"rank": 4, "learning_rate": 1e-9}
+    again = train(answers, tmp_path, HELD_OUT, start=output, max_steps=1, **hardly)
+    assert again["eval_loss"] == pytest.approx(metrics["eval_loss"], rel=0.05)  # the adapter was saved in bfloat16
+    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path, output))
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+    moved = train(answers, tmp_path / "moved", HELD_OUT, start=output, max_steps=2, **options)
+    after = load_file(tmp_path / "moved" / "adapter_model.safetensors")
+    assert moved["eval_loss"] != metrics["eval_loss"]
+    assert not any(torch.equal(after[name], theirs[name]) for name in theirs)
+
+
+def test_a_run_starts_from_no_other_folder(base, answers, tmp_path):
+    with pytest.raises(ConfigurationError, match=r"no adapter_config\.json"):
+        train(answers, tmp_path / "out", HELD_OUT, model=str(base), start=tmp_path)
+
+
 def test_a_loaded_adapter_is_the_wrapped_model_merged(trained, base):
     output = trained[0]
     model, tokenizer = loaded(base)

@@ -109,21 +109,30 @@ def load_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fol
     """
     from peft import PeftModel
 
-    folder = Path(folder)
+    generation_config = adapter_settings(Path(folder), add_control_tokens(model, tokenizer))
+    merged: PreTrainedModel = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    merged.generation_config = generation_config
+    return merged
+
+
+def adapter_settings(folder: Path, control_ids: tuple[int, int]) -> GenerationConfig:
+    """Return the generation config of the adapter in ``folder``, for a model whose [Fork] and [Child] have ``control_ids``.
+
+    Raises:
+        ConfigurationError: if ``folder`` holds no adapter, or no generation config.
+        ControlTokenError: if the adapter's control tokens have other ids.
+    """
     for name in ("adapter_config.json", "adapter_model.safetensors", "generation_config.json"):
         if not (folder / name).is_file():
             raise ConfigurationError(f"{folder} has no {name}; give a folder that hf_apar.training.train wrote")
     generation_config = GenerationConfig.from_pretrained(folder)
-    ids = add_control_tokens(model, tokenizer)
     settings = getattr(generation_config, "apar_config", None) or {}
-    if ids != (trained := (settings.get("fork_token_id"), settings.get("child_token_id"))):
+    if control_ids != (trained := (settings.get("fork_token_id"), settings.get("child_token_id"))):
         raise ControlTokenError(
-            f"the adapter in {folder} was trained with the [Fork] and [Child] ids {trained}, this model has {ids}; load "
-            "it onto the base that its adapter_config.json names"
+            f"the adapter in {folder} was trained with the [Fork] and [Child] ids {trained}, this model has {control_ids}; "
+            "load it onto the base that its adapter_config.json names"
         )
-    merged: PreTrainedModel = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    merged.generation_config = generation_config
-    return merged
+    return generation_config
 
 
 def save_adapter(

@@ -56,6 +56,9 @@ def train(
     ],
     output: Annotated[Path, typer.Argument(help="Folder for the adapter and its checkpoints.", file_okay=False)],
     model: ModelOption = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Folder of an adapter of the model to go on from.", exists=True, file_okay=False)
+    ] = None,
     rank: Annotated[int, typer.Option(min=1, help="Rank of LoRA.")] = 32,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 4e-4,
     token_rate: Annotated[float, typer.Option(help="[Fork] and [Child] learn so many times faster.")] = 12.0,
@@ -92,7 +95,7 @@ def train(
             min_elaborated=min_elaborated, likeliest=likeliest,
         )  # fmt: skip
         metrics = fine_tune(
-            answers, output, selection, model=model or DEFAULT_BASE, rank=rank, learning_rate=learning_rate,
+            answers, output, selection, model=model or DEFAULT_BASE, start=start, rank=rank, learning_rate=learning_rate,
             token_rate=token_rate, epochs=epochs, max_steps=max_steps, max_length=max_length, batch_size=batch_size,
             accumulation=accumulation, fork_bias=fork_bias,
             repetition_penalty=repetition_penalty, save_steps=save_steps, eval_steps=eval_steps,

