@@ -34,7 +34,7 @@ def main() -> None:
     )
     options.add_argument("--limit", type=int, default=24, help="trees of each set")
     options.add_argument("--tokens", type=int, default=1024, help="of a packed row")
-    options.add_argument("--threads", type=int, nargs="*", default=[1, 2, 4, 8, 16], help="of the synthetic trees")
+    options.add_argument("--threads", type=int, nargs="*", default=[1, 2, 4, 8, 16], help="of the synthetic trees; none leaves their table as it is")
     options = options.parse_args()
     answers = read_answers(options.answers)
     if not answers:
@@ -63,14 +63,15 @@ def main() -> None:
         f"{setting}, on trees of its training set, and on those of them that fork, in rows of {options.tokens} tokens; memory: the most above what the model takes. Aim: at least 3, and no more memory.",
         [{"set": name, "seconds": seconds[name], "memory": memory[name]} for name in sets],
     )
-    publish(
-        "training_threads",
-        "Training, by the threads of a tree",
-        ["threads", *COLUMNS],
-        [[str(n), *cells(seconds[n], memory[n], 1)] for n in options.threads],
-        f"{setting}, on one tree: a prompt of about 60 tokens, then threads with titles of about 8 and details of about 48.",
-        [{"threads": n, "seconds": seconds[n], "memory": memory[n]} for n in options.threads],
-    )
+    if options.threads:
+        publish(
+            "training_threads",
+            "Training, by the threads of a tree",
+            ["threads", *COLUMNS],
+            [[str(n), *cells(seconds[n], memory[n], 1)] for n in options.threads],
+            f"{setting}, on one tree: a prompt of about 60 tokens, then threads with titles of about 8 and details of about 48.",
+            [{"threads": n, "seconds": seconds[n], "memory": memory[n]} for n in options.threads],
+        )
 
 
 def synthetic(threads, tokenizer, control):
