@@ -60,7 +60,7 @@ def main() -> None:
         "Training on packed trees and on paths",
         ["", "trees", "threads a tree", "tokens a tree", *COLUMNS],
         [[name, *shape(trees, control[0]), *cells(seconds[name], memory[name], len(trees))] for name, trees in sets.items()],
-        f"{setting}, on trees of its training set, and on those of them that fork, in rows of {options.tokens} tokens; memory: the most above what the model takes. Aim: at least 3, and no more memory.",
+        f"{setting}, on trees of its own answers mixed for training, and on those of them that fork, in rows of {options.tokens} tokens; memory: the most above what the model takes. Aim: at least 3, and no more memory.",
         [{"set": name, "seconds": seconds[name], "memory": memory[name]} for name in sets],
     )
     if options.threads:
