@@ -34,7 +34,13 @@ def main() -> None:
     )
     options.add_argument("--limit", type=int, default=24, help="trees of each set")
     options.add_argument("--tokens", type=int, default=1024, help="of a packed row")
-    options.add_argument("--threads", type=int, nargs="*", default=[1, 2, 4, 8, 16], help="of the synthetic trees; none leaves their table as it is")
+    options.add_argument(
+        "--threads",
+        type=int,
+        nargs="*",
+        default=[1, 2, 4, 8, 16],
+        help="of the synthetic trees; none leaves their table as it is",
+    )
     options = options.parse_args()
     answers = read_answers(options.answers)
     if not answers:

@@ -57,7 +57,8 @@ def train(
     output: Annotated[Path, typer.Argument(help="Folder for the adapter and its checkpoints.", file_okay=False)],
     model: ModelOption = None,
     start: Annotated[
-        Path | None, typer.Option(help="Folder of an adapter of the model to go on from.", exists=True, file_okay=False)
+        Path | None,
+        typer.Option(help="Adapter of this model to go on from; --rank is its own then.", exists=True, file_okay=False),
     ] = None,
     rank: Annotated[int, typer.Option(min=1, help="Rank of LoRA.")] = 32,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 4e-4,
