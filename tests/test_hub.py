@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from byte_tokenizer import byte_tokenizer
 from conftest import left_padded, random_prompts, tiny_llama
 from hf_apar import ConfigurationError, enable_apar, export_custom_generate
+from hf_apar.checkpoints import load_base
 from hf_apar.hub import save_merged
 
 PROMPTS = left_padded(random_prompts(3, seed=7))
@@ -66,3 +67,10 @@ def test_a_wrong_setting_in_a_checkpoint_names_the_right_ones(tmp_path):
     file.write_text(file.read_text().replace('"fork_token_id"', '"max_thread": 3, "fork_token_id"'))
     with pytest.raises(ConfigurationError, match="unknown APAR setting max_thread; the settings are fork_token_id"):
         enable_apar(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32))
+
+
+def test_the_default_base_ends_and_pads_as_its_configuration_says():
+    model, tokenizer = load_base()
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (model.config.eos_token_id, model.config.pad_token_id)
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert tokenizer.pad({"input_ids": [[5, 6], [7]]})["input_ids"][1].count(tokenizer.pad_token_id) == 1

@@ -48,6 +48,9 @@ def load_default_base(dtype: torch.dtype = torch.float32) -> tuple[PreTrainedMod
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=dtype)
     _forget_quantization(model)
+    # transformers 5.16 and 5.17 take the token that begins a turn for the one that ends it, and find no padding
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(model.config.pad_token_id)
     model.name_or_path = model.config._name_or_path = DEFAULT_BASE  # PEFT records it: a local path helps nobody
     return model, tokenizer
 
