@@ -20,6 +20,8 @@ import hf_apar
 ROOT = Path(__file__).parents[1]
 OUTPUT = ROOT / "benchmarks" / "output"
 PAGE = ROOT / "docs" / "performance.md"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # CUDA_VISIBLE_DEVICES= hides a GPU
+SUFFIX = "_cuda" if DEVICE.type == "cuda" else ""  # of the files that a GPU's figures are kept in
 
 QUESTIONS = (
     "Give me five practical ideas for saving water at home.",
@@ -42,17 +44,19 @@ def load(dtype: str):
     transformers.utils.logging.disable_progress_bar()
     model, tokenizer = hf_apar.load_default_model(dtype=getattr(torch, dtype))
     tokenizer.padding_side = "left"
-    return model, tokenizer
+    return model.to(DEVICE), tokenizer
 
 
 def encode(tokenizer, questions: Sequence[str]):
     prompts = [hf_apar.encode_chat(tokenizer, [{"role": "user", "content": question}]) for question in questions]
-    return tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
+    return tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(DEVICE)
 
 
 def timed(call: Callable[[], object]) -> tuple[float, object]:
     start = time.perf_counter()
     result = call()
+    if SUFFIX:
+        torch.cuda.synchronize()
     return time.perf_counter() - start, result
 
 
@@ -76,10 +80,12 @@ def spread(values: Sequence[float]) -> str:
 
 def machine() -> str:
     release = torch.__version__.split("+")[0]
-    return (
-        f"{platform.machine()} CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, PyTorch "
-        f"{release}, transformers {transformers.__version__}"
+    on = (
+        torch.cuda.get_device_name()
+        if SUFFIX
+        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     )
+    return f"{on}, PyTorch {release}, transformers {transformers.__version__}"
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,11 @@ def publish(
     data: object,
     bars: Bars | None = None,
 ) -> None:
-    """Show a table, and keep it as JSON, as a section of ``docs/performance.md`` and as a plot beside that."""
+    """Show a table, and keep it as JSON, as a section of ``docs/performance.md`` and as a plot beside that.
+
+    A GPU's section and plot stand beside the CPU's.
+    """
+    name, title = name + SUFFIX, f"{title}, on a GPU" if SUFFIX else title
     table = Table(*columns, title=title)
     for row in rows:
         table.add_row(*row)

@@ -4,7 +4,7 @@ import statistics
 import time
 
 import torch
-from common import OUTPUT, load, parser, publish
+from common import DEVICE, OUTPUT, SUFFIX, load, parser, publish
 
 import hf_apar
 from hf_apar.speculation.proposer import NoDrafts
@@ -49,7 +49,7 @@ def main() -> None:
         "How the cost of a step grows",
         ["batch", "context", "threads a row", "a step, ms", "ms a token", "peak KV of a row, slots"],
         rows,
-        f"{options.dtype}; forks are forced, then {STEPS} steps timed; medians. ![curves](growth.png)",
+        f"{options.dtype}; forks are forced, then {STEPS} steps timed; medians. ![curves](growth{SUFFIX}.png)",
         data,
     )
     plot(data)
@@ -58,7 +58,7 @@ def main() -> None:
 def measure(model, batch, context, threads):
     """The median time of a step of ``threads`` live threads a row, and the slots that a row needs for them."""
     torch.manual_seed(0)
-    ids = torch.randint(1000, 20000, (batch, context))
+    ids = torch.randint(1000, 20000, (batch, context), device=DEVICE)
     clock = Clock()
     steps = 2 * (threads - 1) + STEPS + 1  # the root forks at every other step; from then on further children wait
     out = model.generate(
@@ -94,7 +94,7 @@ def plot(data):
     axes.legend(fontsize=8)
     figure.tight_layout()
     OUTPUT.mkdir(exist_ok=True)
-    figure.savefig(OUTPUT.parents[1] / "docs" / "growth.png", dpi=120)
+    figure.savefig(OUTPUT.parents[1] / "docs" / f"growth{SUFFIX}.png", dpi=120)
 
 
 if __name__ == "__main__":

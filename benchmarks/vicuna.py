@@ -14,7 +14,6 @@ on where it stopped. Nothing else should run meanwhile.
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections import defaultdict
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from common import DEVICE, machine
 from questions import by_category, read
 
 import hf_apar
@@ -69,11 +69,11 @@ def load(options):
     transformers.utils.logging.disable_progress_bar()
     dtype = getattr(torch, options.dtype)
     if options.model is None:
-        return hf_apar.load_default_model(dtype=dtype)
-    return (
-        hf_apar.AparModelForCausalLM.from_pretrained(options.model, dtype=dtype),
-        transformers.AutoTokenizer.from_pretrained(options.model),
-    )
+        model, tokenizer = hf_apar.load_default_model(dtype=dtype)
+    else:
+        model = hf_apar.AparModelForCausalLM.from_pretrained(options.model, dtype=dtype)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
+    return model.to(DEVICE), tokenizer
 
 
 def grouped(rows):
@@ -121,11 +121,12 @@ def ask_the_base(questions, record, options):
     model, tokenizer = load_base(
         DEFAULT_BASE if base is None else base["base_model_name_or_path"], dtype=getattr(torch, options.dtype)
     )
+    model.to(DEVICE)
     missing = [question for question in questions if "base" not in record[question.key]]
     for start in range(0, len(missing), AT_ONCE):
         some = missing[start : start + AT_ONCE]
         prompts = [encode(tokenizer, question) for question in some]
-        batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
+        batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(DEVICE)
         out = model.generate(
             **batch, do_sample=False, max_new_tokens=options.max_new_tokens,
             repetition_penalty=record[some[0].key].get("penalty", 1.0),
@@ -153,7 +154,7 @@ def encode(tokenizer, question):
 
 def generate(model, tokenizer, questions, apar, **more):
     encoded = [encode(tokenizer, question) for question in questions]
-    batch = tokenizer.pad({"input_ids": encoded}, padding_side="left", return_tensors="pt")
+    batch = tokenizer.pad({"input_ids": encoded}, padding_side="left", return_tensors="pt").to(DEVICE)
     start = time.perf_counter()
     out = model.generate(**batch, do_sample=False, return_dict_in_generate=True, apar=apar, **more)
     out.prompt_length = batch["input_ids"].shape[1]
@@ -215,14 +216,13 @@ def median(rows, part, whole):
 
 
 def report(rows, extracted, options):
-    release = torch.__version__.split("+")[0]
     alone = sum(row["apar"]["seconds"] is not None for row in rows)
     lines = [
         "# Results of the default model on Vicuna Bench",
         "",
         f"Greedy, `max_new_tokens={options.max_new_tokens}`, {options.dtype}; {alone} of the {len(rows)} questions one at a time, the others",
-        f"in batches of {AT_ONCE}; {platform.machine()} CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, PyTorch {release}, transformers "
-        f"{transformers.__version__}. Written by `benchmarks/vicuna.py`.",
+        f"in batches of {AT_ONCE}; {machine()}.",
+        "Written by `benchmarks/vicuna.py`.",
         "",
         "## Forks and steps",
         "",
