@@ -30,10 +30,10 @@ TREES = [
 ]
 
 
-def double_llama(attention):
+def double_llama(attention, hidden_size=16):
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=CHILD + 1, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=CHILD + 1, hidden_size=hidden_size, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, attn_implementation=attention, tie_word_embeddings=True,
     )  # fmt: skip
     return LlamaForCausalLM(config).double()
@@ -213,6 +213,18 @@ def test_flex_attention_computes_what_the_dense_mask_gives(monkeypatch):
         assert abs(found.loss - expected.loss) < 1e-6
         for ours, theirs in zip(gradients(model, found.loss), gradients(model, expected.loss), strict=True):
             assert (ours - theirs).abs().max() < 1e-6
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="flex attention has a backward pass on GPUs alone")
+def test_the_kernels_of_flex_attention_compute_what_the_dense_mask_gives():
+    model = double_llama("sdpa", hidden_size=64).float().cuda()  # the kernels take heads of 16 numbers and more
+    dense, flex = ({name: column.to("cuda") for name, column in batch_of(mode).items()} for mode in ("dense", "flex"))
+    expected = model(**dense)
+    model.set_attn_implementation("flex_attention")
+    found = model(**flex)
+    assert abs(found.loss - expected.loss) < 1e-4
+    for ours, theirs in zip(gradients(model, found.loss), gradients(model, expected.loss), strict=True):
+        assert (ours - theirs).abs().max() < 1e-3 * (1 + theirs.abs().max())
 
 
 def test_both_ways_of_counting_targets_agree():
