@@ -241,7 +241,6 @@ def test_the_loss_leaves_fork_out_of_the_choice_where_a_copy_reads_on(base, tmp_
     [
         {"unforked_share": 1.5},
         {"structured_share": 0.0},
-        {"likeliest": 0.0},
         {"structured_share": 1.1},
         {"held_out": 0.0},
         {"held_out": 1.0},
@@ -323,47 +322,60 @@ def test_what_forks_too_often_or_gains_too_little_is_left_out(base):
         count(min_ideal_ratio=9.0)
 
 
-def test_the_likeliest_answers_are_trained_on(base):
-    """Of what forks alone, as judged with the prompt before it and the answer as it reads."""
+def test_of_several_answers_to_a_prompt_the_likeliest_that_forks_is_trained_on(base):
+    """As judged with the prompt before it and the answer as it reads; where there is no choice, nobody is asked."""
     model, tokenizer = loaded(base)
     ids = add_control_tokens(model, tokenizer)
-    lists = [Answer(f"list {number}", LIST) for number in range(8)]
+    second = LIST.replace("a b c", "c b a")
     asked = []
 
     def nll(prompt, answer):
         asked.append((tokenizer.decode(prompt), tokenizer.decode(answer)))
-        return -float(asked[-1][0].partition("list ")[2][0])
+        return 1.0 if asked[-1][1] == LIST else 0.5
 
-    options = {"structured_share": 0.5, "unforked_share": 0.0, "held_out": 0.1}
-    kept = mix([*lists, *ANSWERS[-8:]], tokenizer, ids, Selection(likeliest=0.5, **options), nll=nll)
+    given = [
+        *(Answer("both fork", text) for text in (LIST, second, "Rest.")),
+        *(Answer("one forks", text) for text in ("Rest.", LIST)),
+        *(Answer("none forks", text) for text in ("Sleep.", "Sleep well.")),
+    ]
+    options = {"structured_share": 0.1, "unforked_share": 0.0, "held_out": 0.1}
+    kept = mix(given, tokenizer, ids, Selection(likeliest=True, **options), nll=nll)
     texts = [tokenizer.decode(tree.input_ids) for tree in kept.train + kept.held_out]
-    assert sorted(number for number in range(8) for text in texts if f"list {number}" in text) == [4, 5, 6, 7]
-    assert len(texts) == 8 and len(asked) == 8
-    assert all(
-        prompt == tokenizer.decode(encode_chat(tokenizer, [{"role": "user", "content": f"list {number}"}]))
-        and answer == LIST
-        for number, (prompt, answer) in enumerate(asked)
-    )
-    everything = mix([*lists, *ANSWERS[-8:]], tokenizer, ids, Selection(**options))
-    assert len(everything.train) + len(everything.held_out) == 16
+    assert len(texts) == 3
+    assert sum("both fork" in text and "c b a" in text for text in texts) == 1
+    assert sum("one forks" in text and FORK_TOKEN in text for text in texts) == 1
+    asked_with = {prompt for prompt, _ in asked}
+    assert asked_with == {
+        tokenizer.decode(encode_chat(tokenizer, [{"role": "user", "content": text}])) for text in ("both fork", "none forks")
+    }
+    assert [answer for _, answer in asked] == [LIST, second, "Sleep.", "Sleep well."]
+    everything = mix(given, tokenizer, ids, Selection(**options))
+    assert len(everything.train) + len(everything.held_out) == len(given)
     with pytest.raises(DataError, match="needs nll"):
-        mix(lists, tokenizer, ids, Selection(likeliest=0.5, **options))
+        mix(given, tokenizer, ids, Selection(likeliest=True, **options))
 
 
-def test_a_run_asks_its_base_what_is_likely(base, answers, tmp_path, monkeypatch):
+def test_a_run_asks_its_base_what_is_likely(base, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
         "hf_apar.training.recipe.mean_nll",
         lambda model, prompts, texts: asked.append(mean_nll(model, prompts, texts)) or asked[-1],
     )
-    train(answers, tmp_path, replace(HELD_OUT, likeliest=0.5), model=str(base), rank=8, max_length=256, max_steps=1)
+    texts = (LIST, LIST.replace("a b", "b a"))
+    file = tmp_path / "answers.jsonl"
+    file.write_text(
+        "".join(json.dumps({"prompt": f"list {number}", "response": text}) + "\n" for number in range(6) for text in texts)
+    )
+    selection = replace(HELD_OUT, likeliest=True)
+    train(file, tmp_path / "adapter", selection, model=str(base), rank=8, max_length=256, max_steps=1)
     model, tokenizer = loaded(base)
     add_control_tokens(model, tokenizer)
-    prompt, text = (
-        encode_chat(tokenizer, [{"role": "user", "content": "list"}]),
-        tokenizer.encode(LIST, add_special_tokens=False),
-    )
-    assert asked == [pytest.approx(mean_nll(model, [prompt], [text]))] * 16
+    expected = [
+        mean_nll(model, [encode_chat(tokenizer, [{"role": "user", "content": f"list {number}"}])], [tokenizer.encode(text)])
+        for number in range(6)
+        for text in texts
+    ]
+    assert asked == pytest.approx(expected)
 
 
 def test_metrics_of_nothing_are_zero():

@@ -42,7 +42,7 @@ ForkBiasOption = Annotated[float, typer.Option(help="The checkpoint's default of
 PenaltyOption = Annotated[float, typer.Option(help="The checkpoint's default of decoding; 1 for none.")]
 TrainBatchOption = Annotated[int, typer.Option(min=1, help="Rows computed at once: more on a GPU.")]
 LikeliestOption = Annotated[
-    float, typer.Option(min=0, max=1, help="Of the answers that fork, train on this share, those the model finds likeliest.")
+    bool, typer.Option("--likeliest", help="Of several answers to a prompt train on one that forks, the likeliest.")
 ]
 MinElaboratedOption = Annotated[
     float, typer.Option(min=0, max=1, help="Leave out answers of whose threads a smaller share has a second sentence.")
@@ -74,7 +74,7 @@ def train(
     max_forks: MaxForksOption = None,
     min_ideal_ratio: MinIdealRatioOption = 1.0,
     min_elaborated: MinElaboratedOption = 0.0,
-    likeliest: LikeliestOption = 1.0,
+    likeliest: LikeliestOption = False,
     held_out: Annotated[float, typer.Option(min=0, max=1, help="Share of the answers kept for the metrics.")] = 0.05,
     fork_bias: ForkBiasOption = 0.0,
     repetition_penalty: PenaltyOption = 1.0,
@@ -171,7 +171,7 @@ def recipe(
     max_forks: MaxForksOption = None,
     min_ideal_ratio: MinIdealRatioOption = 1.0,
     min_elaborated: MinElaboratedOption = 0.0,
-    likeliest: LikeliestOption = 1.0,
+    likeliest: LikeliestOption = False,
     epochs: Annotated[float, typer.Option(help="Passes over the answers.")] = 2.0,
     max_steps: Annotated[int, typer.Option(help="Steps, in place of epochs; -1 for none.")] = -1,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens of a row; several answers share one.")] = 1024,

@@ -93,8 +93,9 @@ class Selection:
             so that forking hardly pays.
         min_elaborated: left out is what forks where a smaller share of its threads has a second sentence: else the end is
             what is likeliest after the first.
-        likeliest: of what forks and is not left out, this share is trained on: the answers that the model finds likeliest
-            a token before its tuning, so that it need learn few words that are not its own.
+        likeliest: of several answers to one prompt that are not left out, one is trained on: an answer that forks where
+            there is one, and of these the one that the model finds likeliest a token before its tuning, so that it need
+            learn few words that are not its own.
 
     Raises:
         DataError: if a share is out of its range.
@@ -107,15 +108,14 @@ class Selection:
     max_forks: int | None = None
     min_ideal_ratio: float = 1.0
     min_elaborated: float = 0.0
-    likeliest: float = 1.0
+    likeliest: bool = False
 
     def __post_init__(self) -> None:
-        some = 0 < self.structured_share <= 1 and 0 < self.likeliest <= 1
-        if not some or not 0 < self.held_out < 1 or not 0 <= self.unforked_share <= 1:
+        if not 0 < self.structured_share <= 1 or not 0 < self.held_out < 1 or not 0 <= self.unforked_share <= 1:
             raise DataError(
-                f"structured_share is {self.structured_share}, likeliest {self.likeliest}, held_out {self.held_out} and "
-                f"unforked_share {self.unforked_share}; the first two are above 0 and at most 1, the third between 0 and 1, "
-                "the last one of these or between them"
+                f"structured_share is {self.structured_share}, held_out {self.held_out} and unforked_share "
+                f"{self.unforked_share}; the first is above 0 and at most 1, the second between 0 and 1, the last one of "
+                "these or between them"
             )
 
     def keeps(self, tree: TextThread) -> bool:
@@ -154,7 +154,7 @@ def mix(
     """Extract the trees of ``answers`` without one, and make of them what ``selection`` says.
 
     ``nll`` says how unlikely the model finds the ids of an answer after those of its prompt, in nats a token; it is needed
-    where ``selection.likeliest`` is below 1.
+    where ``selection.likeliest`` has a choice.
 
     Answers of more than ``max_length`` tokens are left out. So are those that do not fork and hold a list with bold titles:
     whether such a list forks should depend on nothing small.
@@ -171,9 +171,9 @@ def mix(
         )
     trees = [(pair, _features(*pair, tokenizer, control_ids)) for pair in kept]
     fitting = [item for item in trees if len(item[1]) <= max_length]
+    if selection.likeliest:
+        fitting = _likeliest(fitting, tokenizer, nll)
     structured, whole = ([item for item in fitting if item[0][1].is_structured is forks] for forks in (True, False))
-    if selection.likeliest < 1:
-        structured = _likeliest(structured, tokenizer, selection.likeliest, nll)
     draw = random.Random(seed)
     wanted = round(len(structured) * (1 - selection.structured_share) / selection.structured_share)
     chosen = structured + draw.sample(whole, min(wanted, len(whole)))
@@ -182,8 +182,8 @@ def mix(
     if aside >= len(chosen):
         raise DataError(f"{len(chosen)} answers of at most {max_length} tokens are too few to hold some out; give more")
     logger.info(
-        "%d answers, %d of them left out, %d more too long; %d structured and %d of %d others drawn; %d held out",
-        len(given), len(given) - len(kept), len(trees) - len(fitting), len(structured), len(chosen) - len(structured),
+        "%d answers, %d of them kept, %d of these fit and are chosen; %d structured and %d of %d others drawn; %d held out",
+        len(given), len(kept), len(fitting), len(structured), len(chosen) - len(structured),
         len(whole), aside,
     )  # fmt: skip
     features = [item for _, item in chosen]
@@ -200,24 +200,25 @@ _Pair = tuple[Sequence[Message], TextThread]  # the chat before an answer, and i
 def _likeliest(
     trees: Sequence[tuple[_Pair, TreeFeatures]],
     tokenizer: PreTrainedTokenizerBase,
-    share: float,
     nll: Callable[[list[int], list[int]], float] | None,
 ) -> list[tuple[_Pair, TreeFeatures]]:
-    """Return the ``share`` of ``trees`` that is the least unlikely, one at least, in the order given."""
-    if nll is None:
-        raise DataError("Selection.likeliest below 1 needs nll: a model that says how likely an answer is")
-    found = [
-        nll(encode_chat(tokenizer, before), tokenizer.encode(tree.text, add_special_tokens=False, split_special_tokens=True))
-        for (before, tree), _ in trees
-    ]
-    best = sorted(range(len(trees)), key=found.__getitem__)[: max(1, round(share * len(trees)))]
-    logger.info(
-        "of %d answers that fork the %d likeliest, up to %.3f nats a token",
-        len(trees),
-        len(best),
-        max(map(found.__getitem__, best), default=0),
-    )
-    return [trees[index] for index in sorted(best)]
+    """Return one answer to each prompt, in the order of the first of each: the least unlikely of those that fork."""
+
+    def unlikely(item: tuple[_Pair, TreeFeatures]) -> float:
+        if nll is None:
+            raise DataError("Selection.likeliest needs nll: a model that says how likely an answer is")
+        (before, tree), _ = item
+        answer = tokenizer.encode(tree.text, add_special_tokens=False, split_special_tokens=True)
+        return nll(encode_chat(tokenizer, before), answer)
+
+    of_prompt: dict[str, list[tuple[_Pair, TreeFeatures]]] = {}
+    for item in trees:
+        of_prompt.setdefault(json.dumps(item[0][0]), []).append(item)
+    chosen = []
+    for same in of_prompt.values():
+        candidates = [item for item in same if item[0][1].is_structured] or same
+        chosen.append(min(candidates, key=unlikely) if len(candidates) > 1 else candidates[0])
+    return chosen
 
 
 def _goes_on(child: TextThread) -> bool:
