@@ -40,6 +40,12 @@ def parser(description: str) -> argparse.ArgumentParser:
     return made
 
 
+def on_the_cpu_alone(why: str) -> None:
+    """Stop where a GPU is in sight, whose name the figures would bear."""
+    if SUFFIX:
+        raise SystemExit(f"{why}; hide the GPU: set CUDA_VISIBLE_DEVICES to nothing")
+
+
 def load(dtype: str):
     transformers.utils.logging.disable_progress_bar()
     model, tokenizer = hf_apar.load_default_model(dtype=getattr(torch, dtype))

@@ -4,7 +4,7 @@ import statistics
 import time
 
 import torch
-from common import DEVICE, OUTPUT, SUFFIX, load, parser, publish
+from common import OUTPUT, SUFFIX, load, parser, publish
 
 import hf_apar
 from hf_apar.speculation.proposer import NoDrafts
@@ -58,7 +58,7 @@ def main() -> None:
 def measure(model, batch, context, threads):
     """The median time of a step of ``threads`` live threads a row, and the slots that a row needs for them."""
     torch.manual_seed(0)
-    ids = torch.randint(1000, 20000, (batch, context), device=DEVICE)
+    ids = torch.randint(1000, 20000, (batch, context), device=model.device)
     clock = Clock()
     steps = 2 * (threads - 1) + STEPS + 1  # the root forks at every other step; from then on further children wait
     out = model.generate(

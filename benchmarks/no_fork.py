@@ -1,7 +1,7 @@
 """What ``apar=True`` costs when nothing forks: against ``generate``, the same tokens, prefill apart from decoding."""
 
 import torch
-from common import DEVICE, Bars, interleaved, load, parser, publish, ratios, spread, timed
+from common import Bars, interleaved, load, parser, publish, ratios, spread, timed
 
 import hf_apar
 
@@ -17,7 +17,7 @@ def main() -> None:
     rows, data = [], {}
     for context in options.contexts:
         torch.manual_seed(context)
-        ids = torch.randint(1000, 20000, (1, context), device=DEVICE)
+        ids = torch.randint(1000, 20000, (1, context), device=model.device)
         prefill, decode = {}, {}
         for name, apar in (("plain", False), ("apar", NO_FORK)):
             prefill[name] = lambda ids=ids, apar=apar: run(model, ids, apar, 1)

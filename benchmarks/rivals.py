@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from common import Bars, encode, load, parser, publish, timed
+from common import Bars, encode, load, on_the_cpu_alone, parser, publish, timed
 from questions import in_turn, read
 from speculation import LOOKUP
 from transformers import CompileConfig, StaticCache
@@ -79,6 +79,7 @@ def main() -> None:
     options.add_argument("--vllm-python", type=Path, help="Python of an environment with vLLM")
     options.add_argument("--llama-python", type=Path, help="Python of an environment with llama-cpp-python")
     options = options.parse_args()
+    on_the_cpu_alone("vLLM and llama.cpp run on the CPU here")
     questions = in_turn(read(options.questions), 10)
     model, tokenizer = load(options.dtype)
     limit = options.max_new_tokens

@@ -69,7 +69,7 @@ def main() -> None:
 def counted(model, context, threads):
     """Steps, forwards, host syncs and copied bytes of an answer whose forks are forced, its prefill left out."""
     torch.manual_seed(0)
-    ids = torch.randint(1000, 20000, (1, context))
+    ids = torch.randint(1000, 20000, (1, context), device=model.device)
     once, whole = (_run(model, ids, threads, tokens) for tokens in (1, NEW_TOKENS))
     return tuple(one - other for one, other in zip(whole, once, strict=True))
 

@@ -10,7 +10,7 @@ import random
 from pathlib import Path
 
 import torch
-from common import interleaved, parser, publish, ratios, spread, timed
+from common import interleaved, on_the_cpu_alone, parser, publish, ratios, spread, timed
 
 from hf_apar.checkpoints import load_base
 from hf_apar.data.collator import DataCollatorForApar, pack, path_rows
@@ -42,6 +42,7 @@ def main() -> None:
         help="of the synthetic trees; none leaves their table as it is",
     )
     options = options.parse_args()
+    on_the_cpu_alone("the memory that this counts is the process's own")
     answers = read_answers(options.answers)
     if not answers:
         raise SystemExit(f"{options.answers} is missing or empty; write it with hf-apar distill, or give another file")

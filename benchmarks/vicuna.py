@@ -9,7 +9,8 @@ QUESTIONS.jsonl is FastChat's vicuna_bench/question.jsonl (Apache-2.0): a line h
 of this package. Each question is answered greedily, one at a time, by plain decoding (both control tokens banned) and by
 APAR, the order swapped from one question to the next; what is not on the clock is answered in batches, which is faster and,
 in bfloat16, rounds a little differently. Every answer is kept in the JSON file at once: a second call goes
-on where it stopped. Nothing else should run meanwhile.
+on where it stopped. With --model, both files are of that model's name and stand in the working folder, unless they are
+named: the default model's own stay. Nothing else should run meanwhile.
 """
 
 import argparse
@@ -60,9 +61,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--timed", type=int, help="so many of each category alone and on the clock; default: all")
     parser.add_argument("--extraction", type=Path, help="MT-bench's question.jsonl: do its extraction questions fork?")
     parser.add_argument("--quality", action="store_true", help="let the base model answer too, and judge the answers")
-    parser.add_argument("--json", type=Path, default=ROOT / "results.json")
-    parser.add_argument("--report", type=Path, default=ROOT / "docs" / "results.md")
-    return parser.parse_args()
+    parser.add_argument("--json", type=Path, help="of the answers; default: results.json of this repository")
+    parser.add_argument("--report", type=Path, help="default: docs/results.md")
+    options = parser.parse_args()
+    own = Path(f"vicuna-{Path(options.model).resolve().name}.json") if options.model else None
+    options.json = options.json or own or ROOT / "results.json"
+    options.report = options.report or (own.with_suffix(".md") if own else ROOT / "docs" / "results.md")
+    return options
 
 
 def load(options):

@@ -224,7 +224,7 @@ def test_the_kernels_of_flex_attention_compute_what_the_dense_mask_gives():
     found = model(**flex)
     assert abs(found.loss - expected.loss) < 1e-4
     for ours, theirs in zip(gradients(model, found.loss), gradients(model, expected.loss), strict=True):
-        assert (ours - theirs).abs().max() < 1e-3 * (1 + theirs.abs().max())
+        assert (ours - theirs).abs().max() < 1e-2 * theirs.abs().max()  # a plain causal mask changes each by a quarter
 
 
 def test_both_ways_of_counting_targets_agree():
