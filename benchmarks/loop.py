@@ -62,12 +62,13 @@ def recorded(model, inputs):
 
 @torch.no_grad()
 def replay(model, inputs, steps):
-    cache, length = new_tree_cache(model.config), inputs["input_ids"].shape[1]
+    cache, length = new_tree_cache(model), inputs["input_ids"].shape[1]
     cache.prepare(None, length, length)
     positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     mask = None if bool(inputs["attention_mask"].all()) else inputs["attention_mask"]
     model(
-        input_ids=inputs["input_ids"], attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
+        input_ids=inputs["input_ids"], attention_mask=mask, position_ids=positions, logits_to_keep=1,
+        **{cache.argument: cache},
     )
     for step in steps:
         with tree_attention_for(model):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def test_rows_of_different_widths_cost_no_padding(plain_llama):
 
 def test_a_model_is_switched_for_the_time_of_a_run_alone(plain_llama):
     seen = []
-    for attention, expected in (("sdpa", TREE_ATTENTION), ("eager", "eager")):
+    for attention, expected in (("sdpa", TREE_ATTENTION), ("flex_attention", TREE_ATTENTION), ("eager", "eager")):
         model = enable_apar(tiny_llama(attn_implementation=attention))
         watch = [lambda ids, scores, model=model: seen.append(model.config._attn_implementation) or ids[:, -1] < 0]
         model.generate(**left_padded(random_prompts(2, seed=3)), apar=True, max_new_tokens=9, stopping_criteria=watch)
@@ -76,6 +77,22 @@ def test_a_model_is_switched_for_the_time_of_a_run_alone(plain_llama):
     with tree_attention_for(plain_llama) as packs, tree_attention_for(plain_llama):
         assert packs and plain_llama.config._attn_implementation == TREE_ATTENTION
     assert plain_llama.config._attn_implementation == "sdpa"
+
+
+def test_h3_flex_attention_is_right_in_a_fresh_process():
+    """FIELD H3: the compiled kernel read out of bounds, and only where dynamo had given up before was the text right."""
+    code = """
+import torch
+from conftest import left_padded, random_prompts, tiny_llama
+from hf_apar import enable_apar
+inputs, compiled = left_padded(random_prompts(3, seed=2)), torch._dynamo.utils.counters["stats"]
+models = [enable_apar(tiny_llama(attn_implementation=name)) for name in ("sdpa", "flex_attention")]
+sdpa, flex = (model.generate(**inputs, apar=True, max_new_tokens=200) for model in models)
+assert sdpa.tolist() == flex.tolist() and sdpa.shape[1] > 25
+assert not compiled["unique_graphs"], compiled
+assert models[1].config._attn_implementation == "flex_attention"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
 
 
 def test_continuous_batching_still_works_on_an_enabled_model():

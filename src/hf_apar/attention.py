@@ -1,11 +1,10 @@
 """Attention for the steps of a tree: grouped heads without copies of the cache, and ragged batches without padding.
 
-A model that uses sdpa is switched to this function, under a name of its own, for the time of a decoding run. Outside the
-loop's steps it is sdpa, so that a plain pass in another thread of the process meanwhile is what it was. What depends on a
-transformers release's attention interface stands here.
+A model that uses sdpa or flex attention is switched to this function, under a name of its own, for the time of a decoding
+run. Outside the loop's steps it is sdpa, so that a plain pass in another thread of the process meanwhile is what it was.
+What depends on a transformers release's attention interface stands here.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -73,7 +72,15 @@ def tree_step(packing: Packing | None) -> Iterator[None]:
         _STEP.reset(token)
 
 
-_RUNS: Counter[int] = Counter()  # decoding runs that need a configuration switched, by its id
+@dataclass
+class _Switch:
+    """A configuration that decoding runs have switched: what it said before, and how many runs there are."""
+
+    before: str
+    runs: int = 0
+
+
+_SWITCHED: dict[int, _Switch] = {}  # by the configuration's id
 _LOCK = Lock()
 
 
@@ -81,26 +88,36 @@ _LOCK = Lock()
 def tree_attention_for(model: PreTrainedModel) -> Iterator[bool]:
     """Let ``model`` use :func:`tree_attention` meanwhile, if it uses sdpa; yield whether rows may be packed then.
 
-    Runs of several threads may overlap: the last one to end switches back.
+    A model with flex attention runs on sdpa too, or on eager attention where it has no sdpa: each step has a mask of its
+    own, for which flex attention compiles a kernel anew, and on CPUs a wrong one. Runs of several threads may overlap: the
+    last one to end switches back.
     """
     config = model.config.get_text_config(decoder=True)
     with _LOCK:
-        packs = config._attn_implementation in ("sdpa", TREE_ATTENTION) and model._supports_attention_backend
-        if packs:
-            AttentionInterface.register(TREE_ATTENTION, tree_attention)
-            AttentionMaskInterface.register(TREE_ATTENTION, sdpa_mask)
-            _RUNS[id(config)] += 1
-            config._attn_implementation = TREE_ATTENTION
+        switch = _SWITCHED.setdefault(id(config), _Switch(config._attn_implementation))
+        switch.runs += 1
+        config._attn_implementation = meanwhile = _meanwhile(model, switch.before)
     try:
         # in a graph that the user compiled there is no looking up of the step
-        yield packs and model._compiled_call_impl is None and not hasattr(model.forward, "_torchdynamo_orig_callable")
+        compiled = model._compiled_call_impl is not None or hasattr(model.forward, "_torchdynamo_orig_callable")
+        yield meanwhile == TREE_ATTENTION and not compiled
     finally:
         with _LOCK:
-            if packs:
-                _RUNS[id(config)] -= 1
-                if not _RUNS[id(config)]:
-                    del _RUNS[id(config)]
-                    config._attn_implementation = "sdpa"
+            switch.runs -= 1
+            if not switch.runs:
+                del _SWITCHED[id(config)]
+                config._attn_implementation = switch.before
+
+
+def _meanwhile(model: PreTrainedModel, implementation: str) -> str:
+    """Return what ``model``, which uses ``implementation``, uses during a run."""
+    if implementation == "flex_attention" and not model._supports_sdpa:
+        return "eager"
+    if implementation not in ("sdpa", "flex_attention") or not model._supports_attention_backend:
+        return implementation
+    AttentionInterface.register(TREE_ATTENTION, tree_attention)
+    AttentionMaskInterface.register(TREE_ATTENTION, sdpa_mask)
+    return TREE_ATTENTION
 
 
 def tree_attention(

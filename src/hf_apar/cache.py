@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 from torch import LongTensor, Tensor
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+
+from hf_apar.releases import cache_argument
 
 SMALLEST = 256  # slots of a buffer
 
@@ -78,6 +81,7 @@ class TreeCache(Cache):
 
     Args:
         layers: the number of layers of the model.
+        argument: the name under which the model's forward pass takes its cache.
 
     Attributes:
         places: rows and slots, both (queries,), that the next forward pass writes, row by row; ``None`` for the next slots
@@ -86,7 +90,8 @@ class TreeCache(Cache):
         past: the slots below it are older than the next forward pass; what the model takes for the sequence length.
     """
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, layers: int, argument: str) -> None:
+        self.argument = argument
         self.places: tuple[LongTensor, LongTensor] | None = None
         self.high_water = self.past = 0
         self.tree_layers = [TreeLayer(self) for _ in range(layers)]
@@ -145,6 +150,7 @@ def layer_windows(config: Any) -> dict[str, int | None]:
     return {kind: sliding if kind == "sliding_attention" else None for kind in dict.fromkeys(kinds)}
 
 
-def new_tree_cache(config: Any) -> TreeCache:
-    """Return an empty cache for a model of ``config``."""
-    return TreeCache(int(config.get_text_config(decoder=True).num_hidden_layers))
+def new_tree_cache(model: PreTrainedModel) -> TreeCache:
+    """Return an empty cache for ``model``."""
+    layers = int(model.config.get_text_config(decoder=True).num_hidden_layers)
+    return TreeCache(layers, cache_argument(model))

@@ -11,10 +11,11 @@ from hf_apar.attention import TREE_ATTENTION
 from hf_apar.cache import layer_windows
 from hf_apar.config import AparConfig, ResolvedConfig
 from hf_apar.errors import ConfigurationError, ControlTokenError, UnsupportedModelError
+from hf_apar.releases import CACHE_NAMES, warn_outside_range
 from hf_apar.streaming import as_list
 from hf_apar.tokens import CHILD_TOKEN, FORK_TOKEN, embedding_rows
 
-_MODEL_KWARGS = ("attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache", "logits_to_keep")
+_MODEL_KWARGS = ("attention_mask", "position_ids", *CACHE_NAMES, "inputs_embeds", "use_cache", "logits_to_keep")
 _ATTENTION = ("eager", "sdpa", "flex_attention", TREE_ATTENTION)
 
 
@@ -45,6 +46,7 @@ def eos_token_ids(generation_config: GenerationConfig) -> list[int]:
 
 def validate_model(model: PreTrainedModel) -> None:
     """Raise :class:`UnsupportedModelError` for a model whose layers cannot attend along a tree."""
+    warn_outside_range()
     name, config = type(model).__name__, model.config.get_text_config(decoder=True)
     # a PEFT model lends its base this method while it generates
     if learns_prompts(model) or learns_prompts(getattr(model.prepare_inputs_for_generation, "__self__", None)):

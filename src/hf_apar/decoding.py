@@ -83,7 +83,7 @@ class Decoder:
         self.compiled = generation_config.compile_config is not None
         self.call = model.get_compiled_call(generation_config.compile_config) if self.compiled else model
         self.vocabulary = embedding_rows(model)
-        self.cache: TreeCache = new_tree_cache(model.config)
+        self.cache: TreeCache = new_tree_cache(model)
         self.windows = layer_windows(model.config.get_text_config(decoder=True))
         self.eos = eos_token_ids(generation_config)
         keep = bool(generation_config.return_dict_in_generate)
@@ -397,7 +397,7 @@ def _output(decoder: Decoder, *, pad: int) -> AparOutput | LongTensor:
         return sequences
     trees = [row.tree for row in decoder.rows]
     cache = None if decoder.forked or not trees else _plain_cache(decoder)
-    return AparOutput(sequences=sequences, trees=trees, stats=decoder.stats, past_key_values=cache)
+    return AparOutput(sequences=sequences, trees=trees, stats=decoder.stats, cache=cache)
 
 
 def _plain_cache(decoder: Decoder) -> DynamicCache:

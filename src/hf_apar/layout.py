@@ -53,9 +53,9 @@ class StepInputs:
                 input_ids=self.input_ids,
                 position_ids=self.position_ids,
                 attention_mask=self.attention_mask,
-                past_key_values=cache,
                 use_cache=True,
                 return_dict=True,
+                **{cache.argument: cache},
             ).logits
         return logits
 

@@ -12,6 +12,7 @@ from hf_apar.cache import TreeCache, plain_layers
 from hf_apar.checks import input_device, is_split
 from hf_apar.config import ResolvedConfig
 from hf_apar.errors import ConfigurationError, ControlTokenError
+from hf_apar.releases import GENERATE_CACHE, without_cache
 from hf_apar.tokens import CHILD_TOKEN, FORK_TOKEN
 
 
@@ -52,8 +53,8 @@ class Prompts:
             ConfigurationError: if the cache given is not a plain one of the whole prefix, or the prompt adds nothing to it,
                 or ``position_ids`` are not those that follow from the mask.
         """
-        rest = dict(model_kwargs)
-        mask, cache, embeds = rest.pop("attention_mask", None), rest.pop("past_key_values", None), rest.get("inputs_embeds")
+        cache, rest = without_cache(model_kwargs)
+        mask, embeds = rest.pop("attention_mask", None), rest.get("inputs_embeds")
         if embeds is not None:
             span = embeds.shape[1]
         elif mask is not None:
@@ -121,11 +122,11 @@ class Prompts:
                 next_sequence_length=end - start,
                 attention_mask=None if mask is None else mask[:, :end],
                 position_ids=positions[:, :end],
-                past_key_values=cache,
                 is_first_iteration=True,
-                **{**options, "inputs_embeds": None if embeds is None else embeds[:, :end]},
+                **{**options, "inputs_embeds": None if embeds is None else embeds[:, :end], GENERATE_CACHE: cache},
             )
-            logits = model(**inputs, return_dict=True).logits
+            _, inputs = without_cache(inputs)
+            logits = model(**inputs, **{cache.argument: cache}, return_dict=True).logits
         assert logits is not None
         return logits[:, -1]  # type: ignore[no-any-return]
 

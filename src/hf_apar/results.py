@@ -1,6 +1,7 @@
 """What decoding returns beside the tokens: what an answer cost, and the output of ``generate``."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import LongTensor
 from transformers.cache_utils import Cache
@@ -61,7 +62,7 @@ class AparOutput(ModelOutput):
             right; EOS last where every thread ended itself.
         trees: the paragraph tree of each row.
         stats: what each row cost.
-        past_key_values: the cache of the whole batch where no row forked, as ``generate`` gives it, but for the last token
+        cache: the cache of the whole batch where no row forked, as ``generate`` gives it, but for the last token
             of rows that ended before others, which it does not hold. ``None`` where a row forked: a next turn reads the
             answer as a plain sequence.
     """
@@ -69,4 +70,12 @@ class AparOutput(ModelOutput):
     sequences: LongTensor | None = None
     trees: list[ParagraphTree] | None = None
     stats: list[AparStats] | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
+
+    @property
+    def past_key_values(self) -> Cache | None:
+        """The cache under its name before transformers 5.24."""
+        return self.cache
+
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__("cache" if key == "past_key_values" else key)  # type: ignore[no-untyped-call]

@@ -153,7 +153,7 @@ def _sample(sampler: TransformersSampler, tasks: Sequence[Task]) -> list[Written
     assert model.generation_config is not None
     eos = {*eos_token_ids(model.generation_config), tokenizer.eos_token_id} - {None}
     rows = [_Row(tokenizer, task, eos) for task in tasks]
-    cache, running = new_tree_cache(model.config), rows
+    cache, running = new_tree_cache(model), rows
     positions, seen = (attention_mask.cumsum(1) - 1).clamp(min=0), input_ids  # (rows, tokens so far): what is penalised
     longest = max(task.max_new_tokens for task in tasks)
     hurried = longest > LEAD_TOKENS and not any(task.sentence_after for task in tasks)
@@ -161,8 +161,8 @@ def _sample(sampler: TransformersSampler, tasks: Sequence[Task]) -> list[Written
     for _ in range(longest):
         cache.prepare(None, attention_mask.shape[1], input_ids.shape[1])
         logits = model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, past_key_values=cache,
-            use_cache=True, logits_to_keep=1,
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=True,
+            logits_to_keep=1, **{cache.argument: cache},
         ).logits[:, -1].float()  # fmt: skip
         logits = penalise(seen, logits)
         in_line = [index for index, row in enumerate(running) if row.task.sentence_after]

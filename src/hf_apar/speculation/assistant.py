@@ -122,7 +122,7 @@ class AssistantDrafts(Proposer):
         self.rows: list[Shadow] = []
 
     def start(self, run: Run) -> None:
-        self.run, self.rows, self.cache = run, [], new_tree_cache(self.assistant.config)
+        self.run, self.rows, self.cache = run, [], new_tree_cache(self.assistant)
         self.device = input_device(self.assistant, run.device)
 
     def seconds(self, length: int, threads: int) -> float:

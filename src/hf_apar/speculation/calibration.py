@@ -49,14 +49,14 @@ def step_times(model: PreTrainedModel, device: torch.device | None = None) -> St
 
 @torch.no_grad()
 def _measured(model: PreTrainedModel, device: torch.device) -> StepTimes:
-    cache = new_tree_cache(model.config)
+    cache = new_tree_cache(model)
     config = model.config.get_text_config(decoder=True)
     windows = layer_windows(config)
     seen = min(CONTEXT, getattr(config, "max_position_embeddings", None) or CONTEXT) - 1
     prefix = torch.zeros(1, seen, dtype=torch.long, device=device)
     cache.prepare(None, seen, seen)
     with tree_attention_for(model):
-        model(input_ids=prefix, past_key_values=cache, use_cache=True)
+        model(input_ids=prefix, use_cache=True, **{cache.argument: cache})
         steps = []
         for width in WIDTHS:
             queries = [Query(0, seen + place, [*range(seen), seen + place]) for place in range(width)]
