@@ -1,5 +1,6 @@
 VENV := .venv
 VLLM := .venv-vllm
+WHEEL := .venv-wheel
 BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PROMPT ?= What would happen if nobody needed sleep?
@@ -7,9 +8,11 @@ PROMPT ?= What would happen if nobody needed sleep?
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4
 
 # What touches transformers' seams; the rest is the same on every release.
-CONTRACT := decoding generation options scripted families pipeline adapters hub
+CONTRACT := releases decoding generation options scripted families attention pipeline adapters hub
+# What touches the other packages that have a lower bound.
+BOUNDED := training extraction convert
 
-.PHONY: demo test test-lowest test-vllm serve-demo bench bench-smoke clean
+.PHONY: demo test test-lowest test-newest test-wheel test-vllm serve-demo bench bench-smoke clean
 
 demo: $(VENV)/.stamp
 	$(BIN)/hf-apar generate --compare "$(PROMPT)"
@@ -19,9 +22,20 @@ test: $(VENV)/.stamp
 	$(BIN)/mypy --strict src
 	$(PYTEST)
 
-# The lowest supported transformers, laid over the other packages.
+# The lowest supported transformers, and the lowest of what else has a bound, laid over the other packages.
 test-lowest: $(VENV)/lowest/.stamp
-	PYTHONPATH=$(VENV)/lowest $(PYTEST) $(CONTRACT:%=tests/test_%.py)
+	PYTHONPATH=$(VENV)/lowest $(PYTEST) $(CONTRACT:%=tests/test_%.py) $(BOUNDED:%=tests/test_%.py)
+
+# What pip resolves today from the wheel and nothing else: the README runs in it, then the tests of the seams.
+test-wheel:
+	rm -rf build/wheel $(WHEEL)
+	$(PYTHON) -m venv $(WHEEL)
+	$(WHEEL)/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(PYTHON) tests_wheel/readme.py build/wheel/*.whl $(WHEEL)
+
+test-newest: test-wheel
+	$(WHEEL)/bin/python -m pip install --quiet pytest pytest-xdist hypothesis
+	OMP_NUM_THREADS=1 $(WHEEL)/bin/python -m pytest -n logical --maxprocesses 4 $(CONTRACT:%=tests/test_%.py)
 
 $(VENV)/lowest/.stamp: $(VENV)/.stamp requirements-lowest.lock
 	rm -rf $(@D)
@@ -65,5 +79,5 @@ bench-smoke: $(VENV)/.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/smoke.py
 
 clean:
-	rm -rf $(VENV) $(VLLM) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(WHEEL) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
