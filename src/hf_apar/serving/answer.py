@@ -124,6 +124,8 @@ class Answer:
         self._decoder = IncrementalText(tokenizer, prompt_ids, skip_special_tokens)
         self._cursor = ReadingCursor(self.tree)
         self._running: dict[int, Thread] = {}  # threads that the engine writes
+        self._again: list[Thread] = []  # threads whose requests are to be made anew
+        self._refused: set[int] = set()  # children that forked at once, until they have written another token
         self._written = 0
         self._text, self._sent = "", 0
         self._longest_stop = max((len(one) for one in limits.stop), default=0)
@@ -166,10 +168,15 @@ class Answer:
     def to_cancel(self) -> list[Thread]:
         """Return the threads whose requests run in vain; they count as cancelled from now on."""
         live = {thread.index for thread in self.row.live}
-        gone = [thread for index, thread in self._running.items() if index not in live]
+        gone = [thread for index, thread in self._running.items() if index not in live or thread in self._again]
+        self._again.clear()
         for thread in gone:
             del self._running[thread.index]
         return gone
+
+    def must_not_fork(self, thread: Thread) -> bool:
+        """Has ``thread`` forked right after [Child], which is no place for it? Its next token must be another one."""
+        return thread.index in self._refused
 
     def write(
         self,
@@ -181,6 +188,8 @@ class Answer:
     ) -> None:
         """Take over what the request of ``thread`` made since the last call; of a cancelled one, nothing.
 
+        A child that forks at once is asked again: that is the one ban that no engine's parameters can say.
+
         Args:
             written: [Fork] and EOS included.
             reason: set with the last tokens; with ``"eos"`` the last one is EOS and no part of the text.
@@ -189,6 +198,15 @@ class Answer:
             self._running.pop(thread.index, None)
         if thread.finish_reason is not None:
             return
+        if written and thread.path_ids[-1] == self.config.child_token_id:
+            if written[0].token == self.config.fork_token_id:
+                self._refused.add(thread.index)
+                self._again.append(thread)
+                return
+            if thread.index in self._refused:
+                self._refused.remove(thread.index)
+                full = len(thread.path_ids) + 1 >= self.limits.max_length
+                reason = None if reason == "length" and not full else reason  # the request was for one token
         for one in written[:-1] if reason == "eos" else written:
             if self._written == self.limits.max_tokens:
                 self.row.end_all("length")

@@ -5,6 +5,7 @@ Tested with vLLM 0.29 and 0.32, the two ends of what is supported; 0.20.2 and 0.
 
 import copy
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +19,6 @@ from hf_apar.errors import ConfigurationError, ControlTokenError
 from hf_apar.serving.answer import Answer, Limits, Piece, Written
 from hf_apar.tokens import CHILD_TOKEN, FORK_TOKEN
 from hf_apar.tree import FinishReason, ParagraphTree, Thread
-
-ARGUMENT = "hf_apar"
-"""Name in ``SamplingParams.extra_args`` of what :class:`hf_apar.serving.processor.ForkRules` needs to know."""
 
 QueueFull: Any = getattr(exceptions, "GracefulHTTPError", ())
 """What vLLM raises where its queue takes no request; nothing in versions that always take one."""
@@ -77,20 +75,40 @@ def new_answer(
     return Answer(prompt_ids, config, limits, tokenizer, skip_special_tokens=params.skip_special_tokens)
 
 
-def thread_params(params: SamplingParams, answer: Answer, thread: Thread, number: int = 0) -> SamplingParams:
+def banned(params: SamplingParams, tokenizer: Any, runs: Sequence[Sequence[int]]) -> SamplingParams:
+    """Return ``params`` under which none of ``runs`` of tokens is made, nor what their own ``bad_words`` say.
+
+    As token ids, since vLLM would find other tokens for the text of a control token. Both of its model runners know them.
+    """
+    own = copy.deepcopy(params)
+    own.update_from_tokenizer(tokenizer)
+    own._bad_words_token_ids = [*(own.bad_words_token_ids or ()), *map(list, runs)]
+    own.bad_words = []  # they are among the ids by now; else vLLM would make these anew, of the words alone
+    return own
+
+
+def thread_params(
+    params: SamplingParams, answer: Answer, thread: Thread, tokenizer: Any, number: int = 0
+) -> SamplingParams:
     """Return the parameters of the request that writes ``thread`` of the ``number``-th answer to a prompt.
 
-    Stop strings and the text are the answer's business, and so is its length: a thread may take all that is left of it.
+    The rules of the control tokens are said with vLLM's own parameters: [Child] is a bad word, and so is [Fork] after
+    [Fork] and at the greatest depth. Stop strings and the text are the answer's business, and so is its length: a thread may
+    take all that is left of it.
     """
-    own, config = copy.deepcopy(params), answer.config
+    config = answer.config
+    fork, child = config.fork_token_id, config.child_token_id
+    asked_again = answer.must_not_fork(thread)
+    never = asked_again or thread.depth >= config.max_depth or config.fork_bias == -math.inf
+    own = banned(params, tokenizer, [[child], [fork] if never else [fork, fork]])
+    if config.fork_bias and not never:
+        own.logit_bias = {**(own.logit_bias or {}), fork: config.fork_bias + (own.logit_bias or {}).get(fork, 0.0)}
     own.n, own.output_kind, own.stop, own.output_text_buffer_length = 1, RequestOutputKind.DELTA, [], 0
     if hasattr(own, "stream_interval"):
         own.stream_interval = None  # every token as it comes: a fork must not wait
     own.detokenize = params.logprobs is not None  # its logprobs spell the tokens that might have been
     room = answer.limits.max_length - len(thread.path_ids)
-    own.max_tokens = room if answer.room is None else min(room, answer.room)
-    rules = [config.fork_token_id, config.child_token_id, config.fork_bias, int(thread.depth < config.max_depth)]
-    own.extra_args = {**(params.extra_args or {}), ARGUMENT: rules}
+    own.max_tokens = 1 if asked_again else room if answer.room is None else min(room, answer.room)
     if params.seed is not None:
         own.seed = params.seed + 1009 * number + thread.index
     if thread.parent is not None:

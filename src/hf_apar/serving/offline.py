@@ -50,7 +50,6 @@ class AparLLM:
 
     Raises:
         ControlTokenError: if the model has no control tokens.
-        ConfigurationError: if the logits processor of this package is not installed, or speculation would leave it out.
     """
 
     def __init__(
@@ -61,11 +60,6 @@ class AparLLM:
         policy: AdmissionPolicy | None = None,
         **vllm_arguments: Any,
     ) -> None:
-        require_rules()
-        if vllm_arguments.get("speculative_config"):
-            raise ConfigurationError(
-                "vLLM drops logits processors beside speculative_config, which forks need; leave it out"
-            )
         self.llm = LLM(model, **({"block_size": 32, "enable_prefix_caching": True} | vllm_arguments))
         self._engine = self.llm.llm_engine
         self._tokenizer = self.llm.get_tokenizer()
@@ -174,17 +168,19 @@ class _Asked:
         """Start the ``number``-th answer; its requests are called ``name`` and the thread's number."""
         engine, answer = self.owner._engine, self._new_answer()
 
+        requests, tries = dict[int, str](), count()  # a thread that is asked again has a request of another name
+
         def start(thread: Thread) -> None:
-            request = f"{name}-{thread.index}"
+            request = requests[thread.index] = f"{name}-{next(tries)}"
             threads[request] = (self, thread, family)
             engine.add_request(
                 request, TokensPrompt(prompt_token_ids=list(thread.path_ids)),
-                thread_params(self.params, answer, thread, number), lora_request=self.lora_request,
+                thread_params(self.params, answer, thread, self.owner._tokenizer, number), lora_request=self.lora_request,
             )  # fmt: skip
 
         def cancel(thread: Thread) -> None:
-            engine.abort_request([f"{name}-{thread.index}"])
-            threads.pop(f"{name}-{thread.index}", None)
+            engine.abort_request([requests[thread.index]])
+            threads.pop(requests[thread.index], None)
 
         family = Family(answer, start, cancel)
         self.families.append(family)
@@ -218,17 +214,3 @@ def _final(params: SamplingParams) -> SamplingParams:
     own = params.clone()
     own.output_kind = RequestOutputKind.FINAL_ONLY
     return own
-
-
-def require_rules() -> None:
-    """Check that vLLM will find :class:`hf_apar.serving.processor.ForkRules`.
-
-    Raises:
-        ConfigurationError: if it will not.
-    """
-    from importlib.metadata import entry_points
-
-    if not entry_points(group="vllm.logits_processors", name="hf_apar"):
-        raise ConfigurationError(
-            "vLLM finds no logits processor of hf_apar; install the package: pip install 'hf-apar[vllm]'"
-        )

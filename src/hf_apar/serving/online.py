@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,7 +17,7 @@ from hf_apar.tree import Thread
 
 _PAUSE = 0.05  # seconds until a child that the server's queue had no place for is tried again
 
-Event = tuple[Family, Thread, RequestOutput] | Exception
+Event = tuple[Family, Thread, int, RequestOutput] | Exception  # the number is that of the thread's request
 
 _admissions: "WeakKeyDictionary[Any, dict[int | None, Admission]]" = WeakKeyDictionary()
 
@@ -68,21 +69,23 @@ async def generate_in_threads(
     ids = as_text(prompt["prompt_token_ids"], config, tokenizer)
     events: asyncio.Queue[Event] = asyncio.Queue()
     tasks: dict[tuple[Family, int], asyncio.Task[None]] = {}
+    latest: dict[tuple[Family, int], int] = {}  # the number of each thread's request: one that is asked again has several
+    started = count()
 
     def new_family(number: int) -> Family:
         answer = new_answer(ids, config, params, tokenizer, engine.model_config.max_model_len)
 
-        async def follow(thread: Thread) -> None:
+        async def follow(thread: Thread, request_number: int) -> None:
             path = {**prompt, "prompt_token_ids": list(thread.path_ids)}
             if thread.parent is not None:  # these describe the prompt alone
                 path.pop("prompt", None)
                 path.pop("prompt_token_offsets", None)
-            own = thread_params(params, answer, thread, number)
+            own = thread_params(params, answer, thread, tokenizer, number)
             while True:
                 try:
                     request = original(engine, path, own, request_id, data_parallel_rank=rank, **kwargs)
                     async for output in request:
-                        events.put_nowait((family, thread, output))
+                        events.put_nowait((family, thread, request_number, output))
                     return
                 except QueueFull as error:  # the server's queue is full: a child waits, a new answer is refused
                     if thread.parent is None:
@@ -94,7 +97,8 @@ async def generate_in_threads(
                     return
 
         def start(thread: Thread) -> None:
-            tasks[family, thread.index] = asyncio.create_task(follow(thread))
+            latest[family, thread.index] = own = next(started)
+            tasks[family, thread.index] = asyncio.create_task(follow(thread, own))
 
         def cancel(thread: Thread) -> None:
             tasks[family, thread.index].cancel()
@@ -113,8 +117,10 @@ async def generate_in_threads(
             event = await events.get()
             if isinstance(event, Exception):
                 raise event
-            family, thread, output = event
+            family, thread, request_number, output = event
             first = first or output
+            if latest[family, thread.index] != request_number:
+                continue  # what a cancelled request still told
             take(family.answer, thread, output.outputs[0])
             if family.answer.finished:
                 shared.remove(family)

@@ -2,7 +2,8 @@
 
 A request asks with ``"vllm_xargs": {"apar": 1}``, optionally with ``apar_max_threads``, ``apar_max_depth`` and
 ``apar_fork_bias``; the environment variable ``APAR_DEFAULT=1`` asks for all requests, and ``{"apar": 0}`` declines. What
-cannot fork, and all that does not ask, takes vLLM's own path, untouched.
+cannot fork, and all that does not ask, takes vLLM's own path, where a model that knows the control tokens may write none: what it
+puts behind a [Fork] it would leave out of the text.
 """
 
 import logging
@@ -39,7 +40,8 @@ def register() -> None:
     def generate(self: Any, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any) -> AsyncGenerator[Any, None]:
         config = wanted(self, prompt, sampling_params)
         if config is None:
-            return original(self, prompt, sampling_params, request_id, **kwargs)  # type: ignore[no-any-return]
+            plain = without_forks(self, sampling_params)
+            return original(self, prompt, plain, request_id, **kwargs)  # type: ignore[no-any-return]
         from hf_apar.serving.online import generate_in_threads
 
         return generate_in_threads(self, original, config, prompt, sampling_params, request_id, **kwargs)
@@ -79,13 +81,26 @@ def wanted(engine: Any, prompt: Any, params: Any) -> ResolvedConfig | None:
         raise VLLMValidationError(str(error)) from error
 
 
+def without_forks(engine: Any, params: Any) -> Any:
+    """Return ``params`` with both control tokens banned, where they ask for text of a model that knows them."""
+    try:
+        settings = _settings(engine)
+    except AparError:
+        return params  # a model without control tokens is none of our business
+    from vllm import SamplingParams
+
+    from hf_apar.serving.engine import banned
+
+    if not isinstance(params, SamplingParams) or engine.model_config.skip_tokenizer_init:
+        return params
+    return banned(params, engine.get_tokenizer(), [[settings.fork_token_id], [settings.child_token_id]])  # type: ignore[list-item]
+
+
 def _unfit(engine: Any, prompt: Any) -> str | None:
     if not isinstance(prompt, Mapping) or not prompt.get("prompt_token_ids"):
         return "its prompt is not given as tokens"
     if "prompt_embeds" in prompt or prompt.get("type") == "embeds":
         return "its prompt is given as embeddings"
-    if engine.vllm_config.speculative_config is not None:
-        return "vLLM drops logits processors beside speculation"
     return None
 
 
