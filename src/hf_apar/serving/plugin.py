@@ -2,8 +2,8 @@
 
 A request asks with ``"vllm_xargs": {"apar": 1}``, optionally with ``apar_max_threads``, ``apar_max_depth`` and
 ``apar_fork_bias``; the environment variable ``APAR_DEFAULT=1`` asks for all requests, and ``{"apar": 0}`` declines. What
-cannot fork, and all that does not ask, takes vLLM's own path, where a model that knows the control tokens may write none: what it
-puts behind a [Fork] it would leave out of the text.
+cannot fork, and all that does not ask, takes vLLM's own path, where a model that knows the control tokens may write none:
+what it puts behind a [Fork] would be missing in the text.
 """
 
 import logging
