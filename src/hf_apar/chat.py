@@ -9,7 +9,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from hf_apar.errors import DataError
-from hf_apar.text import encode_template, encode_text, untypable
+from hf_apar.text import encode_template, encode_text, token_name, untypable
 
 _OWN = (
     "conversation", "add_generation_prompt", "continue_final_message", "tokenize", "padding", "truncation", "max_length",
@@ -117,7 +117,7 @@ def _typed(tokenizer: PreTrainedTokenizerBase, values: object) -> list[str]:
 
     def look(text: str) -> str:
         if found := special & set(tokenizer.encode(text, add_special_tokens=False)):
-            here = {name for token in found if (name := str(tokenizer.convert_ids_to_tokens(token))) in text}
+            here = {name for token in found if (name := token_name(tokenizer, token)) in text}
             if not here:
                 raise DataError(f"the tokenizer makes a special token of the text {text[:40]!r}; remove it from the message")
             names.update(here)

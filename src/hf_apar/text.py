@@ -45,7 +45,7 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, never: Collection
     """
     ids = _encode(tokenizer, text, split=True)
     typed = set(ids) & {*untypable(tokenizer, len(tokenizer)), *never}
-    names = [name for token in typed if len(name := str(tokenizer.convert_ids_to_tokens(token))) > 1 and name in text]
+    names = [name for token in typed if len(name := token_name(tokenizer, token)) > 1 and name in text]
     if not names:
         return ids
     # a tokenizer may know such a name as a word; cut in two, it is none
@@ -119,6 +119,12 @@ def untypable(tokenizer: PreTrainedTokenizerBase, size: int) -> frozenset[int]:
     names = {name for pair in KNOWN_PAIRS for name in (pair.fork, pair.child)}
     added = tokenizer.added_tokens_decoder.items()
     return frozenset(token for token, one in added if one.special or one.content in names)
+
+
+def token_name(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """Return a special or added token as it is typed; the vocabulary may show it normalised: ``▁[Fork]``."""
+    added = tokenizer.added_tokens_decoder.get(token)
+    return str(tokenizer.convert_ids_to_tokens(token)) if added is None else str(added.content)
 
 
 def _lead(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int]) -> str:

@@ -16,7 +16,7 @@ from vllm.sampling_params import RequestOutputKind
 from hf_apar.config import AparConfig, ResolvedConfig
 from hf_apar.errors import ConfigurationError, ControlTokenError
 from hf_apar.serving.answer import Answer, Limits, Piece, Written
-from hf_apar.text import encode_text
+from hf_apar.text import encode_text, token_name
 from hf_apar.tokens import CHILD_TOKEN, FORK_TOKEN, completed
 from hf_apar.tree import FinishReason, ParagraphTree, Thread
 
@@ -57,7 +57,7 @@ def as_text(prompt_ids: Sequence[int], config: ResolvedConfig, tokenizer: Any) -
     control = {config.fork_token_id, config.child_token_id}
     if control.isdisjoint(prompt_ids):
         return list(prompt_ids)
-    words = {token: encode_text(tokenizer, tokenizer.convert_ids_to_tokens(token), control) for token in control}
+    words = {token: encode_text(tokenizer, token_name(tokenizer, token), control) for token in control}
     if any(control & set(ids) for ids in words.values()):
         raise ControlTokenError(
             f"the prompt holds a control token and {type(tokenizer).__name__} cannot spell it; remove it from the prompt"
