@@ -222,8 +222,12 @@ def likelihoods(
 def _padded(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]], model: PreTrainedModel
 ) -> Mapping[str, torch.Tensor]:
-    batch = tokenizer.pad({"input_ids": list(prompts)}, padding_side="left", return_tensors="pt")
-    return cast(Mapping[str, torch.Tensor], batch.to(model.device))
+    """Return the prompts as a batch, padded on the left, with a token that is masked where the tokenizer has none for it."""
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    gaps = [max(map(len, prompts)) - len(prompt) for prompt in prompts]
+    ids = [[padding] * gap + prompt for gap, prompt in zip(gaps, prompts, strict=True)]
+    mask = [[0] * gap + [1] * len(prompt) for gap, prompt in zip(gaps, prompts, strict=True)]
+    return {name: torch.tensor(rows, device=model.device) for name, rows in (("input_ids", ids), ("attention_mask", mask))}
 
 
 def summary(judged: Sequence[Judged]) -> dict[str, float]:
