@@ -6,7 +6,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from byte_tokenizer import byte_tokenizer
 from field_tokenizers import MAKERS, llama_metaspace, llama_normalizer
-from hf_apar import AparConfig, ControlTokenError, ParagraphTree, Thread, add_control_tokens, enable_apar, encode_chat
+from hf_apar import (
+    AparConfig,
+    ConfigurationError,
+    ControlTokenError,
+    ParagraphTree,
+    Thread,
+    add_control_tokens,
+    enable_apar,
+    encode_chat,
+)
 from hf_apar.data.features import tree_features
 from hf_apar.data.text_tree import TextThread
 from hf_apar.text import encode_text
@@ -171,4 +180,6 @@ def test_line_breaks_are_put_back_where_there_is_no_space():
     assert plain.text(tokenizer) == with_breaks.text(tokenizer, joint="") == "".join(pieces)
     assert with_breaks.text(tokenizer) == plain.text(tokenizer, joint="\n")
     assert with_breaks.text(tokenizer) == "1. Oak: it grows\n2. Ash:\nit burns\n3. Elm."
+    with pytest.raises(ConfigurationError, match="joint is 1; it must be a text"):
+        AparConfig(joint=1)
     assert ParagraphTree.from_dict(with_breaks.to_dict()).joint == "\n" and "joint" not in plain.to_dict()

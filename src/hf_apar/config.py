@@ -45,6 +45,8 @@ class AparConfig:
             raise ConfigurationError(f"fork_token_id and child_token_id are both {self.fork_token_id}, and must differ")
         if self.fork_bias is not None and not self.fork_bias < float("inf"):  # NaN is not below it either
             raise ConfigurationError(f"fork_bias is {self.fork_bias}; it must be a number below infinity")
+        if not isinstance(self.joint, str | None):
+            raise ConfigurationError(f"joint is {self.joint!r}; it must be a text, such as a line break")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> Self:
