@@ -91,6 +91,9 @@ def test_a_known_pair_is_found_and_taken(make, names, special):
     model = llama(size, tied=False)
     before = model.lm_head.weight.detach().clone()
     assert find_control_tokens(model, tokenizer) == add_control_tokens(model, tokenizer) == ids
+    model.generation_config.apar_config["joint"] = ""
+    assert add_control_tokens(model, tokenizer) == ids and model.generation_config.apar_config.pop("joint") == ""
+    add_control_tokens(model, tokenizer)
     assert len(tokenizer) == size and torch.equal(model.lm_head.weight, before), "what a checkpoint has stays as it is"
     settings = {"fork_token_id": ids[0], "child_token_id": ids[1]}
     if names[0] == "[SplitMask]":

@@ -144,9 +144,9 @@ def _record(model: PreTrainedModel, found: AparConfig) -> None:
     if generation is None:
         raise ControlTokenError(f"{type(model).__name__} has no generation config; APAR needs a model that can generate")
     settings = dict(getattr(generation, "apar_config", None) or {})
-    record_settings(model, settings | found.to_dict())
-    ids = (found.fork_token_id, found.child_token_id)
-    generation.suppress_tokens = sorted({*(generation.suppress_tokens or ()), *ids})
+    ids = {"fork_token_id": found.fork_token_id, "child_token_id": found.child_token_id}
+    record_settings(model, {**found.to_dict(), **settings, **ids})
+    generation.suppress_tokens = sorted({*(generation.suppress_tokens or ()), *ids.values()})
 
 
 def record_settings(model: PreTrainedModel, settings: Mapping[str, object]) -> None:
