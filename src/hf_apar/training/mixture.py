@@ -20,6 +20,7 @@ from hf_apar.data.repetition import repeated_share, repeats_a_sibling, repeats_a
 from hf_apar.data.sentences import first_sentence_end
 from hf_apar.data.text_tree import TextThread
 from hf_apar.errors import DataError
+from hf_apar.text import encode_answer
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,12 @@ _BOLD_ITEM = re.compile(r"^ {0,3}(?:[-*+]|\d{1,3}[.)])[ \t]+(?:\*\*|__)", re.MUL
 
 
 def packed_rows(
-    answers: Path, tokenizer: PreTrainedTokenizerBase, control_ids: tuple[int, int], *, max_length: int = 1024
+    answers: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    control_ids: tuple[int, int],
+    *,
+    max_length: int = 1024,
+    chat_template_kwargs: Mapping[str, object] | None = None,
 ) -> list[dict[str, list[int]]]:
     """Return every answer of a file as rows for :class:`~hf_apar.data.collator.DataCollatorForApar`, several to a row.
 
@@ -35,11 +41,13 @@ def packed_rows(
         answers: as for :func:`read_examples`.
         control_ids: of [Fork] and [Child].
         max_length: tokens of a row; of a longer answer the last threads are left out.
+        chat_template_kwargs: as for :func:`~hf_apar.chat.encode_chat`.
 
     Raises:
         DataError: if a record is no answer.
     """
-    trees = [_features(*_with_tree(answer), tokenizer, control_ids) for answer in read_examples(answers)]
+    pairs = map(_with_tree, read_examples(answers))
+    trees = [_features(*pair, tokenizer, control_ids, chat_template_kwargs) for pair in pairs]
     return [row.to_dict() for row in pack([truncate(tree, max_length, control_ids[1]) for tree in trees], max_length)]
 
 
@@ -150,11 +158,12 @@ def mix(
     max_length: int = 1024,
     seed: int = 0,
     nll: Callable[[list[int], list[int]], float] | None = None,
+    chat_template_kwargs: Mapping[str, object] | None = None,
 ) -> Mixture:
     """Extract the trees of ``answers`` without one, and make of them what ``selection`` says.
 
     ``nll`` says how unlikely the model finds the ids of an answer after those of its prompt, in nats a token; it is needed
-    where ``selection.likeliest`` has a choice.
+    where ``selection.likeliest`` has a choice. ``chat_template_kwargs`` are those of :func:`~hf_apar.chat.encode_chat`.
 
     Answers of more than ``max_length`` tokens are left out. So are those that do not fork and hold a list with bold titles:
     whether such a list forks should depend on nothing small.
@@ -169,10 +178,10 @@ def mix(
             f"none of the {len(given)} answers has a structure to learn from, those aside that repeat themselves, fork too "
             "often or gain too little by it; give answers with lists"
         )
-    trees = [(pair, _features(*pair, tokenizer, control_ids)) for pair in kept]
+    trees = [(pair, _features(*pair, tokenizer, control_ids, chat_template_kwargs)) for pair in kept]
     fitting = [item for item in trees if len(item[1]) <= max_length]
     if selection.likeliest:
-        fitting = _likeliest(fitting, tokenizer, nll)
+        fitting = _likeliest(fitting, tokenizer, nll, chat_template_kwargs)
     structured, whole = ([item for item in fitting if item[0][1].is_structured is forks] for forks in (True, False))
     draw = random.Random(seed)
     wanted = round(len(structured) * (1 - selection.structured_share) / selection.structured_share)
@@ -201,6 +210,7 @@ def _likeliest(
     trees: Sequence[tuple[_Pair, TreeFeatures]],
     tokenizer: PreTrainedTokenizerBase,
     nll: Callable[[list[int], list[int]], float] | None,
+    chat_template_kwargs: Mapping[str, object] | None,
 ) -> list[tuple[_Pair, TreeFeatures]]:
     """Return one answer to each prompt, in the order of the first of each: the least unlikely of those that fork."""
 
@@ -208,8 +218,8 @@ def _likeliest(
         if nll is None:
             raise DataError("Selection.likeliest needs nll: a model that says how likely an answer is")
         (before, tree), _ = item
-        answer = tokenizer.encode(tree.text, add_special_tokens=False, split_special_tokens=True)
-        return nll(encode_chat(tokenizer, before), answer)
+        prompt = encode_chat(tokenizer, before, chat_template_kwargs=chat_template_kwargs)
+        return nll(prompt, encode_answer(tokenizer, prompt, tree.text))
 
     of_prompt: dict[str, list[tuple[_Pair, TreeFeatures]]] = {}
     for item in trees:
@@ -235,6 +245,11 @@ def _with_tree(answer: Answer | ChatAnswer) -> _Pair:
 
 
 def _features(
-    before: Sequence[Message], tree: TextThread, tokenizer: PreTrainedTokenizerBase, control_ids: tuple[int, int]
+    before: Sequence[Message],
+    tree: TextThread,
+    tokenizer: PreTrainedTokenizerBase,
+    control_ids: tuple[int, int],
+    chat_template_kwargs: Mapping[str, object] | None,
 ) -> TreeFeatures:
-    return tree_features(encode_chat(tokenizer, before), tree, tokenizer, *control_ids, eos_id=int(tokenizer.eos_token_id))
+    prompt = encode_chat(tokenizer, before, chat_template_kwargs=chat_template_kwargs)
+    return tree_features(prompt, tree, tokenizer, *control_ids, eos_id=int(tokenizer.eos_token_id))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -44,6 +45,7 @@ def train(
     bf16: bool = False,
     compile: bool = False,
     seed: int = 0,
+    chat_template_kwargs: Mapping[str, object] | None = None,
 ) -> dict[str, float]:
     """Fine-tune ``model`` on ``answers`` and write an adapter to ``output``; go on from a checkpoint found there.
 
@@ -68,6 +70,7 @@ def train(
         bf16: compute in bfloat16 where it is safe; the weights stay float32.
         compile: compile the model, and pad every row to ``max_length``, so that it is compiled once, or twice with a last
             batch of fewer rows.
+        chat_template_kwargs: as for :func:`~hf_apar.chat.encode_chat`.
 
     Returns:
         The metrics on the held-out answers: ``eval_loss``, ``eval_fork_recall``, ``eval_fork_precision`` and others.
@@ -91,7 +94,10 @@ def train(
         with torch.autocast(base.device.type, torch.bfloat16, enabled=bf16):
             return mean_nll(base, [prompt], [answer])
 
-    mixture = mix(read_examples(answers), tokenizer, control_ids, selection, max_length=max_length, seed=seed, nll=nll)
+    mixture = mix(
+        read_examples(answers), tokenizer, control_ids, selection, max_length=max_length, seed=seed, nll=nll,
+        chat_template_kwargs=chat_template_kwargs,
+    )  # fmt: skip
     _record_settings(base, mixture.max_depth, fork_bias, repetition_penalty)
     arguments = TrainingArguments(
         output_dir=str(output), per_device_train_batch_size=batch_size,
