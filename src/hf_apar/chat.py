@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -9,7 +10,7 @@ from hf_apar.errors import DataError
 
 
 def encode_chat(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, object]], add_generation_prompt: bool = True
 ) -> list[int]:
     """Return the tokens of ``messages`` in the tokenizer's chat template; special tokens typed in a message stay text.
 
@@ -17,12 +18,12 @@ def encode_chat(
     the messages are tokenised apart, the messages with ``split_special_tokens=True``.
 
     Args:
-        messages: dicts with a ``role`` and a ``content``, both strings.
+        messages: dicts with a ``role`` and a ``content``, both strings; what else stands in them is the template's.
 
     Raises:
         DataError: if a content is no string, or the template changes it in a way that cannot be followed.
     """
-    chat = [dict(message) for message in messages]
+    chat: list[dict[str, Any]] = [dict(message) for message in messages]
     for message in chat:
         if not isinstance(message.get("content"), str):
             raise DataError(f"a message's content is {message.get('content')!r}; it must be a string")
@@ -36,7 +37,7 @@ def encode_chat(
 
 
 def _parts(
-    tokenizer: PreTrainedTokenizerBase, chat: Sequence[dict[str, str]], add_generation_prompt: bool
+    tokenizer: PreTrainedTokenizerBase, chat: Sequence[dict[str, Any]], add_generation_prompt: bool
 ) -> list[tuple[str, bool]]:
     """Cut the rendered chat into (text, is it a message's content?)."""
     marks = [secrets.token_hex(16) for _ in chat]  # a user cannot guess them
@@ -63,7 +64,7 @@ def _split(rest: str, marks: Sequence[str], contents: Sequence[str]) -> list[tup
     return [*parts, (rest, False)]
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, chat: Sequence[dict[str, str]], add_generation_prompt: bool) -> str:
+def _render(tokenizer: PreTrainedTokenizerBase, chat: Sequence[dict[str, Any]], add_generation_prompt: bool) -> str:
     return str(tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=add_generation_prompt))
 
 
