@@ -30,6 +30,7 @@ import hf_apar
 from hf_apar.checkpoints import DEFAULT_BASE, load_base
 from hf_apar.data.markdown import extract
 from hf_apar.data.repetition import repeated_share
+from hf_apar.text import encode_answer
 from hf_apar.training.quality import distinct, false_forks, mean_nll
 
 ROOT = Path(__file__).parents[1]
@@ -146,8 +147,7 @@ def ask_the_base(questions, record, options):
             }
             row["base"] = {"text": text}
             row["nll"] = {
-                name: mean_nll(model, [prompt], [tokenizer.encode(one, add_special_tokens=False)])
-                for name, one in texts.items()
+                name: mean_nll(model, [prompt], [encode_answer(tokenizer, prompt, one)]) for name, one in texts.items()
             }
         options.json.write_text(json.dumps(record, indent=1), encoding="utf-8")
         print(f"{start + len(some)} of {len(missing)} judged", flush=True)

@@ -4,6 +4,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 import hf_apar
+from hf_apar.text import decode_text
 
 
 class Log(hf_apar.AparStreamer):
@@ -16,7 +17,7 @@ class Log(hf_apar.AparStreamer):
         print(f"thread {thread} starts, from {parent}")
 
     def put_token(self, row: int, thread: int, parent: int | None, token: int) -> None:
-        print(f"{'    ' * thread}{self.tokenizer.decode([token])!r}")
+        print(f"{'    ' * thread}{decode_text(self.tokenizer, [token])!r}")
 
     def end_thread(self, row: int, thread: int, finish_reason: str) -> None:
         print(f"thread {thread} ends: {finish_reason}")

@@ -110,6 +110,15 @@ def test_any_order_of_writing_reads_as_the_script(script, data):
         assert thread.logprobs == [-float(place) for place in range(len(thread.sampled_ids))]
 
 
+@given(script=scripts, data=st.data())
+def test_what_joins_segments_is_text_and_no_token(script, data):
+    config = ResolvedConfig(fork_token_id=FORK, child_token_id=CHILD, max_threads=64, max_depth=9, joint="/")
+    answer = Answer(PROMPT, config, Limits(None, 10_000), Bytes())
+    _, text, tokens = run(answer, script, data.draw)
+    assert text == answer.tree.text(Bytes()) and text.replace("/", "").encode() == script.text
+    assert bytes(one.token for one in tokens if one.token != EOS) == script.text
+
+
 @given(
     script=scripts, stop=st.lists(st.sampled_from(["a", "b b", "é\n", ".", "字a", "ab"]), min_size=1, max_size=3),
     include=st.booleans(), data=st.data(),

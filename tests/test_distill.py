@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import itertools
 import json
 from collections import Counter
 
@@ -10,6 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from byte_tokenizer import byte_tokenizer
+from field_tokenizers import DUMMY_PREFIX, MAKERS
 from hf_apar.chat import encode_chat
 from hf_apar.cli.training import recipe
 from hf_apar.data.batches import Answer, BatchReport
@@ -28,6 +30,7 @@ from hf_apar.data.distill import (
 from hf_apar.data.prompts import OPENINGS, families, open_lists, template_questions
 from hf_apar.data.samplers import LEAD_TOKENS, Task, TransformersSampler, Written, _Row, line_ends
 from hf_apar.errors import DataError
+from hf_apar.text import encode_text, token_texts
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +88,44 @@ def test_an_answer_without_chance_is_what_generate_writes(model, tokenizer, tmp_
             expected.append((question.prompt, lead + text))
     assert [(answer.prompt, answer.response) for answer in read_answers(path)] == expected
     assert 0 < len(expected) < len(QUESTIONS), "some answers must end and some must not"
+
+
+def says(tokenizer, chain):
+    """A model whose next token is a function of its last one: each token of ``chain`` is followed by the next."""
+    assert len(set(chain)) == len(chain)
+    size = len(tokenizer)
+    config = LlamaConfig(
+        vocab_size=size, hidden_size=size + size % 2, intermediate_size=2, num_hidden_layers=1, num_attention_heads=1,
+        tie_word_embeddings=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.model.layers.parameters():
+            parameter.zero_()
+        model.model.embed_tokens.weight[:] = torch.eye(size, config.hidden_size)
+        model.lm_head.weight.zero_()
+        for last, following in itertools.pairwise(chain):
+            model.lm_head.weight[following, last] = 1.0
+    return model
+
+
+@pytest.mark.parametrize("name", [name for name in MAKERS if name != "bytes"])
+def test_t2_what_is_written_after_an_opening_keeps_its_spaces(name, tmp_path):
+    tokenizer, path = MAKERS[name](), tmp_path / "answers.jsonl"
+    prompt = encode_chat(tokenizer, [{"role": "user", "content": "How?"}])
+    texts = token_texts(tokenizer)
+    grow, well, dot = (texts.index(text) for text in (" grow", " well", "."))
+    own = [prompt[-1], grow, dot, tokenizer.eos_token_id]
+    (*_, opened) = encode_text(tokenizer, "**Oak**")
+    model = says(tokenizer, own)
+    with torch.no_grad():
+        model.lm_head.weight[well, opened] = model.lm_head.weight[tokenizer.eos_token_id, well] = 1.0
+    sample = TransformersSampler(model, tokenizer, temperature=0.0)
+    questions = [Question("How?"), Question("How?", "**Oak**")]
+    list(distill(sample, tokenizer, questions, path))
+    first = "grow." if name in DUMMY_PREFIX else " grow."  # a decoder with a dummy prefix drops the first space
+    lead = "grow. " if name in DUMMY_PREFIX else ""  # a sentence must begin with a letter
+    assert [answer.response for answer in read_answers(path)] == [first, f"{lead}**Oak** well"]
 
 
 class Told:

@@ -6,6 +6,7 @@ import random
 import pytest
 
 from byte_tokenizer import byte_tokenizer
+from field_tokenizers import MAKERS
 from hf_apar.chat import encode_chat
 from hf_apar.data.distill import Answer, read_answers
 from hf_apar.data.elaborate import CLOSING_TOKENS, CLOSINGS, MORE_TOKENS, SHORTEST, elaborate
@@ -65,6 +66,17 @@ def test_details_end_with_the_sentence_that_makes_them_long_enough(tokenizer, tm
     assert first == Task(ids(LIST.partition("\n2.")[0]), missing + MORE_TOKENS, sentence_after=missing)
     assert third == Task(ids(LIST), missing + MORE_TOKENS, sentence_after=missing)
     assert closing == Task(ids(f"{LIST}\n\n{CLOSING}"), CLOSING_TOKENS, stop="\n")
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_t2_what_is_gone_on_with_reads_as_it_was(name, tmp_path):
+    tokenizer, sample = MAKERS[name](), Says(" It helps. You will see that it does so very soon. And then")
+    (text,) = run(tokenizer, tmp_path / "a.jsonl", sample, LIST)
+    assert f"1. **Sleep**: {SHORT} It helps. You" in text and "  " not in text
+    prompt = encode_chat(tokenizer, [{"role": "user", "content": "How do I rest?"}])
+    begun = [LIST.partition("\n2.")[0], LIST, f"{LIST}\n\n{CLOSING}"]
+    read = [tokenizer.decode(task.prompt[len(prompt) :]) for task in sample.tasks]
+    assert [one for one in begun if one in read] == begun and set(read) <= {*begun, LIST.partition("\n3.")[0]}
 
 
 def test_details_that_come_later_may_be_shorter(tokenizer, tmp_path):

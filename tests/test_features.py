@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken, normalizers
 
 from byte_tokenizer import byte_tokenizer
 from hf_apar.chat import encode_chat
@@ -111,12 +112,13 @@ def test_trees_that_the_protocol_forbids(prompt, tree, message):
 
 
 def test_a_tokenizer_that_makes_control_tokens_of_text_is_refused():
-    class Careless:
-        def encode(self, text, **options):
-            return [FORK]
-
-    with pytest.raises(ControlTokenError, match="Careless made the control tokens"):
-        tree_features(PROMPT, TextThread(("[Fork]",)), Careless(), FORK, CHILD, EOS)
+    careless = byte_tokenizer()
+    careless.backend_tokenizer.normalizer = normalizers.Lowercase()
+    careless.add_tokens([AddedToken("[fork]", normalized=True)])  # not special, and found in [FORK] too
+    fork = careless.convert_tokens_to_ids("[fork]")
+    tree_features(PROMPT, TextThread(("[fork]",)), careless, fork, CHILD + 1, EOS)
+    with pytest.raises(ControlTokenError, match="made the control tokens"):
+        tree_features(PROMPT, TextThread(("[FORK]",)), careless, fork, CHILD + 1, EOS)
 
 
 def depths(row):

@@ -93,14 +93,14 @@ def test_t4_what_the_template_refuses_is_set_aside_and_not_an_error(tmp_path, ca
     rejected = Rejections(source, tmp_path / "rejected.jsonl")
     mixture = mix(read_examples(source, rejected), strict, ids, Selection(unforked_share=0), rejected=rejected)
     assert len(mixture.train) + len(mixture.held_out) == 9
-    reason = "the tokenizer's chat template refuses it: System role not supported"
+    reason = "the chat template refuses this chat: System role not supported"
     assert rejected.reasons == {reason: 3}
     assert [json.loads(line)["line"] for line in (tmp_path / "rejected.jsonl").open()] == [2, 6, 10]
     assert f"3 records set aside: 3 because {reason} (first: record 2); they are in" in caplog.text
     assert len(packed_rows(source, strict, ids)) > 0
     write(source, records[1::4])
     for refused in (lambda: mix(read_examples(source), strict, ids), lambda: packed_rows(source, strict, ids)):
-        with pytest.raises(DataError, match="of 3, 3 because the tokenizer's chat template refuses it: System"):
+        with pytest.raises(DataError, match="of 3, 3 because the chat template refuses this chat: System"):
             refused()
 
 
@@ -154,3 +154,14 @@ def test_t8_thoughts_may_repeat_what_the_answer_says():
     answers = [Answer(str(number), f"<think>{words} {words}</think>\n\n{LIST}") for number in range(9)]
     mixture = mix(answers, plain, ids, Selection(unforked_share=0))
     assert len(mixture.train) + len(mixture.held_out) == 9
+
+
+def test_t4_the_tools_of_a_record_reach_the_template(tmp_path):
+    listing = "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}"
+    plain, ids = tokenizer(listing + TEMPLATE)
+    tool = {"type": "function", "function": {"name": "find"}}
+    record = {"messages": chat("Q", LIST), "tools": [tool]}
+    source = write(tmp_path / "in.jsonl", [record])
+    (row,) = packed_rows(source, plain, ids)
+    (without,) = packed_rows(write(source, [record | {"tools": None}]), plain, ids)
+    assert plain.decode(row["input_ids"]) == "find " + plain.decode(without["input_ids"])

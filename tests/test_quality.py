@@ -8,8 +8,10 @@ import torch
 
 from byte_tokenizer import byte_tokenizer
 from conftest import tiny_llama
+from field_tokenizers import llama_metaspace, llama_normalizer
 from hf_apar.chat import encode_chat
 from hf_apar.data.prompts import families
+from hf_apar.text import encode_answer
 from hf_apar.training.evaluation import EITHER, IN_PARTS, WHOLE, Judged, likelihoods, plain_answers
 from hf_apar.training.quality import distinct, false_forks, mean_nll
 from hf_apar.tree import ParagraphTree, Thread
@@ -63,9 +65,10 @@ def test_the_likelihood_is_that_of_the_answers_tokens_alone():
     assert mean_nll(model, [[1]], [[]]) == 0.0 and not math.isnan(mean_nll(model, [], []))
 
 
-def test_the_base_judges_three_ways_of_answering_each_answer_alike():
+@pytest.mark.parametrize("make", [byte_tokenizer, llama_metaspace, llama_normalizer])
+def test_the_base_judges_three_ways_of_answering_each_answer_alike(make):
     """Against each text alone; its own answers are what it writes greedily, so who writes just these has its figure."""
-    tokenizer = byte_tokenizer()
+    tokenizer = make()
     base = tiny_llama(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id)
     prompts = {text: encode_chat(tokenizer, [{"role": "user", "content": text}]) for text in ("Why?", "Name a few trees.")}
     judged = []
@@ -75,7 +78,7 @@ def test_the_base_judges_three_ways_of_answering_each_answer_alike():
         judged.append(Judged(text, "Oak, ash." * len(judged) + "Elm.", None, 0, True, False, 0, 1, 1, plain, True))
 
     def alone(texts):
-        answers = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        answers = [encode_answer(tokenizer, ids, text) for ids, text in zip(prompts.values(), texts, strict=True)]
         return sum(mean_nll(base, [ids], [ours]) for ids, ours in zip(prompts.values(), answers, strict=True)) / 2
 
     own = plain_answers(base, tokenizer, list(prompts), repetition_penalty=1.1, max_new_tokens=20)

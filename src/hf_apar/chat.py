@@ -1,74 +1,162 @@
 """Chat prompts whose text cannot hold a control token, whatever the user typed."""
 
+import re
 import secrets
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from hf_apar.errors import DataError
+from hf_apar.text import encode_template, encode_text, token_name, untypable
+
+_OWN = (
+    "conversation", "add_generation_prompt", "continue_final_message", "tokenize", "padding", "truncation", "max_length",
+    "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs", "sanitize_control_tokens",
+    "messages",
+)  # fmt: skip
+_PARTS = "'type': 'text'"  # how a list of content parts looks where a template takes it for a string
 
 
 def encode_chat(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, object]], add_generation_prompt: bool = True
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, object]],
+    add_generation_prompt: bool = True,
+    *,
+    chat_template_kwargs: Mapping[str, object] | None = None,
 ) -> list[int]:
     """Return the tokens of ``messages`` in the tokenizer's chat template; special tokens typed in a message stay text.
 
-    Without such text the result is what ``tokenizer.apply_chat_template`` gives. With it, the template's own parts and
-    the messages are tokenised apart, the messages with ``split_special_tokens=True``.
+    Without such text the result is what ``tokenizer.apply_chat_template`` gives. With it, what was typed is tokenised apart,
+    wherever in the messages, tools or documents it stands.
 
     Args:
-        messages: dicts with a ``role`` and a ``content``, both strings; what else stands in them is the template's.
+        messages: dicts with a ``role`` and a ``content``: a string, or content parts, of which a template that knows no
+            parts gets the text. A message with ``tool_calls`` needs no content. All fields reach the template.
+        chat_template_kwargs: variables of the template, as vLLM calls them: ``enable_thinking``, ``tools``, ``documents``;
+            ``chat_template`` is one to take in place of the tokenizer's.
 
     Raises:
-        DataError: if a content is no string, or the template changes it in a way that cannot be followed.
+        DataError: if there is no template, it refuses the chat, a content is none, or the template changes the text of a
+            special token in a way that cannot be followed.
     """
-    chat: list[dict[str, Any]] = [dict(message) for message in messages]
+    chat = [dict(message) for message in messages]
     for message in chat:
-        if not isinstance(message.get("content"), str):
-            raise DataError(f"a message's content is {message.get('content')!r}; it must be a string")
-    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    if not any(special & set(tokenizer.encode(message["content"], add_special_tokens=False)) for message in chat):
-        return _as_ids(tokenizer.apply_chat_template(chat, add_generation_prompt=add_generation_prompt, return_dict=False))
+        content = message.get("content")
+        if not isinstance(content, str | list) and not (content is None and message.get("tool_calls")):
+            raise DataError(f"a message's content is {content!r}; it must be a string, or a list of content parts")
+    given = dict(chat_template_kwargs or {})
+    if refused := sorted(given.keys() & set(_OWN)):
+        raise DataError(f"chat_template_kwargs has {', '.join(refused)}, which encode_chat sets itself; leave it out")
+    template = _Template(tokenizer, add_generation_prompt)
+    values = template.readable({"messages": chat, **given})
+    typed = _typed(tokenizer, {name: value for name, value in values.items() if name != "chat_template"})
+    return _with_typed(template, values, typed) if typed else template.ids(values)
+
+
+@dataclass(frozen=True)
+class _Template:
+    """The tokenizer's chat template; it takes ``values``: the messages and its other variables."""
+
+    tokenizer: PreTrainedTokenizerBase
+    add_generation_prompt: bool
+
+    def ids(self, values: Mapping[str, object]) -> list[int]:
+        ids = self._apply(values, tokenize=True)
+        if not isinstance(ids, list):
+            raise DataError(f"the chat template gave {type(ids).__name__}, not a list of token ids")
+        return ids
+
+    def text(self, values: Mapping[str, object]) -> str:
+        return str(self._apply(values, tokenize=False))
+
+    def readable(self, values: dict[str, object]) -> dict[str, object]:
+        """Return ``values`` with content parts as one text, for a template that knows no parts."""
+        chat: list[dict[str, object]] = values["messages"]  # type: ignore[assignment]
+        if not any(isinstance(message.get("content"), list) for message in chat):
+            return values
+        try:
+            if _PARTS not in self.text(values):
+                return values
+        except DataError:
+            pass  # if it refuses strings too, it says so once more
+        return values | {"messages": [message | {"content": _flat(message.get("content"))} for message in chat]}
+
+    def _apply(self, values: Mapping[str, object], *, tokenize: bool) -> object:
+        options = dict(values)
+        if getattr(self.tokenizer, "chat_template", None) is None and "chat_template" not in options:
+            raise DataError(
+                f"{type(self.tokenizer).__name__} has no chat template, so that a chat cannot be written for its model; set "
+                "tokenizer.chat_template to the prompt format that the model knows, or put it as chat_template.jinja beside "
+                "its tokenizer's files"
+            )
+        try:
+            return self.tokenizer.apply_chat_template(
+                options.pop("messages"),  # type: ignore[arg-type]
+                add_generation_prompt=self.add_generation_prompt, tokenize=tokenize, return_dict=False,
+                **options,  # type: ignore[arg-type]
+            )  # fmt: skip
+        except (TemplateError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"the chat template refuses this chat: {error}") from error
+
+
+def _flat(content: object) -> object:
+    if not isinstance(content, list):
+        return content
+    texts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
+    if not all(isinstance(text, str) for text in texts):
+        raise DataError("a message has content parts without text, and the chat template takes text alone; leave them out")
+    return "\n".join(map(str, texts))
+
+
+def _typed(tokenizer: PreTrainedTokenizerBase, values: object) -> list[str]:
+    """Return the names of special tokens that stand in the strings of ``values`` and would become tokens."""
+    special = untypable(tokenizer, len(tokenizer)) - {tokenizer.unk_token_id}
+    names: set[str] = set()
+
+    def look(text: str) -> str:
+        if found := special & set(tokenizer.encode(text, add_special_tokens=False)):
+            here = {name for token in found if (name := token_name(tokenizer, token)) in text}
+            if not here:
+                raise DataError(f"the tokenizer makes a special token of the text {text[:40]!r}; remove it from the message")
+            names.update(here)
+        return text
+
+    _replaced(values, look)
+    return sorted(names, key=len, reverse=True)  # of two that begin alike the longer one is meant
+
+
+def _with_typed(template: _Template, values: dict[str, object], names: Sequence[str]) -> list[int]:
+    """Render the chat with marks where ``names`` stand in it, and put these back as text."""
+    marks = {secrets.token_hex(16): name for name in names}  # a user cannot guess them
+    mark_of = {name: mark for mark, name in marks.items()}
+    any_name = re.compile("|".join(map(re.escape, names)))
+    own = {name: value for name, value in values.items() if name != "chat_template"}
+    marked = _replaced(own, lambda text: any_name.sub(lambda found: mark_of[found[0]], text))
+    parts = re.split(f"({'|'.join(marks)})", template.text({**values, **marked}))  # type: ignore[dict-item]
+    if "".join(marks.get(part, part) for part in parts) != template.text(values):
+        raise DataError(
+            "a message holds the text of a special token, and the tokenizer's chat template changes messages in a way that "
+            "cannot be followed; remove that text from the message"
+        )
     ids: list[int] = []
-    for text, is_content in _parts(tokenizer, chat, add_generation_prompt):
-        ids += tokenizer.encode(text, add_special_tokens=False, split_special_tokens=is_content)
+    for number, part in enumerate(parts):
+        if part in marks:
+            ids += encode_text(template.tokenizer, marks[part])
+        elif number:
+            ids += encode_template(template.tokenizer, part)
+        else:
+            ids += template.tokenizer.encode(part, add_special_tokens=False)
     return ids
 
 
-def _parts(
-    tokenizer: PreTrainedTokenizerBase, chat: Sequence[dict[str, Any]], add_generation_prompt: bool
-) -> list[tuple[str, bool]]:
-    """Cut the rendered chat into (text, is it a message's content?)."""
-    marks = [secrets.token_hex(16) for _ in chat]  # a user cannot guess them
-    marked = [message | {"content": mark} for message, mark in zip(chat, marks, strict=True)]
-    rest = _render(tokenizer, marked, add_generation_prompt)
-    for strip in (False, True):  # many templates trim a message
-        contents = [message["content"].strip() if strip else message["content"] for message in chat]
-        parts = _split(rest, marks, contents)
-        if parts and "".join(text for text, _ in parts) == _render(tokenizer, chat, add_generation_prompt):
-            return parts
-    raise DataError(
-        "a message holds the text of a special token, and the tokenizer's chat template changes messages in a way that "
-        "cannot be followed; remove that text from the message"
-    )
-
-
-def _split(rest: str, marks: Sequence[str], contents: Sequence[str]) -> list[tuple[str, bool]]:
-    parts: list[tuple[str, bool]] = []
-    for mark, content in zip(marks, contents, strict=True):
-        if rest.count(mark) != 1:
-            return []
-        before, rest = rest.split(mark)
-        parts += [(before, False), (content, True)]
-    return [*parts, (rest, False)]
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, chat: Sequence[dict[str, Any]], add_generation_prompt: bool) -> str:
-    return str(tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=add_generation_prompt))
-
-
-def _as_ids(ids: object) -> list[int]:
-    if not isinstance(ids, list):
-        raise DataError(f"the chat template gave {type(ids).__name__}, not a list of token ids")
-    return ids
+def _replaced(value: object, change: Callable[[str], str]) -> object:
+    """Return ``value`` with every string in it changed, in lists and dicts too."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {_replaced(name, change): _replaced(one, change) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replaced(one, change) for one in value]
+    return value

@@ -17,6 +17,8 @@ class AparConfig:
         max_threads: live threads of one row, 32; a fork beyond that happens, its child waits. At least 1.
         max_depth: deepest thread that may exist, 3; the root has depth 1, so 1 forbids forks. At least 1.
         fork_bias: added to the logit of [Fork], 0.0, a knob against missed forks; ``-inf`` forbids forks.
+        joint: text between two segments of an answer where neither has a space, "": a line break for the paper's own
+            checkpoints, which learnt to write titles and details without it.
 
     Raises:
         ConfigurationError: if a value is out of its range.
@@ -30,6 +32,7 @@ class AparConfig:
     max_threads: int | None = None
     max_depth: int | None = None
     fork_bias: float | None = None
+    joint: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_threads", "max_depth"):
@@ -42,6 +45,8 @@ class AparConfig:
             raise ConfigurationError(f"fork_token_id and child_token_id are both {self.fork_token_id}, and must differ")
         if self.fork_bias is not None and not self.fork_bias < float("inf"):  # NaN is not below it either
             raise ConfigurationError(f"fork_bias is {self.fork_bias}; it must be a number below infinity")
+        if not isinstance(self.joint, str | None):
+            raise ConfigurationError(f"joint is {self.joint!r}; it must be a text, such as a line break")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> Self:
@@ -55,7 +60,7 @@ class AparConfig:
             raise ConfigurationError(f"unknown APAR setting {', '.join(unknown)}; the settings are {', '.join(known)}")
         return cls(**values)  # type: ignore[arg-type]
 
-    def to_dict(self) -> dict[str, int | float]:
+    def to_dict(self) -> dict[str, int | float | str]:
         """Return what is set, as a plain ``dict`` that JSON can hold."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
@@ -73,3 +78,4 @@ class ResolvedConfig:
     max_threads: int = 32
     max_depth: int = 3
     fork_bias: float = 0.0
+    joint: str = ""

@@ -99,6 +99,7 @@ class Decoder:
                 max_threads=config.max_threads,
                 fork_token_id=config.fork_token_id,
                 child_token_id=config.child_token_id,
+                joint=config.joint,
             )
             for row in rows
         ]

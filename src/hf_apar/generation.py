@@ -17,7 +17,7 @@ from hf_apar.speculation.lookup import PromptLookup
 from hf_apar.speculation.proposer import Proposer
 from hf_apar.stopping import stop_string_criteria
 from hf_apar.streaming import AparStreamer, PromptRelay, as_list
-from hf_apar.tokens import checkpoint_config, find_control_tokens, record_settings
+from hf_apar.tokens import checkpoint_config, completed, find_control_tokens, record_settings
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -177,10 +177,9 @@ def enable_apar(model: Model, tokenizer: PreTrainedTokenizerBase | None = None, 
             "del model.generate"
         )
     validate_model(base)
-    settings = (config or AparConfig()).filled_from(checkpoint_config(base))
+    settings = completed((config or AparConfig()).filled_from(checkpoint_config(base)), tokenizer)
     if settings.fork_token_id is None or settings.child_token_id is None:
-        fork, child = find_control_tokens(base, tokenizer)
-        settings = settings.filled_from(AparConfig(fork_token_id=fork, child_token_id=child))
+        find_control_tokens(base, tokenizer)  # says what is missing
     record_settings(base, settings.to_dict())
     if not isinstance(base, AparGenerationMixin):
         base.__class__ = _enabled_class(type(base))  # type: ignore[arg-type]

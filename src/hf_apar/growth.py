@@ -20,6 +20,7 @@ class GrowingTree:
         max_threads: how many threads may live at once.
         fork_token_id: id of [Fork].
         child_token_id: id of [Child].
+        joint: of the tree's text.
     """
 
     def __init__(
@@ -31,13 +32,14 @@ class GrowingTree:
         max_threads: int,
         fork_token_id: int,
         child_token_id: int,
+        joint: str = "",
     ) -> None:
         self.max_threads, self.fork_token_id, self.child_token_id = max_threads, fork_token_id, child_token_id
         self.pool = SlotPool()
         self.padding = [self.pool.take() for _ in range(padding)]
         self.prompt_length, self.prompt_slots = len(prompt), len(prompt) if prompt_slots is None else prompt_slots
         root = Thread(0, None, 0, 1, list(prompt), start=self.prompt_length)
-        self.tree = ParagraphTree([root])
+        self.tree = ParagraphTree([root], joint=joint)
         self._slots = {0: [self.pool.take() for _ in range(self.prompt_slots)]}  # of the threads that live or wait
         self.root_slots: list[int] = []  # where the root's path stood when it ended
         self._order = [root]  # threads that live or wait, by the place in the answer where each goes on

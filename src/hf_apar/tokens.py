@@ -1,6 +1,8 @@
 """The control tokens [Fork] and [Child]: how a model gets them, and how a checkpoint tells its ids."""
 
+import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -9,38 +11,115 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_apar.config import AparConfig
 from hf_apar.errors import ControlTokenError
 
+logger = logging.getLogger(__name__)
+
 FORK_TOKEN = "[Fork]"
 CHILD_TOKEN = "[Child]"
 
 
-def add_control_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+@dataclass(frozen=True)
+class ControlPair:
+    """Names of the two control tokens.
+
+    Attributes:
+        joint: put between segments of an answer where neither has a space; what models of these tokens learnt without it.
+    """
+
+    fork: str
+    child: str
+    joint: str = ""
+
+
+KNOWN_PAIRS = (
+    ControlPair(FORK_TOKEN, CHILD_TOKEN),
+    # the paper's own checkpoints: the line breaks before titles and details were cut off of what they learnt from
+    ControlPair("[SplitMask]", "[SplitSop]", joint="\n"),
+    ControlPair("<FORK>", "<CHILD>"),
+)
+"""Control tokens that are found by themselves, ours first."""
+
+
+def add_control_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, names: tuple[str, str] | None = None
+) -> tuple[int, int]:
     """Give ``model`` and ``tokenizer`` the tokens [Fork] and [Child], before fine-tuning; a second call changes nothing.
 
-    The vocabulary grows if it has to and never shrinks. A new row of the embeddings, and of the output layer where it is
+    Tokens that are there already are taken: those of the checkpoint's settings, or a pair of :data:`KNOWN_PAIRS`. The
+    vocabulary grows if it has to and never shrinks. A new row of the embeddings, and of the output layer where it is
     not tied to them, is the mean of the rows of the token's own word pieces. The ids, and their suppression in plain
     decoding, are written into ``model.generation_config``, so that they travel with the checkpoint.
+
+    Args:
+        names: of [Fork] and [Child], in place of those that are found or ours.
 
     Returns:
         The ids of [Fork] and [Child].
 
     Raises:
-        ControlTokenError: if the model's embeddings cannot be resized.
+        ControlTokenError: if the model's embeddings cannot be resized, or ``names`` are no two names.
     """
-    known = tokenizer.get_vocab()
-    new = [token for token in (FORK_TOKEN, CHILD_TOKEN) if token not in known]
-    pieces = {token: tokenizer.encode(token, add_special_tokens=False) for token in new}
-    tokenizer.add_tokens(new, special_tokens=True)
+    pair = _pair_for(model, tokenizer, names)
+    rows, known = embedding_rows(model), tokenizer.get_vocab()
+    fresh = [name for name in (pair.fork, pair.child) if known.get(name, rows) >= rows]
+    pieces = {name: _pieces(tokenizer, name) for name in fresh}
+    tokenizer.add_tokens([name for name in fresh if name not in known], special_tokens=True)
     vocabulary = tokenizer.get_vocab()
-    fork, child = vocabulary[FORK_TOKEN], vocabulary[CHILD_TOKEN]
+    fork, child = vocabulary[pair.fork], vocabulary[pair.child]
+    if strangers := sorted(name for name, token in known.items() if token >= rows and name not in fresh):
+        logger.warning("the model has no embeddings of %s, tokens of its tokenizer; it gets random ones", strangers[:8])
     _grow_embeddings(model, max(len(tokenizer), fork + 1, child + 1))
     both = (model.get_input_embeddings(), model.get_output_embeddings())
     weights = {id(layer.weight): cast(torch.Tensor, layer.weight) for layer in both if layer is not None}
     with torch.no_grad():
         for weight in weights.values():  # one where input and output are tied
-            for token in new:
-                weight[vocabulary[token]] = weight[pieces[token]].mean(dim=0)
-    _record(model, fork, child)
+            for name in fresh:
+                own = [piece for piece in pieces[name] if piece < rows]
+                weight[vocabulary[name]] = weight[own or slice(rows)].mean(dim=0)
+    _record(model, AparConfig(fork_token_id=fork, child_token_id=child, joint=pair.joint or None))
     return fork, child
+
+
+def _pair_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, names: tuple[str, str] | None) -> ControlPair:
+    if names is not None:
+        if len(names) != 2 or names[0] == names[1] or not all(names):
+            raise ControlTokenError(f"names is {names!r}; give two different names, such as {(FORK_TOKEN, CHILD_TOKEN)}")
+        return next((pair for pair in KNOWN_PAIRS if (pair.fork, pair.child) == tuple(names)), ControlPair(*names))
+    settings, added = checkpoint_config(model), tokenizer.added_tokens_decoder
+    if settings.fork_token_id in added and settings.child_token_id in added:
+        own = added[settings.fork_token_id].content, added[settings.child_token_id].content
+        return _pair_for(model, tokenizer, own)
+    return known_pair(tokenizer) or KNOWN_PAIRS[0]
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, name: str) -> list[int]:
+    """Return the tokens that spell ``name``, which may be a token already."""
+    parts = (name[:1], name[1:]) if name in tokenizer.get_vocab() else (name,)
+    return [token for part in parts for token in tokenizer.encode(part, add_special_tokens=False)]
+
+
+def known_pair(tokenizer: PreTrainedTokenizerBase) -> ControlPair | None:
+    """Return the first of :data:`KNOWN_PAIRS` both of whose tokens ``tokenizer`` has."""
+    vocabulary = tokenizer.get_vocab()
+    return next((pair for pair in KNOWN_PAIRS if pair.fork in vocabulary and pair.child in vocabulary), None)
+
+
+def known_settings(tokenizer: PreTrainedTokenizerBase) -> AparConfig:
+    """Return the ids of a known pair of control tokens and what goes with them; nothing where ``tokenizer`` has none."""
+    pair = known_pair(tokenizer)
+    if pair is None:
+        return AparConfig()
+    vocabulary = tokenizer.get_vocab()
+    return AparConfig(fork_token_id=vocabulary[pair.fork], child_token_id=vocabulary[pair.child], joint=pair.joint or None)
+
+
+def completed(settings: AparConfig, tokenizer: PreTrainedTokenizerBase | None) -> AparConfig:
+    """Return ``settings`` with what they leave open of the control tokens taken from ``tokenizer``.
+
+    Where they name other tokens than the pair that it has, they stay as they are.
+    """
+    known = AparConfig() if tokenizer is None else known_settings(tokenizer)
+    named = ((settings.fork_token_id, known.fork_token_id), (settings.child_token_id, known.child_token_id))
+    return settings if any(own not in (None, found) for own, found in named) else settings.filled_from(known)
 
 
 def embedding_rows(model: PreTrainedModel) -> int:
@@ -60,13 +139,14 @@ def _grow_embeddings(model: PreTrainedModel, size: int) -> None:
         ) from error
 
 
-def _record(model: PreTrainedModel, fork: int, child: int) -> None:
+def _record(model: PreTrainedModel, found: AparConfig) -> None:
     generation = model.generation_config
     if generation is None:
         raise ControlTokenError(f"{type(model).__name__} has no generation config; APAR needs a model that can generate")
     settings = dict(getattr(generation, "apar_config", None) or {})
-    record_settings(model, settings | {"fork_token_id": fork, "child_token_id": child})
-    generation.suppress_tokens = sorted({*(generation.suppress_tokens or ()), fork, child})
+    ids = {"fork_token_id": found.fork_token_id, "child_token_id": found.child_token_id}
+    record_settings(model, {**found.to_dict(), **settings, **ids})
+    generation.suppress_tokens = sorted({*(generation.suppress_tokens or ()), *ids.values()})
 
 
 def record_settings(model: PreTrainedModel, settings: Mapping[str, object]) -> None:
@@ -85,14 +165,13 @@ def checkpoint_config(model: PreTrainedModel) -> AparConfig:
 def find_control_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> tuple[int, int]:
     """Return the ids of [Fork] and [Child], from the checkpoint's settings or else from ``tokenizer``.
 
+    There a pair of :data:`KNOWN_PAIRS` is found; tokens of other names stand in the settings.
+
     Raises:
         ControlTokenError: if neither knows them.
     """
-    settings = checkpoint_config(model)
+    settings = completed(checkpoint_config(model), tokenizer)
     fork, child = settings.fork_token_id, settings.child_token_id
-    if (fork is None or child is None) and tokenizer is not None:
-        vocabulary = tokenizer.get_vocab()
-        fork, child = vocabulary.get(FORK_TOKEN), vocabulary.get(CHILD_TOKEN)
     if fork is None or child is None:
         raise ControlTokenError(
             f"{type(model).__name__} has no {FORK_TOKEN} and {CHILD_TOKEN} tokens; call add_control_tokens(model, "

@@ -70,15 +70,17 @@ class ParagraphTree:
         threads: in the order of creation.
         stopped_by: index of the thread whose stop string or criterion cut the answer: what reads after that thread's last
             token is no part of the answer, though its threads still hold it; ``None`` for an answer that was not cut.
+        joint: what :meth:`text` puts between two segments neither of which has a space there; no token of the answer.
 
     >>> tree = ParagraphTree([Thread(0, None, 0, 1, [], tokens=[1, 2, 3]), Thread(1, 0, 2, 2, [], tokens=[7, 8])])
     >>> list(tree.reading_order())
     [(0, [1, 2]), (1, [7, 8]), (0, [3])]
     """
 
-    def __init__(self, threads: Sequence[Thread], stopped_by: int | None = None) -> None:
+    def __init__(self, threads: Sequence[Thread], stopped_by: int | None = None, joint: str = "") -> None:
         self.threads = list(threads)
         self.stopped_by = stopped_by
+        self.joint = joint
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(threads={len(self.threads)}, tokens={sum(len(t.tokens) for t in self.threads)})"
@@ -125,20 +127,44 @@ class ParagraphTree:
         ended = all(thread.finish_reason == "eos" for thread in self.threads)
         return [eos] if ended and (eos := self.threads[0].eos_token_id) is not None else []
 
-    def text(self, tokenizer: Decodes) -> str:
-        """Return the answer's text: the plain concatenation in reading order."""
-        return tokenizer.decode(self.token_ids, skip_special_tokens=True)
+    def text(self, tokenizer: Decodes, joint: str | None = None) -> str:
+        """Return the answer's text: the plain concatenation in reading order.
+
+        Args:
+            joint: in place of the tree's own.
+        """
+        joint = self.joint if joint is None else joint
+        if not joint:
+            return tokenizer.decode(self.token_ids, skip_special_tokens=True)
+        ids, whole, text = list[int](), "", ""
+        for _, tokens in self.reading_order():  # decoded from the start: a segment alone may lose its first space
+            ids += tokens
+            new = tokenizer.decode(ids, skip_special_tokens=True)[len(whole) :]
+            whole += new
+            text += joined(text, new, joint)
+        return text
 
     def to_dict(self) -> dict[str, object]:
         """Return plain lists and numbers that JSON can hold, all but ``scores`` and ``logits``; see :meth:`from_dict`."""
         kept = [{name: value for name, value in vars(one).items() if name not in _TENSORS} for one in self.threads]
-        return {"threads": kept, "stopped_by": self.stopped_by}
+        return {"threads": kept, "stopped_by": self.stopped_by} | ({"joint": self.joint} if self.joint else {})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> Self:
         """Build the tree that :meth:`to_dict` wrote down."""
         threads: Sequence[Mapping[str, object]] = values["threads"]  # type: ignore[assignment]
-        return cls([Thread(**thread) for thread in threads], values.get("stopped_by"))  # type: ignore[arg-type]
+        joint = str(values.get("joint", ""))
+        return cls([Thread(**thread) for thread in threads], values.get("stopped_by"), joint)  # type: ignore[arg-type]
+
+
+def joined(text: str, new: str, joint: str) -> str:
+    """Return ``new``, a segment that follows ``text``, with ``joint`` before it unless there is a space or nothing.
+
+    >>> joined("1. Oak:", "it grows", "/"), joined("1. Oak:", " it grows", "/"), joined("", "1. Oak:", "/")
+    ('/it grows', ' it grows', '1. Oak:')
+    """
+    apart = not text or not new or text[-1].isspace() or new[0].isspace()
+    return new if apart else joint + new
 
 
 class ReadingCursor:

@@ -10,6 +10,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from hf_apar.streaming import AparStreamer
+from hf_apar.text import answer_text, decode_text
 
 COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red", "bright_cyan", "bright_magenta", "bright_yellow")
 CURSOR = "▌"
@@ -26,7 +27,7 @@ class _Segment:
 
     def read(self, tokenizer: PreTrainedTokenizerBase) -> str:
         if self.decoded < len(self.tokens):
-            self.text = str(tokenizer.decode(self.tokens, skip_special_tokens=True))
+            self.text = decode_text(tokenizer, self.tokens)
             self.decoded = len(self.tokens)
         return self.text
 
@@ -103,6 +104,7 @@ class TreeView(AparStreamer):
                 self._append(text, part)
             else:
                 words = part.read(self.tokenizer)
+                words = words if text else answer_text(self.tokenizer, words)
                 text.append(words.rstrip(UNFINISHED_CHARACTER) if branch.live else words, style=style)
         if branch.live:
             text.append(CURSOR, style=f"{branch.colour} blink")

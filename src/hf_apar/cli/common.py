@@ -1,6 +1,7 @@
 """What the commands share: the application, options, loading, errors in one line, a progress bar."""
 
 import io
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from enum import StrEnum
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hf_apar.errors import AparError
+from hf_apar.errors import AparError, ConfigurationError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,7 +35,31 @@ ModelOption = Annotated[
     str | None, typer.Option("--model", help="Folder or hub id of a model or adapter; default: the one that ships.")
 ]
 DtypeOption = Annotated[Dtype, typer.Option(help="Number format of the weights.")]
+TemplateArgumentsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template-kwargs",
+        help="Variables of the chat template, as JSON: '{\"enable_thinking\": false}'; default: none.",
+    ),
+]
 SeedOption = Annotated[int, typer.Option(help="Seed of whatever is drawn at random.")]
+
+
+def template_arguments(text: str | None) -> dict[str, object]:
+    """Return what ``--chat-template-kwargs`` says.
+
+    Raises:
+        ConfigurationError: if it is no JSON object.
+    """
+    try:
+        values = json.loads(text) if text else {}
+    except json.JSONDecodeError:
+        values = None
+    if not isinstance(values, dict):
+        raise ConfigurationError(
+            f"--chat-template-kwargs is {text}; give a JSON object in quotes, such as '{{\"enable_thinking\": false}}'"
+        )
+    return values
 
 
 @contextmanager

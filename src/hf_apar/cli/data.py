@@ -15,11 +15,13 @@ from hf_apar.cli.common import (
     DtypeOption,
     ModelOption,
     SeedOption,
+    TemplateArgumentsOption,
     app,
     errors_in_one_line,
     load_base,
     on_device,
     progress,
+    template_arguments,
 )
 from hf_apar.errors import DataError
 
@@ -75,11 +77,13 @@ def distill(
     temperature: TemperatureOption = 0.3,
     repetition_penalty: SamplingPenaltyOption = 1.0,
     engine: EngineOption = Engine.transformers,
+    chat_template_kwargs: TemplateArgumentsOption = None,
     seed: SeedOption = 0,
     dtype: DtypeOption = Dtype.float32,
 ) -> None:
     """Let a model answer prompts in its own words: the text for `train`. Goes on where it stopped."""
     with errors_in_one_line():
+        variables = template_arguments(chat_template_kwargs)
         questions = [] if prompts == "-" else _read_questions(Path(prompts), _aside(output))
         questions = _opened(questions, opened_share, seed) + _template_questions(templates, seed)
         if not questions:
@@ -90,7 +94,7 @@ def distill(
             steps = answer(
                 sample, tokenizer, questions, output, batch_size=batch_size, max_new_tokens=max_new_tokens,
                 max_whole_tokens=max_whole_tokens, max_items=max_items,
-                made_with=said,
+                made_with=said, chat_template_kwargs=variables,
             )  # fmt: skip
             _follow(steps, total=len(questions))
         _tell_dropped(output)
@@ -108,6 +112,7 @@ def elaborate(
     temperature: TemperatureOption = 0.3,
     repetition_penalty: SamplingPenaltyOption = 1.0,
     engine: EngineOption = Engine.transformers,
+    chat_template_kwargs: TemplateArgumentsOption = None,
     seed: SeedOption = 0,
     dtype: DtypeOption = Dtype.float32,
 ) -> None:
@@ -120,10 +125,11 @@ def elaborate(
         rejected = Rejections(answers, _aside(output))
         given = read_answers(answers, rejected)
         _tell_rejected(rejected)
+        variables = template_arguments(chat_template_kwargs)
         with _sampler(model, dtype, engine, batch_size, temperature, repetition_penalty, seed) as (sample, tokenizer, said):
             steps = go_on(
                 sample, tokenizer, given, output, min_detail_tokens=min_detail_tokens, taper=taper,
-                closing=closing, batch_size=batch_size, made_with=said,
+                closing=closing, batch_size=batch_size, made_with=said, chat_template_kwargs=variables,
             )  # fmt: skip
             _follow(steps, total=len(given))
 

@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from hf_apar.cli.common import Dtype, DtypeOption, ModelOption, SeedOption, app, errors_in_one_line, load
+from hf_apar.cli.common import (
+    Dtype,
+    DtypeOption,
+    ModelOption,
+    SeedOption,
+    TemplateArgumentsOption,
+    app,
+    errors_in_one_line,
+    load,
+    template_arguments,
+)
 from hf_apar.cli.data import (
     ClosingOption,
     Engine,
@@ -82,6 +92,7 @@ def train(
     eval_steps: Annotated[int, typer.Option(min=1, help="Steps between two evaluations.")] = 100,
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 where it is safe.")] = False,
     compile: CompileOption = False,
+    chat_template_kwargs: TemplateArgumentsOption = None,
     seed: SeedOption = 0,
 ) -> None:
     """Teach a model where to fork, from ANSWERS to an adapter in OUTPUT. Goes on from a checkpoint found there."""
@@ -95,12 +106,13 @@ def train(
             max_repetition=max_repetition, max_forks=max_forks, min_ideal_ratio=min_ideal_ratio,
             min_elaborated=min_elaborated, likeliest=likeliest,
         )  # fmt: skip
+        variables = template_arguments(chat_template_kwargs)
         metrics = fine_tune(
             answers, output, selection, model=model or DEFAULT_BASE, start=start, rank=rank, learning_rate=learning_rate,
             token_rate=token_rate, epochs=epochs, max_steps=max_steps, max_length=max_length, batch_size=batch_size,
             accumulation=accumulation, fork_bias=fork_bias,
             repetition_penalty=repetition_penalty, save_steps=save_steps, eval_steps=eval_steps,
-            bf16=bf16, compile=compile, seed=seed,
+            bf16=bf16, compile=compile, seed=seed, chat_template_kwargs=variables,
         )  # fmt: skip
     for name, value in metrics.items():
         typer.echo(f"{name:>24} {value:.4f}")
@@ -126,6 +138,7 @@ def train_medusa(
     places: Annotated[int, typer.Option(min=1, help="Places of a row that are guessed from.")] = 256,
     save_steps: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 50,
     eval_steps: Annotated[int, typer.Option(min=1, help="Steps between two evaluations.")] = 250,
+    chat_template_kwargs: TemplateArgumentsOption = None,
     seed: SeedOption = 0,
     dtype: DtypeOption = Dtype.bfloat16,
 ) -> None:
@@ -133,11 +146,13 @@ def train_medusa(
     with errors_in_one_line():
         from hf_apar.training.medusa import train_medusa as learn
 
+        variables = template_arguments(chat_template_kwargs)
         loaded, tokenizer = load(model, dtype)
         metrics = learn(
             loaded, tokenizer, answers, output, start=start, length=length, inner_size=inner_size,
             draft_vocabulary=draft_vocabulary, learning_rate=learning_rate, epochs=epochs, max_steps=max_steps,
             max_length=max_length, places=places, save_steps=save_steps, eval_steps=eval_steps, seed=seed,
+            chat_template_kwargs=variables,
         )  # fmt: skip
     typer.echo(json.dumps(metrics, indent=1))
 
@@ -182,6 +197,7 @@ def recipe(
     decoding_penalty: PenaltyOption = 1.0,
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 where it is safe.")] = False,
     compile: CompileOption = False,
+    chat_template_kwargs: TemplateArgumentsOption = None,
     seed: SeedOption = 0,
 ) -> None:
     """From a chat model to one that forks: all of these commands and evaluate; goes on where it stopped."""
@@ -192,14 +208,15 @@ def recipe(
     distill(
         prompts, answers, model=model, batch_size=batch_size, max_new_tokens=max_new_tokens,
         max_whole_tokens=max_whole_tokens, max_items=max_items, templates=templates, opened_share=opened_share,
-        temperature=temperature, repetition_penalty=repetition_penalty, engine=engine, seed=seed, dtype=dtype,
+        temperature=temperature, repetition_penalty=repetition_penalty, engine=engine,
+        chat_template_kwargs=chat_template_kwargs, seed=seed, dtype=dtype,
     )  # fmt: skip
     if min_detail_tokens:
         _stage(2, "it goes on with short details")
         elaborate(
             answers, longer, model=model, min_detail_tokens=min_detail_tokens, taper=taper, closing=closing,
             batch_size=batch_size, temperature=temperature, repetition_penalty=repetition_penalty, engine=engine,
-            seed=seed, dtype=dtype,
+            chat_template_kwargs=chat_template_kwargs, seed=seed, dtype=dtype,
         )  # fmt: skip
         answers = longer
     _stage(3, "trees are found in the answers")
@@ -213,19 +230,23 @@ def recipe(
             structured_share=structured_share, unforked_share=unforked_share, max_repetition=max_repetition,
             max_forks=max_forks, min_ideal_ratio=min_ideal_ratio, min_elaborated=min_elaborated, likeliest=likeliest,
             batch_size=train_batch_size, learning_rate=learning_rate, fork_bias=fork_bias,
-            repetition_penalty=decoding_penalty, bf16=bf16, compile=compile, seed=seed,
+            repetition_penalty=decoding_penalty, bf16=bf16, compile=compile, chat_template_kwargs=chat_template_kwargs,
+            seed=seed,
         )  # fmt: skip
     if heads and not (adapter / "medusa.safetensors").exists():
         _stage(5, "heads learn what it writes next")
         train_medusa(
-            trees, adapter, model=str(adapter), epochs=epochs, max_steps=max_steps, max_length=max_length, seed=seed,
-            dtype=dtype,
+            trees, adapter, model=str(adapter), epochs=epochs, max_steps=max_steps, max_length=max_length,
+            chat_template_kwargs=chat_template_kwargs, seed=seed, dtype=dtype,
         )  # fmt: skip
     if not (adapter / "evaluation.json").exists():
         from hf_apar.checkpoints import DEFAULT_BASE
 
         _stage(6, "it answers prompts that it has not seen")
-        evaluate(str(adapter), None, None, base=model or DEFAULT_BASE, output=adapter / "evaluation.json", dtype=dtype)
+        evaluate(
+            str(adapter), None, None, base=model or DEFAULT_BASE, output=adapter / "evaluation.json",
+            chat_template_kwargs=chat_template_kwargs, dtype=dtype,
+        )  # fmt: skip
     typer.echo(f'done: hf-apar generate --model {adapter} "..."')
 
 

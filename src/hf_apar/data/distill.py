@@ -6,7 +6,7 @@ that a length limit cut off would teach the model not to end and not to fork: it
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from hf_apar.data.batches import Answer, Dropped, in_batches
 from hf_apar.data.chats import read_chat
 from hf_apar.data.records import open_records, record_of
 from hf_apar.data.rejections import UNUSABLE, Rejected, Rejections
-from hf_apar.data.samplers import LEAD_TOKENS, Sampler, Task, Written
+from hf_apar.data.samplers import LEAD_TOKENS, Sampler, Task
 from hf_apar.data.sentences import first_sentence_end
 from hf_apar.errors import DataError
+from hf_apar.text import answer_text, encode_answer
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ def distill(
     max_whole_tokens: int | None = None,
     max_items: int | None = None,
     made_with: str = "",
+    chat_template_kwargs: Mapping[str, object] | None = None,
 ) -> Iterator[int]:
     """Let ``sample`` answer ``questions``, append what ends to ``path`` (JSON Lines), yield how many are done so far.
 
@@ -104,10 +106,25 @@ def distill(
             continuation, so that a model tuned on such lists hardly ends one. Where more are announced, or fewer follow
             than announced, the answer is dropped.
         made_with: what ``sample`` is, in words that tell it from another: a second call is refused where they differ.
+        chat_template_kwargs: as for :func:`~hf_apar.chat.encode_chat`; other ones are other settings.
     """
     limits = _Limits(max_new_tokens, max_whole_tokens or max_new_tokens, max_items)
-    settings = (limits, made_with)
-    return in_batches(questions, path, batch_size, settings, lambda batch: _answer(sample, tokenizer, batch, limits))
+
+    def answer(batch: Sequence[Question]) -> list[Answer | Dropped]:
+        chats = [[{"role": "user", "content": question.prompt}] for question in batch]
+        prompts = [encode_chat(tokenizer, chat, chat_template_kwargs=chat_template_kwargs) for chat in chats]
+        return _answer(sample, tokenizer, batch, prompts, limits)
+
+    return in_batches(questions, path, batch_size, (limits, with_template(made_with, chat_template_kwargs)), answer)
+
+
+def with_template(made_with: str, chat_template_kwargs: Mapping[str, object] | None) -> str:
+    """Return ``made_with`` with the variables of the chat template, if there are any: with others answers are others.
+
+    >>> with_template("model A", None), with_template("model A", {"enable_thinking": False})
+    ('model A', "model A {'enable_thinking': False}")
+    """
+    return f"{made_with} {dict(chat_template_kwargs)}" if chat_template_kwargs else made_with
 
 
 @dataclass(frozen=True)
@@ -129,17 +146,16 @@ class _Limits:
     def allow(self, question: Question, lead: str) -> bool:
         return self.items is None or not question.opening or (announced(question.prompt, lead) or 0) <= self.items
 
-    def judged(self, question: Question, lead: str, written: Written) -> Answer | Dropped:
+    def judged(self, question: Question, lead: str, response: str, ended: bool) -> Answer | Dropped:
         """Return the answer if it ended, and is a list of as many items as it announces where it announces any."""
-        response = (lead + written.text).rstrip()
-        if not written.ended:
+        if not ended:
             return Dropped(CUT_OFF)
-        if not response:
+        if not response.strip():
             return Dropped(EMPTY)
         count = announced(question.prompt, lead) if self.stop(question, lead) else None
-        if count is not None and f"\n{count}." not in lead + written.text:
+        if count is not None and f"\n{count}." not in response:
             return Dropped(TOO_FEW)
-        return Answer(question.prompt, response)
+        return Answer(question.prompt, response.rstrip())
 
 
 _FIRST_ITEM = "\n1. "
@@ -161,9 +177,12 @@ def announced(*texts: str) -> int | None:
 
 
 def _answer(
-    sample: Sampler, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], limits: _Limits
+    sample: Sampler,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    prompts: Sequence[list[int]],
+    limits: _Limits,
 ) -> list[Answer | Dropped]:
-    prompts = [encode_chat(tokenizer, [{"role": "user", "content": question.prompt}]) for question in questions]
     leads = _leads(sample, tokenizer, questions, prompts)
     begun: list[tuple[Question, list[int], str]] = []
     outcomes: list[Answer | Dropped] = []
@@ -173,12 +192,19 @@ def _answer(
         else:
             begun.append((question, prompt, lead))
     rows = sample([limits.task(tokenizer, prompt, question, lead) for question, prompt, lead in begun])
-    judged = [limits.judged(question, lead, written) for (question, _, lead), written in zip(begun, rows, strict=True)]
-    return outcomes + judged
+    return outcomes + [
+        limits.judged(question, lead, _whole(tokenizer, lead, written.text), written.ended)
+        for (question, _, lead), written in zip(begun, rows, strict=True)
+    ]
 
 
 def _with_text(tokenizer: PreTrainedTokenizerBase, prompt: list[int], text: str) -> list[int]:
-    return [*prompt, *tokenizer.encode(text, add_special_tokens=False)]
+    return [*prompt, *encode_answer(tokenizer, prompt, text)]
+
+
+def _whole(tokenizer: PreTrainedTokenizerBase, start: str, written: str) -> str:
+    """Return an answer that begins with ``start`` and goes on with what was ``written`` after it."""
+    return start + written if start else answer_text(tokenizer, written)
 
 
 def _leads(
@@ -196,8 +222,9 @@ def _leads(
             Task(_with_text(tokenizer, prompts[row], start), LEAD_TOKENS, "\n")
             for row, start in zip(opened, starts, strict=True)
         ]
-        for row, written in zip(opened, sample(tasks), strict=True):
-            line, opening = written.text + ("\n" if written.ended else ""), questions[row].opening
+        for row, start, written in zip(opened, starts, sample(tasks), strict=True):
+            text, opening = written.text if start else answer_text(tokenizer, written.text), questions[row].opening
+            line = text + ("\n" if written.ended else "")
             leads[row] = filled(opening, line) if GAP in opening else opened_after(first_sentence(line), opening)
     return leads
 

@@ -9,7 +9,7 @@ titles between, so that details which end together are shorter the later they co
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,10 +17,12 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_apar.chat import encode_chat
 from hf_apar.data.batches import Answer, in_batches
+from hf_apar.data.distill import with_template
 from hf_apar.data.markdown import extract
 from hf_apar.data.samplers import Sampler, Task, Written
 from hf_apar.data.sentences import sentence_ends
 from hf_apar.data.text_tree import TextThread
+from hf_apar.text import encode_answer, encode_text
 
 MORE_TOKENS = 40  # beyond the least length at most, so that a sentence can end
 SHORTEST = 16  # least length of a detail that comes late
@@ -40,6 +42,7 @@ def elaborate(
     closing: bool = True,
     batch_size: int = 64,
     made_with: str = "",
+    chat_template_kwargs: Mapping[str, object] | None = None,
 ) -> Iterator[int]:
     """Even out ``answers``, append them to ``path`` (JSON Lines) in their order, yield how many are done so far.
 
@@ -56,8 +59,10 @@ def elaborate(
         closing: let a list be followed by a sentence that closes the answer, where nothing follows it yet.
         batch_size: answers at once, and texts that are gone on with at once.
         made_with: what ``sample`` is, in words that tell it from another: a second call is refused where they differ.
+        chat_template_kwargs: as for :func:`~hf_apar.chat.encode_chat`; other ones are other settings.
     """
-    measure = _Measure(tokenizer, min_detail_tokens, taper)
+    measure = _Measure(tokenizer, min_detail_tokens, taper, chat_template_kwargs)
+    said = with_template(made_with, chat_template_kwargs)
 
     def longer(batch: Sequence[Answer]) -> list[Answer]:
         jobs = [_Job.of(answer, measure, closing) for answer in batch]
@@ -66,7 +71,7 @@ def elaborate(
         written = (one for start in starts for one in sample(tasks[start : start + batch_size]))
         return [job.result(measure, [next(written) for _ in job.tasks]) for job in jobs]
 
-    return in_batches(answers, path, batch_size, (min_detail_tokens, taper, closing, made_with), longer)
+    return in_batches(answers, path, batch_size, (min_detail_tokens, taper, closing, said), longer)
 
 
 @dataclass(frozen=True)
@@ -74,18 +79,23 @@ class _Measure:
     tokenizer: PreTrainedTokenizerBase
     first: int
     taper: int
+    chat_template_kwargs: Mapping[str, object] | None
 
     def least(self, number: int) -> int:
         """Return the least length of the detail that ``number`` others come before."""
         return max(self.first - number * self.taper, min(self.first, SHORTEST))
 
-    def ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-        return ids
+    def prompt(self, question: str) -> list[int]:
+        chat = [{"role": "user", "content": question}]
+        return encode_chat(self.tokenizer, chat, chat_template_kwargs=self.chat_template_kwargs)
+
+    def begun(self, prompt: list[int], text: str) -> list[int]:
+        """Return ``prompt`` and an answer that begins with ``text``."""
+        return [*prompt, *encode_answer(self.tokenizer, prompt, text)]
 
     def missing(self, text: str, number: int) -> int:
         """Return how many tokens a detail of this ``text`` lacks, at most 0 for none."""
-        return self.least(number) - len(self.ids(text))
+        return self.least(number) - len(encode_text(self.tokenizer, text))
 
     def cut(self, detail: str, more: str, number: int) -> str:
         """Return ``detail``, gone on with as ``more``, up to the first sentence end that makes it long enough.
@@ -120,18 +130,18 @@ class _Job:
         tree = extract(answer.response)
         if not tree.is_structured:
             return cls(answer, tree)
-        prompt = encode_chat(measure.tokenizer, [{"role": "user", "content": answer.prompt}])
+        prompt = measure.prompt(answer.prompt)
         short, tasks = [], []
         for place, number in _numbered(tree):
             missing = measure.missing(_text(tree.pieces[place]), number)
             if _is_line(tree.pieces[place]) and missing > 0:
                 before = "".join(map(_text, tree.pieces[: place + 1]))
                 short.append(place)
-                tasks.append(Task([*prompt, *measure.ids(before)], missing + MORE_TOKENS, sentence_after=missing))
+                tasks.append(Task(measure.begun(prompt, before), missing + MORE_TOKENS, sentence_after=missing))
         is_open = close and isinstance(tree.pieces[-1], TextThread)
         closing = random.Random(answer.prompt).choice(CLOSINGS) if is_open else ""
         if closing:
-            tasks.append(Task([*prompt, *measure.ids(f"{answer.response}\n\n{closing}")], CLOSING_TOKENS, stop="\n"))
+            tasks.append(Task(measure.begun(prompt, f"{answer.response}\n\n{closing}"), CLOSING_TOKENS, stop="\n"))
         return cls(answer, tree, tuple(short), closing, tuple(tasks))
 
     def result(self, measure: _Measure, written: Sequence[Written]) -> Answer:

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_apar.chat import encode_chat
 from hf_apar.data.text_tree import TextThread
 from hf_apar.errors import ControlTokenError, DataError
+from hf_apar.text import decode_text, encode_answer, encode_text, reads_as
 
 IGNORED = -100  # the target that the loss of transformers leaves out
 
@@ -49,27 +50,37 @@ def tree_features(
 ) -> TreeFeatures:
     """Turn a prompt and the tree that answers it into one row.
 
-    Each piece of text is tokenised on its own and with ``split_special_tokens=True``: control text in it stays text.
-    EOS is a target, never an input. Of the prompt, the last token alone has a target.
+    Each piece of text is tokenised as it stands within the answer (:mod:`hf_apar.text`), and special tokens typed in it
+    stay text: without control tokens the row decodes to the answer's text. EOS is a target, never an input. Of the prompt,
+    the last token alone has a target.
 
     Raises:
-        DataError: if the prompt or a thread is empty, or a fork follows a fork or [Child] with no token between.
+        DataError: if the prompt or a thread is empty, a fork follows a fork or [Child] with no token between, or the
+            tokenizer cannot write the answer, spaces, case and forms of characters aside.
         ControlTokenError: if the tokenizer makes a control token of text.
     """
     if not prompt_ids:
         raise DataError("the prompt has no tokens; the answer's first token needs one before it")
-    row = _Row(tokenizer, fork_id, child_id, eos_id)
+    row = _Row(tokenizer, prompt_ids, fork_id, child_id, eos_id)
     row.add_thread(list(prompt_ids), tree, position=0)
+    answer = [token for token in row.features.input_ids[len(prompt_ids) :] if token not in (fork_id, child_id)]
+    if not reads_as(tokenizer, answer, tree.text):
+        raise DataError(
+            f"{type(tokenizer).__name__} cannot write the answer {tree.text[:40]!r}, its tokens read "
+            f"{decode_text(tokenizer, answer)[:40]!r}; leave it out, or use a tokenizer that knows its characters"
+        )
     row.features.shift_labels[: len(prompt_ids) - 1] = [IGNORED] * (len(prompt_ids) - 1)
     return row.features
 
 
 def chat_features(
-    messages: Sequence[Mapping[str, str | TextThread]],
+    messages: Sequence[Mapping[str, object]],
     tokenizer: PreTrainedTokenizerBase,
     fork_id: int,
     child_id: int,
     eos_id: int,
+    *,
+    chat_template_kwargs: Mapping[str, object] | None = None,
 ) -> list[TreeFeatures]:
     """Turn a chat of one or more turns into one tree for each answer that is a :class:`TextThread`.
 
@@ -78,13 +89,15 @@ def chat_features(
     string is context alone.
 
     Args:
-        messages: dicts with a ``role`` and a ``content``; the content of an assistant's message may be a tree.
+        messages: as for :func:`~hf_apar.chat.encode_chat`; the content of an assistant's message may be a tree.
+        chat_template_kwargs: as for :func:`~hf_apar.chat.encode_chat`.
 
     Raises:
-        DataError: if no answer is a tree, another role's message is one, or an answer cannot be tokenised.
+        DataError: if no answer is a tree, another role's message is one, an answer cannot be tokenised, or the template
+            refuses the chat.
         ControlTokenError: if the tokenizer makes a control token of text.
     """
-    answers = [(place, message["content"]) for place, message in enumerate(messages)]
+    answers = [(place, message.get("content")) for place, message in enumerate(messages)]
     trees = [(place, content) for place, content in answers if isinstance(content, TextThread)]
     if wrong := sorted({str(messages[place]["role"]) for place, _ in trees} - {"assistant"}):
         raise DataError(f"a message of the role {wrong[0]!r} is a tree; only an assistant's may be one")
@@ -94,13 +107,14 @@ def chat_features(
             "hf_apar.data.markdown.extract(text), or TextThread((text,)) for an answer without forks"
         )
     plain = [{name: _plain(value) for name, value in message.items()} for message in messages]
+    before = [encode_chat(tokenizer, plain[:place], chat_template_kwargs=chat_template_kwargs) for place, _ in trees]
     return [
-        tree_features(encode_chat(tokenizer, plain[:place]), tree, tokenizer, fork_id, child_id, eos_id)
-        for place, tree in trees
+        tree_features(prompt, tree, tokenizer, fork_id, child_id, eos_id)
+        for prompt, (_, tree) in zip(before, trees, strict=True)
     ]
 
 
-def _plain(content: str | TextThread) -> str:
+def _plain(content: object) -> object:
     return content.text if isinstance(content, TextThread) else content
 
 
@@ -156,13 +170,15 @@ def unforked(tree: TreeFeatures, fork_id: int, child_id: int) -> TreeFeatures:
     return TreeFeatures(ids, list(range(len(ids))), [len(ids)] * len(ids), targets, banned)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Row:
     tokenizer: PreTrainedTokenizerBase
+    prompt_ids: Sequence[int]
     fork_id: int
     child_id: int
     eos_id: int
     features: TreeFeatures = field(default_factory=TreeFeatures)
+    begun: bool = False  # does any text of the answer stand in the row?
 
     def add_thread(self, head: Sequence[int], thread: TextThread, position: int) -> None:
         """Append a thread that starts with ``head`` at ``position``, and the threads below it."""
@@ -197,8 +213,13 @@ class _Row:
             self.features.visible_until[index] = len(ids)
 
     def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-        if typed := {self.fork_id, self.child_id, self.eos_id} & set(ids):
+        control = {self.fork_id, self.child_id, self.eos_id}
+        if self.begun:
+            ids = encode_text(self.tokenizer, text, control)
+        else:
+            ids = encode_answer(self.tokenizer, self.prompt_ids, text, control)
+            self.begun = bool(ids)
+        if typed := control & set(ids):
             raise ControlTokenError(
                 f"{type(self.tokenizer).__name__} made the control tokens {sorted(typed)} of the text {text[:40]!r}; "
                 "use a tokenizer that honours split_special_tokens=True"

@@ -10,11 +10,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, RepetitionPen
 
 from hf_apar.cache import new_tree_cache
 from hf_apar.checks import eos_token_ids
+from hf_apar.text import decode_text, token_texts
 
 LEAD_TOKENS = 48
 """The most tokens of an answer's first words, which are sampled before a list is opened."""
 SENTENCE_ENDS = (". ", "! ", "? ", "。", "！", "？")
-_TAIL = 4  # tokens before a stop, so that it is decoded as it stands in the text
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Task:
 class Written:
     """What a model wrote for a task, without EOS or the stop; ``ended`` is false where the length limit cut it off.
 
+    The text reads on after the prompt's: it begins with a space where an answer that is decoded alone may have none
+    (:func:`hf_apar.text.answer_text`).
     Where a sentence's end was asked for, its mark is the last of ``text``.
     """
 
@@ -130,15 +132,14 @@ class VllmSampler:
 def line_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens that no line goes on after: those with a line's end in them, and special ones such as EOS."""
     special = set(tokenizer.all_special_ids)
-    pieces = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-    return [token for token, piece in enumerate(pieces) if "\n" in piece or token in special]
+    return [token for token, piece in enumerate(token_texts(tokenizer)) if "\n" in piece or token in special]
 
 
 @cache
 def _with_marks(tokenizer: PreTrainedTokenizerBase, marks: frozenset[str]) -> frozenset[int]:
     """Return the tokens that hold one of ``marks``, or a part of a letter, which may be one."""
-    pieces = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-    return frozenset(token for token, piece in enumerate(pieces) if not (marks | {"\ufffd"}).isdisjoint(piece))
+    pieces = enumerate(token_texts(tokenizer))
+    return frozenset(token for token, piece in pieces if not (marks | {"\ufffd"}).isdisjoint(piece))
 
 
 @torch.no_grad()
@@ -198,6 +199,7 @@ class _Row:
     eos: set[int]
     tokens: list[int] = field(default_factory=list)
     ended: bool = False
+    read: int = 0  # letters that hold no stop that counts
 
     @property
     def done(self) -> bool:
@@ -212,9 +214,9 @@ class _Row:
             marks = frozenset((stop.rstrip() or stop)[-1] for stop in self.task.stops)  # a space may be the next token
             if _with_marks(self.tokenizer, marks).isdisjoint(self.tokens[-2:]):
                 return  # to decode every row at every step would take longer than the step on a GPU
-            tail = self.tokens[-_TAIL - len(self.task.stop) :]
-            before, text = len(self._text(tail[:-1]).rstrip("\ufffd")), self._text(tail)  # a letter may take several tokens
-            stopped = any(text.find(stop, max(before - len(stop) + 1, 0)) >= 0 for stop in self.task.stops)  # just now
+            text = self._text(self.tokens)  # of all: a decoder of bytes makes nothing of some that begin within a letter
+            stopped = any(text.find(stop, max(self.read - len(stop) + 1, 0)) >= 0 for stop in self.task.stops)  # just now
+            self.read = max(self.read, len(text.rstrip("\ufffd")))  # a letter may take several tokens
             self.ended = stopped and len(self.tokens) > self.task.sentence_after
 
     @property
@@ -227,4 +229,4 @@ class _Row:
         return Written(text, self.ended)
 
     def _text(self, tokens: list[int]) -> str:
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        return decode_text(self.tokenizer, tokens)

@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_apar.config import ResolvedConfig
 from hf_apar.growth import GrowingTree
-from hf_apar.tree import Decodes, FinishReason, ParagraphTree, ReadingCursor, Thread
+from hf_apar.tree import Decodes, FinishReason, ParagraphTree, ReadingCursor, Thread, joined
 
 _CONTEXT = 6  # tokens before a text that may change how it reads: a space that is dropped, a character of several tokens
 _WINDOW = 24  # tokens that are decoded at once at most, while every character ends with its token
@@ -16,7 +16,8 @@ _BROKEN = "\ufffd"
 class IncrementalText:
     """Turns tokens into text as they come, so that the pieces together are the text of all tokens.
 
-    A piece is held back while its last character may be incomplete.
+    A piece is held back while its last character may be incomplete. The text follows the prompt's: where a tokenizer drops
+    the first space of what it decodes, it is here, as in the text of vLLM's own answers.
 
     Args:
         prompt_ids: what the text follows.
@@ -25,8 +26,9 @@ class IncrementalText:
 
     def __init__(self, tokenizer: Decodes, prompt_ids: Sequence[int], skip_special_tokens: bool = True) -> None:
         self._tokenizer, self._skip = tokenizer, skip_special_tokens
-        self._ids = list(prompt_ids[-_CONTEXT:])
+        self._ids = list(prompt_ids[-_WINDOW:])
         self._known = self._decode(self._ids)  # what of their text was returned or precedes it
+        self._shorten()
 
     def step(self, token: int) -> str:
         """Return the text that ``token`` completes, often that of ``token`` alone."""
@@ -42,12 +44,18 @@ class IncrementalText:
 
     def _take(self, text: str) -> str:
         new = text[len(self._known) :]
-        if len(self._ids) < _WINDOW:
-            self._known = text
-        else:
-            self._ids = self._ids[-_CONTEXT:]
-            self._known = self._decode(self._ids)
+        self._known = text
+        if len(self._ids) >= _WINDOW:
+            self._shorten()
         return new
+
+    def _shorten(self) -> None:
+        """Keep a few tokens, of whole letters: a decoder of bytes makes nothing of a row of them that begins within one."""
+        for size in range(_CONTEXT, 2 * _CONTEXT):
+            text = self._decode(self._ids[-size:])
+            if text and _BROKEN not in text:
+                self._ids, self._known = self._ids[-size:], text
+                return
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=self._skip)
@@ -115,7 +123,7 @@ class Answer:
         self.config, self.limits = config, limits
         self.row = GrowingTree(
             prompt_ids, prompt_slots=0, max_threads=config.max_threads, fork_token_id=config.fork_token_id,
-            child_token_id=config.child_token_id,
+            child_token_id=config.child_token_id, joint=config.joint,
         )  # fmt: skip
         self.stop_reason: int | str | None = None
         self.failure: str | None = None
@@ -123,6 +131,8 @@ class Answer:
         self._end: Written | None = None  # the root's EOS
         self._decoder = IncrementalText(tokenizer, prompt_ids, skip_special_tokens)
         self._cursor = ReadingCursor(self.tree)
+        self._read = self.tree.threads[0]  # the thread that was read last
+        self._at_seam = False  # has nothing been read of the segment that began last?
         self._running: dict[int, Thread] = {}  # threads that the engine writes
         self._written = 0
         self._text, self._sent = "", 0
@@ -215,7 +225,7 @@ class Answer:
             return piece
         for thread, place in self._cursor.advance():
             piece.tokens.append(self._tokens[thread.index][place])
-            if self._cut_after(self._decoder.step(thread.tokens[place])):
+            if self._cut_after(self._in_place(thread, self._decoder.step(thread.tokens[place]))):
                 self.tree.stopped_by = thread.index
                 break
         else:
@@ -227,6 +237,15 @@ class Answer:
         end = max(self._sent, len(self._text) - held)
         piece.text, self._sent = self._text[self._sent : end], end
         return piece
+
+    def _in_place(self, thread: Thread, new: str) -> str:
+        """Return what was read of ``thread``, after what joins its segment to the one before."""
+        self._at_seam |= thread is not self._read
+        self._read = thread
+        if new and self._at_seam:
+            self._at_seam = False
+            return joined(self._text, new, self.config.joint)
+        return new
 
     def _append(self, thread: Thread, one: Written) -> None:
         self.row.append(thread, one.token)

@@ -16,7 +16,8 @@ from vllm.sampling_params import RequestOutputKind
 from hf_apar.config import AparConfig, ResolvedConfig
 from hf_apar.errors import ConfigurationError, ControlTokenError
 from hf_apar.serving.answer import Answer, Limits, Piece, Written
-from hf_apar.tokens import CHILD_TOKEN, FORK_TOKEN
+from hf_apar.text import encode_text, token_name
+from hf_apar.tokens import CHILD_TOKEN, FORK_TOKEN, completed
 from hf_apar.tree import FinishReason, ParagraphTree, Thread
 
 ARGUMENT = "hf_apar"
@@ -42,9 +43,7 @@ def model_settings(model_config: Any, tokenizer: Any) -> AparConfig:
         ControlTokenError: if the model has no control tokens.
     """
     settings = AparConfig.from_dict(model_config.try_get_generation_config().get("apar_config") or {})
-    vocabulary = tokenizer.get_vocab()
-    ids = AparConfig(fork_token_id=vocabulary.get(FORK_TOKEN), child_token_id=vocabulary.get(CHILD_TOKEN))
-    settings = settings.filled_from(ids)
+    settings = completed(settings, tokenizer)
     if settings.fork_token_id is None or settings.child_token_id is None:
         raise ControlTokenError(
             f"{model_config.model} has no {FORK_TOKEN} and {CHILD_TOKEN} tokens; serve a folder that `hf-apar merge` wrote "
@@ -55,13 +54,11 @@ def model_settings(model_config: Any, tokenizer: Any) -> AparConfig:
 
 def as_text(prompt_ids: Sequence[int], config: ResolvedConfig, tokenizer: Any) -> list[int]:
     """Return ``prompt_ids`` with the control tokens that somebody typed as the words that they look like."""
-    typed = {config.fork_token_id: FORK_TOKEN, config.child_token_id: CHILD_TOKEN}
-    if not typed.keys() & set(prompt_ids):
+    control = {config.fork_token_id, config.child_token_id}
+    if control.isdisjoint(prompt_ids):
         return list(prompt_ids)
-    words = {
-        token: tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) for token, text in typed.items()
-    }
-    if any(typed.keys() & set(ids) for ids in words.values()):
+    words = {token: encode_text(tokenizer, token_name(tokenizer, token), control) for token in control}
+    if any(control & set(ids) for ids in words.values()):
         raise ControlTokenError(
             f"the prompt holds a control token and {type(tokenizer).__name__} cannot spell it; remove it from the prompt"
         )

@@ -31,7 +31,7 @@ from hf_apar.serving.engine import (
     thread_params,
 )
 
-Message = Mapping[str, str]
+Message = Mapping[str, object]
 Prompt = str | Sequence[int] | Mapping[str, Any]  # text, token ids, or vLLM's dicts of either
 
 
@@ -112,10 +112,17 @@ class AparLLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         lora_request: Any = None,
+        chat_template_kwargs: Mapping[str, object] | None = None,
     ) -> list[RequestOutput]:
-        """Answer one chat, or several: as :meth:`generate`. What users typed cannot act as a special token."""
+        """Answer one chat, or several: as :meth:`generate`. What users typed cannot act as a special token.
+
+        ``chat_template_kwargs`` are those of :func:`~hf_apar.chat.encode_chat`.
+        """
         chats = [messages] if messages and isinstance(messages[0], Mapping) else messages
-        prompts = [encode_chat(self._tokenizer, chat) for chat in chats]  # type: ignore[arg-type]
+        prompts = [
+            encode_chat(self._tokenizer, chat, chat_template_kwargs=chat_template_kwargs)  # type: ignore[arg-type]
+            for chat in chats
+        ]
         return self.generate(prompts, sampling_params, lora_request=lora_request)
 
     def _ids(self, prompt: Prompt) -> list[int]:

@@ -15,6 +15,7 @@ from hf_apar.config import AparConfig
 from hf_apar.data.markdown import extract
 from hf_apar.data.repetition import repeated_share
 from hf_apar.results import AparOutput
+from hf_apar.text import encode_answer
 from hf_apar.training.quality import false_forks, mean_nll
 from hf_apar.tree import Decodes
 
@@ -107,38 +108,47 @@ def evaluate(
     fork_bias: float | None = None,
     repetition_penalty: float | None = None,
     max_new_tokens: int = 512,
+    chat_template_kwargs: Mapping[str, object] | None = None,
 ) -> list[Judged]:
     """Answer :data:`IN_PARTS`, :data:`WHOLE` and :data:`EITHER` greedily, in threads and plainly, with an enabled ``model``.
 
     Args:
         fork_bias, repetition_penalty: in place of the checkpoint's.
         max_new_tokens: sampled tokens of an answer.
+        chat_template_kwargs: as for :func:`~hf_apar.chat.encode_chat`.
     """
+    options: dict[str, object] = {"max_new_tokens": max_new_tokens}
+    if repetition_penalty is not None:
+        options["repetition_penalty"] = repetition_penalty
+    encode = partial(_encoded, tokenizer, chat_template_kwargs)
     return [
         judged
         for prompts, should_fork in ((IN_PARTS, True), (WHOLE, False), (EITHER, None))
-        for judged in _batch(model, tokenizer, prompts, should_fork, fork_bias, repetition_penalty, max_new_tokens)
+        for judged in _batch(model, tokenizer, prompts, encode(prompts), should_fork, fork_bias, options)
     ]
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: Mapping[str, object] | None, prompts: Sequence[str]
+) -> list[list[int]]:
+    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    return [encode_chat(tokenizer, chat, chat_template_kwargs=chat_template_kwargs) for chat in chats]
 
 
 def _batch(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
+    encoded: Sequence[list[int]],
     should_fork: bool | None,
     fork_bias: float | None,
-    repetition_penalty: float | None,
-    max_new_tokens: int,
+    options: Mapping[str, object],
 ) -> list[Judged]:
-    encoded = [encode_chat(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
     batch = _padded(tokenizer, encoded, model)
-    options: dict[str, object] = {"do_sample": False, "max_new_tokens": max_new_tokens}
-    if repetition_penalty is not None:
-        options["repetition_penalty"] = repetition_penalty
     apar = True if fork_bias is None else AparConfig(fork_bias=fork_bias)
     generate = cast(Callable[..., object], model.generate)  # the stubs take it for a module
-    out = generate(**batch, apar=apar, return_dict_in_generate=True, **options)
-    plainly = cast(torch.Tensor, generate(**batch, **options))  # (prompts, tokens)
+    out = generate(**batch, apar=apar, return_dict_in_generate=True, do_sample=False, **options)
+    plainly = cast(torch.Tensor, generate(**batch, do_sample=False, **options))  # (prompts, tokens)
     assert isinstance(out, AparOutput) and out.trees is not None and out.stats is not None
     decoder = cast(Decodes, tokenizer)  # the stubs of `decode` allow for batches
     found = []
@@ -163,9 +173,10 @@ def plain_answers(
     *,
     repetition_penalty: float = 1.0,
     max_new_tokens: int = 512,
+    chat_template_kwargs: Mapping[str, object] | None = None,
 ) -> list[str]:
     """Return what ``model`` answers to ``prompts`` greedily, in batches of :data:`AT_ONCE`; it need not know how to fork."""
-    encoded = [encode_chat(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
+    encoded = _encoded(tokenizer, chat_template_kwargs, prompts)
     generate = cast(Callable[..., torch.Tensor], model.generate)
     answers: list[str] = []
     for start in range(0, len(encoded), AT_ONCE):
@@ -176,24 +187,33 @@ def plain_answers(
 
 
 def likelihoods(
-    judged: Sequence[Judged], base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, own: Sequence[str]
+    judged: Sequence[Judged],
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    own: Sequence[str],
+    *,
+    chat_template_kwargs: Mapping[str, object] | None = None,
 ) -> dict[str, float]:
     """Return what ``base``, the model before its tuning, thinks of the answers of :func:`evaluate`.
 
     Args:
         own: the base's answers to the same prompts (:func:`plain_answers`), best with the repetition penalty that the tuned
             model decodes with, since both change by it.
+        chat_template_kwargs: as for :func:`~hf_apar.chat.encode_chat`.
 
     Returns:
         ``nll``, ``nll_plain`` and ``nll_base``: nats a token of the answers in threads, of the tuned model's plain ones and
         of the base's own, each answer that has a token counting alike. A tuned model that writes as it used to has three
         figures that are close.
     """
-    prompts = [encode_chat(tokenizer, [{"role": "user", "content": one.prompt}]) for one in judged]
-    encode = partial(tokenizer.encode, add_special_tokens=False, split_special_tokens=True)
+    prompts = _encoded(tokenizer, chat_template_kwargs, [one.prompt for one in judged])
     ways = {"nll": [one.text for one in judged], "nll_plain": [one.plain for one in judged], "nll_base": own}
     values = {
-        name: [mean_nll(base, [prompt], [encode(text)]) for prompt, text in zip(prompts, texts, strict=True) if text]
+        name: [
+            mean_nll(base, [prompt], [encode_answer(tokenizer, prompt, text)])
+            for prompt, text in zip(prompts, texts, strict=True)
+            if text
+        ]
         for name, texts in ways.items()
     }
     return {name: sum(found) / max(len(found), 1) for name, found in values.items()}
@@ -202,8 +222,12 @@ def likelihoods(
 def _padded(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]], model: PreTrainedModel
 ) -> Mapping[str, torch.Tensor]:
-    batch = tokenizer.pad({"input_ids": list(prompts)}, padding_side="left", return_tensors="pt")
-    return cast(Mapping[str, torch.Tensor], batch.to(model.device))
+    """Return the prompts as a batch, padded on the left, with a token that is masked where the tokenizer has none for it."""
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    gaps = [max(map(len, prompts)) - len(prompt) for prompt in prompts]
+    ids = [[padding] * gap + prompt for gap, prompt in zip(gaps, prompts, strict=True)]
+    mask = [[0] * gap + [1] * len(prompt) for gap, prompt in zip(gaps, prompts, strict=True)]
+    return {name: torch.tensor(rows, device=model.device) for name, rows in (("input_ids", ids), ("attention_mask", mask))}
 
 
 def summary(judged: Sequence[Judged]) -> dict[str, float]:

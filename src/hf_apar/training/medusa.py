@@ -47,6 +47,7 @@ def train_medusa(
     save_steps: int = 50,
     eval_steps: int = 250,
     seed: int = 0,
+    chat_template_kwargs: Mapping[str, object] | None = None,
 ) -> dict[str, float]:
     """Train heads for ``model``, which stays as it is, and write them to ``output``; go on from a checkpoint found there.
 
@@ -61,6 +62,7 @@ def train_medusa(
         epochs: passes over the answers; ``max_steps``, if positive, takes their place.
         places: of a row of ``max_length`` tokens so many are guessed from, drawn anew each time: neighbours teach much the
             same.
+        chat_template_kwargs: as for :func:`~hf_apar.chat.encode_chat`.
 
     Returns:
         The metrics on held-out answers: ``eval_loss`` and ``eval_accepted``, guesses in a row that are the model's choice.
@@ -76,7 +78,7 @@ def train_medusa(
     mixture = mix(
         read_examples(answers, rejected), tokenizer, (config.fork_token_id, config.child_token_id),
         Selection(unforked_share=0.0, max_repetition=1.0), max_length=max_length, seed=seed,
-        rejected=rejected,
+        rejected=rejected, chat_template_kwargs=chat_template_kwargs,
     )  # fmt: skip
     hidden_size = int(model.config.get_text_config(decoder=True).hidden_size)
     if start is None:

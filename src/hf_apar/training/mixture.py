@@ -4,11 +4,10 @@ import json
 import logging
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from hf_apar.chat import encode_chat
@@ -24,6 +23,7 @@ from hf_apar.data.sentences import first_sentence_end
 from hf_apar.data.text_tree import TextThread
 from hf_apar.data.thinking import thinking_end
 from hf_apar.errors import DataError
+from hf_apar.text import encode_answer
 from hf_apar.training.held_out import held_out_places, prompt_key
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,12 @@ _BOLD_ITEM = re.compile(r"^ {0,3}(?:[-*+]|\d{1,3}[.)])[ \t]+(?:\*\*|__)", re.MUL
 
 
 def packed_rows(
-    answers: Path, tokenizer: PreTrainedTokenizerBase, control_ids: tuple[int, int], *, max_length: int = 1024
+    answers: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    control_ids: tuple[int, int],
+    *,
+    max_length: int = 1024,
+    chat_template_kwargs: Mapping[str, object] | None = None,
 ) -> list[dict[str, list[int]]]:
     """Return every answer of a file as rows for :class:`~hf_apar.data.collator.DataCollatorForApar`, several to a row.
 
@@ -40,6 +45,7 @@ def packed_rows(
         answers: as for :func:`read_examples`.
         control_ids: of [Fork] and [Child].
         max_length: tokens of a row; of a longer answer the last threads are left out.
+        chat_template_kwargs: as for :func:`~hf_apar.chat.encode_chat`.
 
     Records that cannot be used are left out, and a warning tells of them.
 
@@ -47,7 +53,7 @@ def packed_rows(
         DataError: if no record can be used.
     """
     rejected = Rejections(answers)
-    trees = _with_features(read_examples(answers, rejected), tokenizer, control_ids, rejected)
+    trees = _with_features(read_examples(answers, rejected), tokenizer, control_ids, chat_template_kwargs, rejected)
     cut = [truncate(features, max_length, control_ids[1]) for _, features in trees]
     return [row.to_dict() for row in pack(cut, max_length)]
 
@@ -165,6 +171,7 @@ def mix(
     seed: int = 0,
     nll: Callable[[list[int], list[int]], float] | None = None,
     rejected: Rejections | None = None,
+    chat_template_kwargs: Mapping[str, object] | None = None,
 ) -> Mixture:
     """Extract the trees of ``answers`` without one, and make of them what ``selection`` says.
 
@@ -176,6 +183,7 @@ def mix(
             where ``selection.likeliest`` has a choice.
         rejected: takes the answers that the tokenizer's chat template refuses, beside what it holds already; a warning
             tells of all.
+        chat_template_kwargs: as for :func:`~hf_apar.chat.encode_chat`; a record's own tools go before.
 
     Raises:
         DataError: if no answer is structured, or too few remain to hold any out.
@@ -188,9 +196,10 @@ def mix(
             f"none of the {len(given)} answers has a structure to learn from, those aside that repeat themselves, fork too "
             "often or gain too little by it; give answers with lists"
         )
-    fitting = [item for item in _with_features(kept, tokenizer, control_ids, rejected) if len(item[1]) <= max_length]
+    trees = _with_features(kept, tokenizer, control_ids, chat_template_kwargs, rejected)
+    fitting = [item for item in trees if len(item[1]) <= max_length]
     if selection.likeliest:
-        fitting = _likeliest(fitting, tokenizer, nll)
+        fitting = _likeliest(fitting, tokenizer, nll, chat_template_kwargs)
     draw = random.Random(seed)
     chosen = _drawn(fitting, selection, draw)
     count = max(1, round(selection.held_out * len(chosen)))
@@ -224,14 +233,15 @@ def _likeliest(
     trees: Sequence[_Tree],
     tokenizer: PreTrainedTokenizerBase,
     nll: Callable[[list[int], list[int]], float] | None,
+    chat_template_kwargs: Mapping[str, object] | None,
 ) -> list[_Tree]:
     """Return one answer to each prompt, in the order of the first of each: the least unlikely of those that fork."""
 
     def unlikely(item: _Tree) -> float:
         if nll is None:
             raise DataError("Selection.likeliest needs nll: a model that says how likely an answer is")
-        answer = tokenizer.encode(item[0].tree.text, add_special_tokens=False, split_special_tokens=True)
-        return nll(encode_chat(tokenizer, item[0].before), answer)
+        prompt = _prompt(item[0], tokenizer, chat_template_kwargs)
+        return nll(prompt, encode_answer(tokenizer, prompt, item[0].tree.text))
 
     of_prompt: dict[str, list[_Tree]] = {}
     for item in trees:
@@ -260,6 +270,7 @@ def _with_features(
     examples: Sequence[ChatAnswer],
     tokenizer: PreTrainedTokenizerBase,
     control_ids: tuple[int, int],
+    chat_template_kwargs: Mapping[str, object] | None,
     rejected: Rejections,
 ) -> list[_Tree]:
     """Return the examples with their features; what the template refuses goes to ``rejected``, of which a warning tells.
@@ -270,10 +281,11 @@ def _with_features(
     trees: list[_Tree] = []
     for example in examples:
         try:
-            trees.append((example, _features(example, tokenizer, control_ids)))
-        except (DataError, TemplateError) as error:
-            refusal = "the tokenizer's chat template refuses it: " if isinstance(error, TemplateError) else ""
-            rejected.add([Rejected(example.record, f"{refusal}{error}", {"messages": example.before})])
+            prompt = _prompt(example, tokenizer, chat_template_kwargs)
+            eos_id = int(tokenizer.eos_token_id)
+            trees.append((example, tree_features(prompt, example.tree, tokenizer, *control_ids, eos_id=eos_id)))
+        except DataError as error:
+            rejected.add([Rejected.by(error, example.record, {"messages": example.before})])
     if not trees:
         raise rejected.nothing_left("chats that the tokenizer's chat template takes")
     if rejected:
@@ -281,6 +293,8 @@ def _with_features(
     return trees
 
 
-def _features(example: ChatAnswer, tokenizer: PreTrainedTokenizerBase, control_ids: tuple[int, int]) -> TreeFeatures:
-    prompt = encode_chat(tokenizer, example.before)
-    return tree_features(prompt, example.tree, tokenizer, *control_ids, eos_id=int(tokenizer.eos_token_id))
+def _prompt(
+    example: ChatAnswer, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: Mapping[str, object] | None
+) -> list[int]:
+    tools = {"tools": list(example.tools)} if example.tools else {}
+    return encode_chat(tokenizer, example.before, chat_template_kwargs={**(chat_template_kwargs or {}), **tools})

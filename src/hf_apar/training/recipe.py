@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -45,6 +46,7 @@ def train(
     bf16: bool = False,
     compile: bool = False,
     seed: int = 0,
+    chat_template_kwargs: Mapping[str, object] | None = None,
 ) -> dict[str, float]:
     """Fine-tune ``model`` on ``answers`` and write an adapter to ``output``; go on from a checkpoint found there.
 
@@ -70,6 +72,7 @@ def train(
         bf16: compute in bfloat16 where it is safe; the weights stay float32.
         compile: compile the model, and pad every row to ``max_length``, so that it is compiled once, or twice with a last
             batch of fewer rows.
+        chat_template_kwargs: as for :func:`~hf_apar.chat.encode_chat`.
 
     Returns:
         The metrics on the held-out answers: ``eval_loss``, ``eval_fork_recall``, ``eval_fork_precision`` and others. Records
@@ -97,7 +100,7 @@ def train(
     rejected = Rejections(answers, output / "rejected.jsonl")
     mixture = mix(
         read_examples(answers, rejected), tokenizer, control_ids, selection, max_length=max_length, seed=seed, nll=nll,
-        rejected=rejected,
+        rejected=rejected, chat_template_kwargs=chat_template_kwargs,
     )  # fmt: skip
     _record_settings(base, mixture.max_depth, fork_bias, repetition_penalty)
     arguments = TrainingArguments(
