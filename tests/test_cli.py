@@ -169,28 +169,44 @@ def test_a_model_that_was_not_tuned_is_refused_in_one_line(untuned):
     assert result.stderr.count("\n") == 1
 
 
-def test_a_line_that_is_no_prompt_is_named(tmp_path):
-    path = tmp_path / "prompts.jsonl"
-    path.write_text('{"prompt": "One?"}\n\n{"question": "Two?"}\n')
-    result = run("distill", str(path), str(tmp_path / "answers.jsonl"))
+def test_a_line_that_is_no_prompt_is_set_aside(untuned, tmp_path):
+    path, answers = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    path.write_text('{"prompt": "One?"}\n\n{"question": "Two?"}\n{"prompt": null}\n')
+    arguments = ("distill", str(path), str(answers), "--model", untuned, "--max-new-tokens", "400")
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "2 records set aside: 2 because the record has no text under `prompt`" in result.stderr
+    assert [json.loads(line)["line"] for line in (tmp_path / "answers.jsonl.rejected.jsonl").open()] == [3, 4]
+    path.write_text('{"question": "Two?"}\n')
+    result = run(*arguments)
     assert result.exit_code == 2
-    assert "line 3" in result.stderr
+    assert "of 1, 1 because the record has no text under `prompt`" in result.stderr and "(first: record 1)" in result.stderr
 
 
 def test_distill_goes_through_all_prompts_once(untuned, tmp_path):
     prompts, answers = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"{number}?"}) + "\n" for number in range(5)))
-    options = ("--model", untuned, "--batch-size", "2", "--max-new-tokens", "40")
+    options = ("--model", untuned, "--batch-size", "2", "--max-new-tokens", "400")
     arguments = ("distill", str(prompts), str(answers), *options)
     first = run(*arguments)
     assert first.exit_code == 0, first.output
     assert (tmp_path / "answers.jsonl.done").read_text().startswith("5 ")
     finished = read_answers(answers)
     assert {answer.prompt for answer in finished} <= {f"{number}?" for number in range(5)}
+    assert f"of 5 answers {len(finished)} kept, {5 - len(finished)} dropped" in first.stdout
     assert run(*arguments).exit_code == 0
     assert read_answers(answers) == finished
     hotter = run(*arguments, "--temperature", "0.9")
     assert hotter.exit_code == 2 and "temperature" in hotter.stderr and read_answers(answers) == finished
+
+
+def test_distill_says_why_it_drops_all(untuned, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "One?"}\n' * 3)
+    arguments = (str(tmp_path / "prompts.jsonl"), str(tmp_path / "a.jsonl"), "--model", untuned, "--max-new-tokens", "1")
+    result = run("distill", *arguments)
+    assert result.exit_code == 2
+    assert "dropped        3  cut off at the most new tokens" in result.stdout
+    assert "none of 3 answers can be kept; of 3: cut off" in result.stderr
 
 
 def test_train_has_the_options_of_the_recipe_with_their_defaults():
@@ -213,7 +229,9 @@ def test_train_medusa_has_the_options_of_its_function_with_their_defaults():
 def test_heads_are_trained_and_used_and_change_no_text(checkpoint, tmp_path):
     answers, heads = tmp_path / "answers.jsonl", tmp_path / "heads"
     texts = ["- A: a b c d e\n- B: f g h i j\n- C: k l m n o"] * 8 + ["no list"] * 4
-    answers.write_text("".join(json.dumps({"prompt": "?", "response": text}) + "\n" for text in texts))
+    answers.write_text(
+        "".join(json.dumps({"prompt": f"{n}?", "response": text}) + "\n" for n, text in enumerate(texts))
+    )
     small = ("--inner-size", "16", "--draft-vocabulary", "64", "--length", "2", "--max-steps", "2", "--dtype", "float32")
     result = run("train-medusa", str(answers), str(heads), "--model", checkpoint, *small)
     assert result.exit_code == 0, result.output

@@ -9,10 +9,9 @@ from typer.testing import CliRunner
 
 from byte_tokenizer import byte_tokenizer
 from hf_apar.cli import app
+from hf_apar.data.chats import ChatAnswer, read_chat, without_tree
 from hf_apar.data.convert import CHUNK, extract_file
-from hf_apar.data.distill import Answer
 from hf_apar.data.markdown import extract
-from hf_apar.data.records import ChatAnswer, chat_messages
 from hf_apar.data.text_tree import TextThread
 from hf_apar.errors import ConfigurationError, DataError
 from hf_apar.training.mixture import Selection, mix, read_examples
@@ -74,7 +73,7 @@ def test_every_form_gives_the_same_file_and_report(kind, tmp_path):
     report = extract_file(source, output)
     assert read_lines(output) == EXPECTED
     assert (report.records, report.answers, report.structured, report.threads) == (4, 4, 3, 13)
-    assert read_lines(tmp_path / "out.jsonl.rejected.jsonl") == []
+    assert not (tmp_path / "out.jsonl.rejected.jsonl").exists()
     assert json.loads((tmp_path / "out.jsonl.report.json").read_text()) == report.to_dict()
 
 
@@ -105,12 +104,12 @@ def test_several_processes_write_what_one_does(tmp_path):
 BAD = {
     b"{not json": "the line is no JSON in UTF-8",
     b'{"prompt": "\xff", "response": "a"}': "the line is no JSON in UTF-8",
-    b"[" * 100_000: "the record is nested too deeply",
+    b"[" * 100_000: "it is nested too deeply",
     b"[1]": "the record is no object",
-    b'{"prompt": "a"}': "the record has neither messages nor conversations nor prompt and response",
-    b'{"prompt": "a", "response": 1}': "a message has no text under 'content'",
+    b'{"prompt": "a"}': "the record has neither messages nor conversations nor a prompt and a response",
+    b'{"prompt": "a", "response": 1}': "the response is no text",
     b'{"prompt": "a", "response": " "}': "an answer is empty",
-    b'{"prompt": "a", "response": "\\ud800"}': "a message holds half a surrogate pair",
+    b'{"prompt": "a", "response": "\\ud800"}': "a message holds half a surrogate pair, or bytes that are no UTF-8",
     b'{"messages": "a"}': "the messages are no list of objects",
     b'{"messages": [{"role": "user", "content": "a"}]}': "the record has no answer of the assistant",
     b'{"conversations": [{"from": "\\ud800", "value": "a"}]}': "a message has the unknown from '\\ud800'",
@@ -172,23 +171,22 @@ def test_trees_and_plain_answers_give_the_same_mixture(tmp_path):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
     plain, extracted = read_examples(source), read_examples(tmp_path / "out.jsonl")
-    assert isinstance(plain[0], Answer)
     selection = Selection(held_out=0.25)
     assert mix(plain, tokenizer, (1, 2), selection) == mix(extracted, tokenizer, (1, 2), selection)
 
 
-def test_a_tree_of_another_text_is_refused(tmp_path):
+def test_a_tree_of_another_text_is_refused(tmp_path, caplog):
     record = EXPECTED[0]
     changed = [record["messages"][0], record["messages"][1] | {"tree": TextThread(("other",)).to_json()}]
     path = write_lines(tmp_path / "trees.jsonl", [record, {"messages": changed}])
-    with pytest.raises(DataError, match=r"trees.jsonl, record 2: the tree is not that of its answer, 'Trees"):
-        read_examples(path)
+    assert read_examples(path) == [ChatAnswer(tuple(CHATS[0][:1]), extract(LIST))]
+    assert "1 because a tree is not that of its answer; extract it again (first: record 2)" in caplog.text
 
 
 def test_parquet_has_the_same_trees_as_text(tmp_path):
     extract_file(write_lines(tmp_path / "in.jsonl", PAIRS), tmp_path / "out.parquet")
     rows = parquet.read_table(tmp_path / "out.parquet").to_pylist()
-    assert [chat_messages(row) for row in rows] == CHATS
+    assert [[without_tree(message) for message in read_chat(row).messages] for row in rows] == CHATS
     assert [json.loads(row["messages"][1]["tree"]) for row in rows] == [record["messages"][1]["tree"] for record in EXPECTED]
     assert [row["messages"][0]["tree"] for row in rows] == [None] * 4
 

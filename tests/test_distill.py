@@ -4,6 +4,7 @@ import copy
 import inspect
 import itertools
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -13,7 +14,19 @@ from byte_tokenizer import byte_tokenizer
 from field_tokenizers import DUMMY_PREFIX, MAKERS
 from hf_apar.chat import encode_chat
 from hf_apar.cli.training import recipe
-from hf_apar.data.distill import Question, distill, first_sentence, opened_after, read_answers
+from hf_apar.data.batches import Answer, BatchReport
+from hf_apar.data.distill import (
+    CUT_OFF,
+    EMPTY,
+    NO_LEAD,
+    TOO_FEW,
+    TOO_MANY,
+    Question,
+    distill,
+    first_sentence,
+    opened_after,
+    read_answers,
+)
 from hf_apar.data.prompts import OPENINGS, families, open_lists, template_questions
 from hf_apar.data.samplers import LEAD_TOKENS, Task, TransformersSampler, Written, _Row, line_ends
 from hf_apar.errors import DataError
@@ -164,6 +177,28 @@ def test_a_list_of_fewer_items_than_announced_is_dropped(tokenizer, tmp_path):
     assert [len(read_answers(tmp_path / name)) for name in ("few.jsonl", "any.jsonl")] == [0, 1]
 
 
+def test_what_is_dropped_is_counted_by_reason_over_all_calls(tokenizer, tmp_path):
+    """`distill` dropped two thirds of the answers without a word."""
+    path, opening = tmp_path / "answers.jsonl", "Here are ...:\n\n1. **"
+    questions = [
+        (Question("How?", opening), Told(" three ways:\n", "A**: it helps\n2. **B**: it does\n3. **C**: so"), None),
+        (Question("How?", opening), Told(" three ways:\n", "A**: it helps\n2. **B**: it does too"), TOO_FEW),
+        (Question("List nine.", opening), Told(" ways:\n", ITEMS), TOO_MANY),
+        (Question("How?", opening), Told(" ways. And no list", ITEMS), NO_LEAD),
+        (Question("Why?"), Told("", "x" * 61), CUT_OFF),
+        (Question("Who?"), Told("", ""), EMPTY),
+        (Question("Where?"), Told("", "x" * 61), CUT_OFF),
+    ]
+    for number in range(1, 1 + len(questions)):
+        sample, asked = questions[number - 1][1], [question for question, _, _ in questions[:number]]
+        list(distill(sample, tokenizer, asked, path, max_new_tokens=60, max_items=4))
+    reasons = [reason for _, _, reason in questions if reason is not None]
+    assert BatchReport.of(path) == BatchReport(7, 1, Counter(reasons))
+    assert len(read_answers(path)) == 1
+    report = json.loads((tmp_path / "answers.jsonl.report.json").read_text())
+    assert report == {"asked": 7, "answers": 1, "dropped": dict(Counter(reasons))}
+
+
 def test_whole_answers_have_a_limit_of_their_own(tokenizer, tmp_path):
     sample = Told(" ways:\n", "x" * 60)
     questions = [Question("Why?"), Question("How?", "Here are ...:\n\n- **")]
@@ -249,11 +284,25 @@ def test_what_was_made_otherwise_is_not_gone_on_with(model, tokenizer, tmp_path,
     assert list(distill(sample, tokenizer, more, path, batch_size=9, max_new_tokens=30, made_with="A")) == [13]
 
 
-@pytest.mark.parametrize("line", ['{"messages": []}', "", '{"prompt": "?", "response": "!", "score": 1}', "{"])
-def test_a_line_that_is_no_answer_is_named(tmp_path, line):
+TWO_TURNS = {"messages": [{"role": role, "content": role} for role in ("user", "assistant") * 2]}
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"messages": []}', "the record has no answer of the assistant"),
+        ('{"prompt": "?", "response": null}', "the response is no text"),
+        ('{"prompt": "?", "resp', "the line is no JSON in UTF-8"),  # a run that was killed as it wrote
+        (json.dumps(TWO_TURNS), "the record is not one prompt and one response to it"),
+    ],
+)
+def test_t7_a_line_that_is_no_answer_is_set_aside(tmp_path, caplog, line, reason):
     path = tmp_path / "answers.jsonl"
     path.write_text(json.dumps({"prompt": "?", "response": "!"}) + f"\n{line}\n")
-    with pytest.raises(DataError, match="line 2: wanted"):
+    assert read_answers(path) == [Answer("?", "!")]
+    assert f"1 record set aside: 1 because {reason} (first: record 2)" in caplog.text
+    path.write_text(line)
+    with pytest.raises(DataError, match=r"of 1, 1 because .* \(first: record 1\); wanted"):
         read_answers(path)
 
 

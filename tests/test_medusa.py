@@ -129,7 +129,9 @@ def test_training_makes_the_heads_guess_what_the_model_writes(writer, tmp_path):
     model, tokenizer = writer
     answers = tmp_path / "answers.jsonl"
     texts = [TEXT] * 20 + ["no list, and no fork"] * 10
-    answers.write_text("".join(json.dumps({"prompt": "list", "response": text}) + "\n" for text in texts))
+    answers.write_text(
+        "".join(json.dumps({"prompt": f"list {n}", "response": text}) + "\n" for n, text in enumerate(texts))
+    )
     options = {"length": 3, "inner_size": 64, "draft_vocabulary": 64, "learning_rate": 1e-2, "max_length": 256, "places": 64}
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     first = train_medusa(model, tokenizer, answers, tmp_path / "heads", max_steps=1, **options)
@@ -169,7 +171,7 @@ def test_training_guesses_from_some_places_evaluation_from_all(plain_llama):
 def test_training_goes_on_from_other_heads(writer, tmp_path):
     model, tokenizer = writer
     answers = tmp_path / "answers.jsonl"
-    answers.write_text("".join(json.dumps({"prompt": "list", "response": TEXT}) + "\n" for _ in range(20)))
+    answers.write_text("".join(json.dumps({"prompt": f"list {n}", "response": TEXT}) + "\n" for n in range(20)))
     options = {"length": 2, "max_length": 256, "max_steps": 1}
     anew = train_medusa(
         model, tokenizer, answers, tmp_path / "old", inner_size=64, learning_rate=1e-2, **options | {"max_steps": 40}

@@ -35,7 +35,7 @@ from hf_apar.training.recipe import train
 torch.set_num_threads(1)
 
 LIST = "- A: a b c d e\n- B: f g h i j\n- C: k l m n o"
-ANSWERS = [Answer("list", LIST)] * 16 + [Answer("say", "no list")] * 40
+ANSWERS = [Answer(f"list {n:02}", LIST) for n in range(16)] + [Answer(f"say {n:02}", "no list") for n in range(40)]
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_some_structured_answers_come_once_more_as_they_read(base):
     whole = [tree for tree in mixture.train if ids[0] not in tree.input_ids]
     assert len(mixture.train) == len(without.train) + round(0.5 * len(forked))
     lists = [tree for tree in whole if LIST in tokenizer.decode(tree.input_ids)]
-    prompt = encode_chat(tokenizer, [{"role": "user", "content": "list"}])
+    prompt = encode_chat(tokenizer, [{"role": "user", "content": "list 00"}])
     ignored = len(prompt) - 1
     assert len(lists) == round(0.5 * len(forked))
     assert all(tree.shift_labels[-1] == tokenizer.eos_token_id for tree in lists)

@@ -120,8 +120,8 @@ def on_device(model: "PreTrainedModel") -> "PreTrainedModel":
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[int, int], None]]:
-    """Draw a progress bar on the standard error; what is yielded takes the count of what is done, and of all."""
+def progress() -> Iterator[Callable[[int, int | None], None]]:
+    """Draw a progress bar on the standard error; what is yielded takes the count of what is done, and of all if known."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 

@@ -1,6 +1,5 @@
 """Commands that make what is trained on: distill, elaborate, extract."""
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from hf_apar.data.distill import Question
+    from hf_apar.data.rejections import Rejections
     from hf_apar.data.samplers import Sampler
 
 
@@ -84,7 +84,7 @@ def distill(
     """Let a model answer prompts in its own words: the text for `train`. Goes on where it stopped."""
     with errors_in_one_line():
         variables = template_arguments(chat_template_kwargs)
-        questions = [] if prompts == "-" else _read_questions(Path(prompts))
+        questions = [] if prompts == "-" else _read_questions(Path(prompts), _aside(output))
         questions = _opened(questions, opened_share, seed) + _template_questions(templates, seed)
         if not questions:
             raise DataError("there are no prompts; name a file of them, or ask for some with --templates N")
@@ -97,6 +97,7 @@ def distill(
                 made_with=said, chat_template_kwargs=variables,
             )  # fmt: skip
             _follow(steps, total=len(questions))
+        _tell_dropped(output)
 
 
 @app.command()
@@ -119,9 +120,12 @@ def elaborate(
     with errors_in_one_line():
         from hf_apar.data.distill import read_answers
         from hf_apar.data.elaborate import elaborate as go_on
+        from hf_apar.data.rejections import Rejections
 
+        rejected = Rejections(answers, _aside(output))
+        given = read_answers(answers, rejected)
+        _tell_rejected(rejected)
         variables = template_arguments(chat_template_kwargs)
-        given = read_answers(answers)
         with _sampler(model, dtype, engine, batch_size, temperature, repetition_penalty, seed) as (sample, tokenizer, said):
             steps = go_on(
                 sample, tokenizer, given, output, min_detail_tokens=min_detail_tokens, taper=taper,
@@ -132,7 +136,7 @@ def elaborate(
 
 @app.command()
 def extract(
-    source: Annotated[Path, typer.Argument(help="Chats: JSON Lines, Parquet, or a folder of `datasets`.", exists=True)],
+    source: Annotated[Path, typer.Argument(help="Chats: JSON Lines or array, Parquet, folder of `datasets`.", exists=True)],
     output: Annotated[Path, typer.Argument(help="JSON Lines, or Parquet if it ends so.", dir_okay=False)],
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
     max_depth: MaxDepthOption = 3,
@@ -154,9 +158,15 @@ def extract(
         f"{counts['structured_share']:.1%} structured, {counts['threads_per_answer']:.2f} threads an answer, ideal ratio "
         f"{counts['ideal_ratio']:.2f}; {report.seconds:.1f} s"
     )
-    for title, reasons in (("left whole", report.refused), ("parts kept", report.kept), ("rejected", report.rejected)):
+    told = (
+        ("left whole", report.refused), ("parts kept", report.kept), ("repaired", report.repaired),
+        ("rejected", report.rejected),
+    )  # fmt: skip
+    for title, reasons in told:
         for reason, count in reasons.most_common():
             typer.echo(f"{title:>12} {count:8d}  {reason}")
+    if report.rejected:
+        typer.echo(f"what was rejected, with line and reason: {output}.rejected.jsonl")
 
 
 @contextmanager
@@ -198,20 +208,52 @@ def _sampler(
         yield VllmSampler(llm, tokenizer, temperature, repetition_penalty=repetition_penalty), tokenizer, said
 
 
-def _read_questions(path: Path) -> "list[Question]":
-    from hf_apar.data.distill import Question
+def _aside(output: Path) -> Path:
+    return output.with_name(output.name + ".rejected.jsonl")
 
-    questions = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-                questions.append(Question(str(record["prompt"]), str(record.get("opening", ""))))
-            except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-                raise DataError(f'{path}, line {number}: wanted {{"prompt": "..."}}, got {line.strip()[:80]}') from error
+
+def _read_questions(path: Path, aside: Path) -> "list[Question]":
+    from hf_apar.data.distill import Question
+    from hf_apar.data.records import open_records, record_of
+    from hf_apar.data.rejections import UNUSABLE, Rejected, Rejections
+
+    questions, rejected = [], Rejections(path, aside)
+    for number, row in open_records(path).rows:
+        try:
+            record = record_of(row)
+            fields = record if isinstance(record, dict) else {}
+            prompt, opening = fields.get("prompt"), fields.get("opening") or ""
+            if not isinstance(prompt, str) or not isinstance(opening, str):
+                raise DataError("the record has no text under `prompt`, or something else under `opening`")
+            questions.append(Question(prompt, opening))
+        except UNUSABLE as error:
+            rejected.add([Rejected.by(error, number, row)])
+    if not questions:
+        raise rejected.nothing_left('{"prompt": "..."}, JSON Lines or one array')
+    _tell_rejected(rejected)
     return questions
+
+
+def _tell_rejected(rejected: "Rejections") -> None:
+    if rejected:
+        typer.echo(f"hf-apar: {rejected}", err=True)
+
+
+def _tell_dropped(answers: Path) -> None:
+    """Say how many answers there are, and why the others were dropped.
+
+    Raises:
+        DataError: if there are none.
+    """
+    from hf_apar.data.batches import BatchReport
+
+    report = BatchReport.of(answers)
+    typer.echo(f"of {report.asked} answers {report.answers} kept, {report.dropped.total()} dropped")
+    for reason, count in report.dropped.most_common():
+        typer.echo(f"{'dropped':>12} {count:8d}  {reason}")
+    if report.dropped and not report.answers:
+        ((reason, count),) = report.dropped.most_common(1)
+        raise DataError(f"none of {report.asked} answers can be kept; of {count}: {reason}")
 
 
 def _opened(questions: "list[Question]", share: float, seed: int) -> "list[Question]":

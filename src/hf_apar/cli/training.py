@@ -62,7 +62,7 @@ MinElaboratedOption = Annotated[
 @app.command()
 def train(
     answers: Annotated[
-        Path, typer.Argument(help="Prompts and responses, or what `extract` wrote.", exists=True, dir_okay=False)
+        Path, typer.Argument(help="Chats, as a file or folder that `extract` takes, or what it wrote.", exists=True)
     ],
     output: Annotated[Path, typer.Argument(help="Folder for the adapter and its checkpoints.", file_okay=False)],
     model: ModelOption = None,
@@ -121,7 +121,7 @@ def train(
 @app.command("train-medusa")
 def train_medusa(
     answers: Annotated[
-        Path, typer.Argument(help="Prompts and responses, or what `extract` wrote.", exists=True, dir_okay=False)
+        Path, typer.Argument(help="Chats, as a file or folder that `extract` takes, or what it wrote.", exists=True)
     ],
     output: Annotated[Path, typer.Argument(help="Folder for the heads and their checkpoints.", file_okay=False)],
     model: ModelOption = None,

@@ -10,15 +10,19 @@ from itertools import islice
 from pathlib import Path
 from time import perf_counter
 
+from hf_apar.data.chats import Chat, Message, is_answer, read_chat, without_tree
 from hf_apar.data.cues import count_words
 from hf_apar.data.markdown import MAX_DEPTH, MAX_FORKS, Extraction, extraction
-from hf_apar.data.records import Message, chat_messages, open_records
+from hf_apar.data.records import Row, open_records, record_of
+from hf_apar.data.rejections import UNUSABLE, Rejected, Rejections
 from hf_apar.data.rules import Rule, rules_without
 from hf_apar.errors import DataError
 
 CHUNK = 128  # records that a process takes at once
-
-Row = tuple[int, object]  # its number, and a line of JSON or what it says
+WANTED = (
+    "chats with `messages` or `conversations`, or `prompt` and `response`, as JSON Lines, one JSON array, Parquet or a "
+    "folder of `datasets`"
+)
 
 
 @dataclass
@@ -28,6 +32,7 @@ class ExtractionReport:
     Attributes:
         records, answers: that were read; a record may be rejected, or hold several answers.
         rejected: why records were written aside, and how many.
+        repaired: what was done to chats whose turns were in no order that every template takes, and to how many.
         structured: answers that fork.
         threads: of all answers, roots included.
         words, path_words: of all answers, and of the longest paths of their trees.
@@ -39,6 +44,7 @@ class ExtractionReport:
     records: int = 0
     answers: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
+    repaired: Counter[str] = field(default_factory=Counter)
     structured: int = 0
     threads: int = 0
     words: int = 0
@@ -67,7 +73,7 @@ class ExtractionReport:
 @dataclass(frozen=True)
 class _Chunk:
     lines: list[str]
-    aside: list[str]
+    aside: list[Rejected]
     report: ExtractionReport
 
 
@@ -79,7 +85,7 @@ def extract_file(
     max_depth: int = MAX_DEPTH,
     max_forks: int = MAX_FORKS,
     without: Iterable[str] = (),
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> ExtractionReport:
     """Read chats from ``source`` and write them to ``output`` with the tree of each answer.
 
@@ -88,33 +94,36 @@ def extract_file(
     go to ``output`` + ``.rejected.jsonl`` with their line and the reason; the report to ``output`` + ``.report.json``.
 
     Args:
-        source: JSON Lines, Parquet or a folder of ``datasets``; the forms of a record are those of
-            :func:`~hf_apar.data.records.chat_messages`.
+        source: as for :func:`~hf_apar.data.records.open_records`; the forms of a record are those of
+            :func:`~hf_apar.data.chats.read_chat`.
         workers: processes; the file does not depend on them.
         max_depth, max_forks: as in :func:`~hf_apar.data.markdown.extract`.
         without: names of rules that are switched off.
-        on_progress: called with the number of rows done and that of all.
+        on_progress: called with the number of rows done and that of all, ``None`` where that is not known.
 
     Raises:
         ConfigurationError: if there is no rule of a name.
-        DataError: if ``source`` is ``output``, or a folder that is no dataset.
+        DataError: if ``source`` is ``output``, or a folder that is no dataset, or none of its records can be used;
+            ``output`` is not written then.
     """
     if source.resolve() == output.resolve():
         raise DataError(f"{output} is the file that is read; name another one to write to")
     job = _Job(max_depth, max_forks, tuple(without))
     rules_without(job.without)  # before anything is written
     records, started, report = open_records(source), perf_counter(), ExtractionReport()
-    rejected = output.with_name(output.name + ".rejected.jsonl")
-    with _lines_to(output) as write, _lines_to(rejected) as write_aside:
+    rejections = Rejections(source, output.with_name(output.name + ".rejected.jsonl"))
+    with _lines_to(output) as write:
         for chunk in _chunks(records.rows, job, workers):
             write(chunk.lines)
-            write_aside(chunk.aside)
+            rejections.add(chunk.aside)
             report += chunk.report
             on_progress(report.records, records.total)
-    on_progress(report.records, report.records)  # empty lines are no records
-    report.seconds = perf_counter() - started
-    text = json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n"
-    output.with_name(output.name + ".report.json").write_text(text, encoding="utf-8")
+        report.seconds, report.rejected = perf_counter() - started, rejections.reasons
+        on_progress(report.records, report.records)  # empty lines are no records
+        text = json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n"
+        output.with_name(output.name + ".report.json").write_text(text, encoding="utf-8")
+        if not report.answers:
+            raise rejections.nothing_left(WANTED)
     return report
 
 
@@ -127,45 +136,43 @@ class _Job:
     without: tuple[str, ...]
 
     def __call__(self, rows: list[Row]) -> _Chunk:
-        lines, aside, report = [], [], ExtractionReport(records=len(rows))
-        rules = rules_without(self.without)
+        lines: list[str] = []
+        aside: list[Rejected] = []
+        report, rules = ExtractionReport(records=len(rows)), rules_without(self.without)
         for number, row in rows:
             try:
-                messages = chat_messages(json.loads(row) if isinstance(row, bytes) else row)
+                chat = read_chat(record_of(row))
                 found = {
-                    index: self._extract(message, rules) for index, message in enumerate(messages) if _is_answer(message)
+                    index: self._extract(message, rules)
+                    for index, message in enumerate(chat.messages)
+                    if is_answer(message)
                 }
-            except (ValueError, RecursionError) as error:  # DataError, and all that json raises, are ValueErrors
-                reason = _reason(error)
-                report.rejected[reason] += 1
-                aside.append(_rejection(number, reason, row))
+                line = _written(chat, found)
+            except UNUSABLE as error:
+                aside.append(Rejected.by(error, number, row))
                 continue
             for extracted in found.values():
                 _count(report, extracted)
-            written = [
-                message | {"tree": found[index].tree.to_json()} if index in found else message
-                for index, message in enumerate(messages)
-            ]
-            lines.append(json.dumps({"messages": written}, ensure_ascii=False))
+            report.repaired.update(chat.repairs)
+            lines.append(line)
         return _Chunk(lines, aside, report)
 
     def _extract(self, message: Message, rules: tuple[Rule, ...]) -> Extraction:
         return extraction(message["content"], max_depth=self.max_depth, max_forks=self.max_forks, rules=rules)
 
 
-def _is_answer(message: Message) -> bool:
-    return message["role"] == "assistant"
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, DataError):
-        return str(error)
-    return "the record is nested too deeply" if isinstance(error, RecursionError) else "the line is no JSON in UTF-8"
-
-
-def _rejection(number: int, reason: str, row: object) -> str:
-    record = row.decode("utf-8", "replace").rstrip("\r\n") if isinstance(row, bytes) else row
-    return json.dumps({"line": number, "reason": reason, "record": record}, ensure_ascii=False, default=str)
+def _written(chat: Chat, found: dict[int, Extraction]) -> str:
+    """Return the line that a chat is written as; an assistant's message without a tree is context alone."""
+    messages: list[dict[str, object]] = []
+    for index, message in enumerate(chat.messages):
+        messages.append(dict(without_tree(message)))
+        if message["role"] == "assistant":
+            messages[-1]["tree"] = found[index].tree.to_json() if index in found else None
+    record = {"messages": messages} | ({"tools": chat.tools} if chat.tools else {})
+    try:
+        return json.dumps(record, ensure_ascii=False)
+    except TypeError:
+        raise DataError("a tool or a call of one holds what is no JSON") from None
 
 
 def _count(report: ExtractionReport, found: Extraction) -> None:
@@ -200,13 +207,19 @@ def _chunks(rows: Iterator[Row], job: _Job, workers: int) -> Iterator[_Chunk]:
 def _lines_to(path: Path) -> Iterator[Callable[[list[str]], None]]:
     """Write lines to ``path``, which appears once it is complete."""
     part = path.with_name(path.name + ".part")
-    if path.suffix == ".parquet":
-        with _parquet_lines_to(part) as write:
-            yield write
-    else:
-        with part.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            yield lambda lines: file.writelines(line + "\n" for line in lines)
-    part.replace(path)
+    try:
+        if path.suffix == ".parquet":
+            with _parquet_lines_to(part) as write:
+                yield write
+        else:
+            with part.open("w", encoding="utf-8", newline="\n") as file:
+                yield lambda lines: file.writelines(line + "\n" for line in lines)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+_COLUMNS = ("role", "content", "name", "tool_calls", "tool_call_id", "tree")
 
 
 @contextmanager
@@ -214,14 +227,15 @@ def _parquet_lines_to(path: Path) -> Iterator[Callable[[list[str]], None]]:
     import pyarrow as arrow
     from pyarrow.parquet import ParquetWriter
 
-    message = arrow.struct([(name, arrow.string()) for name in ("role", "content", "tree")])
-    schema = arrow.schema([("messages", arrow.list_(message))])
+    message = arrow.struct([(name, arrow.string()) for name in _COLUMNS])
+    schema = arrow.schema([("messages", arrow.list_(message)), ("tools", arrow.string())])
 
     def write(lines: list[str]) -> None:
         records = [json.loads(line) for line in lines]
-        for message in (message for record in records for message in record["messages"]):
-            if "tree" in message:
-                message["tree"] = json.dumps(message["tree"], ensure_ascii=False)
+        for fields in (fields for record in records for fields in (record, *record["messages"])):
+            for name in ("tree", "tool_calls", "tools"):
+                if fields.get(name) is not None:
+                    fields[name] = json.dumps(fields[name], ensure_ascii=False)
         file.write_table(arrow.Table.from_pylist(records, schema=schema))
 
     with ParquetWriter(path, schema) as file:

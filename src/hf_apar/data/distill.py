@@ -4,18 +4,19 @@ The answers are the training text (paper, section 3.2, with the model's own voic
 that a length limit cut off would teach the model not to end and not to fork: it is left out.
 """
 
-import hashlib
-import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from hf_apar.chat import encode_chat
+from hf_apar.data.batches import Answer, Dropped, in_batches
+from hf_apar.data.chats import read_chat
+from hf_apar.data.records import open_records, record_of
+from hf_apar.data.rejections import UNUSABLE, Rejected, Rejections
 from hf_apar.data.samplers import LEAD_TOKENS, Sampler, Task
 from hf_apar.data.sentences import first_sentence_end
 from hf_apar.errors import DataError
@@ -23,8 +24,11 @@ from hf_apar.text import answer_text, encode_answer
 
 logger = logging.getLogger(__name__)
 
-Item = TypeVar("Item")
-
+CUT_OFF = "cut off at the most new tokens, or by far the longest of its batch"
+EMPTY = "nothing was written"
+NO_LEAD = "no words were found for the opening"
+TOO_FEW = "fewer items follow than are announced"
+TOO_MANY = "more items are announced than are allowed"
 GAP = "..."  # in an opening: words of the model's own, up to a colon
 
 
@@ -40,34 +44,39 @@ class Question:
     opening: str = ""
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A prompt of one user turn and the model's own, finished answer to it, its opening included."""
+def read_answers(path: Path, rejected: Rejections | None = None) -> list[Answer]:
+    """Read the answers that :func:`distill` wrote to ``path``, or other records of one question and its answer.
 
-    prompt: str
-    response: str
+    Returns:
+        The answers, none if there is no such file.
 
-
-def read_answers(path: Path) -> list[Answer]:
-    """Read the answers that :func:`distill` wrote to ``path``, none if there is no such file.
+    Args:
+        rejected: takes the records that cannot be used; by default a warning tells of them.
 
     Raises:
-        DataError: if a line is no such answer.
+        DataError: if there are records, and none can be used.
     """
     if not path.exists():
         return []
-    with path.open(encoding="utf-8") as file:  # splitlines() would cut at U+2028 too
-        return [_read_answer(path, number, line) for number, line in enumerate(file, start=1)]
+    aside = Rejections(path) if rejected is None else rejected
+    answers = []
+    for number, row in open_records(path).rows:
+        try:
+            answers.append(_read_answer(record_of(row)))
+        except UNUSABLE as error:
+            aside.add([Rejected.by(error, number, row)])
+    if aside and not answers:
+        raise aside.nothing_left('{"prompt": "...", "response": "..."}, as `hf-apar distill` writes it')
+    if aside and rejected is None:
+        logger.warning("%s", aside)
+    return answers
 
 
-def _read_answer(path: Path, number: int, line: str) -> Answer:
-    try:
-        return Answer(**json.loads(line))
-    except (ValueError, TypeError) as error:
-        raise DataError(
-            f'{path}, line {number}: wanted {{"prompt": "...", "response": "..."}} and nothing else, as `hf-apar distill` '
-            f"writes it, got {line.strip()[:80]}"
-        ) from error
+def _read_answer(record: object) -> Answer:
+    messages = read_chat(record).messages
+    if [message["role"] for message in messages] != ["user", "assistant"]:
+        raise DataError("the record is not one prompt and one response to it")
+    return Answer(messages[0]["content"], messages[1]["content"])
 
 
 def distill(
@@ -85,7 +94,8 @@ def distill(
 ) -> Iterator[int]:
     """Let ``sample`` answer ``questions``, append what ends to ``path`` (JSON Lines), yield how many are done so far.
 
-    A second call with the same questions goes on where the first one stopped (:func:`in_batches`).
+    A second call with the same questions goes on where the first one stopped (:func:`in_batches`). How many answers were
+    dropped, and why, is in ``path`` + ``.report.json`` (:class:`~hf_apar.data.batches.BatchReport`).
 
     Args:
         batch_size: questions answered at once.
@@ -100,7 +110,7 @@ def distill(
     """
     limits = _Limits(max_new_tokens, max_whole_tokens or max_new_tokens, max_items)
 
-    def answer(batch: Sequence[Question]) -> list[Answer]:
+    def answer(batch: Sequence[Question]) -> list[Answer | Dropped]:
         chats = [[{"role": "user", "content": question.prompt}] for question in batch]
         prompts = [encode_chat(tokenizer, chat, chat_template_kwargs=chat_template_kwargs) for chat in chats]
         return _answer(sample, tokenizer, batch, prompts, limits)
@@ -115,45 +125,6 @@ def with_template(made_with: str, chat_template_kwargs: Mapping[str, object] | N
     ('model A', "model A {'enable_thinking': False}")
     """
     return f"{made_with} {dict(chat_template_kwargs)}" if chat_template_kwargs else made_with
-
-
-def in_batches(
-    items: Sequence[Item],
-    path: Path,
-    batch_size: int,
-    settings: object,
-    answer: Callable[[Sequence[Item]], list[Answer]],
-) -> Iterator[int]:
-    """Append to ``path`` what ``answer`` makes of ``items``, a batch at a time; yield how many items are done so far.
-
-    ``path`` + ``.done`` keeps that number and a digest of these items and the ``settings``, and a second call goes on from
-    there. More items may have come after those that are done.
-
-    Raises:
-        DataError: if what is done was made of other items, or with other settings.
-    """
-    progress = path.with_name(path.name + ".done")
-    written = progress.read_text() if progress.exists() else f"0 {_digest(items[:0], settings)}"
-    done, _, digest = written.partition(" ")  # a file of an earlier release has no digest, and so none that fits
-    if digest != _digest(items[: int(done)], settings):
-        raise DataError(
-            f"{path} was made of other records or with other settings (model, engine, number format, temperature, penalty, "
-            f"seed, lengths); go on with those, or remove it and {progress.name} to begin anew"
-        )
-    path.touch()
-    for start in range(int(done), len(items), batch_size):
-        batch = items[start : start + batch_size]
-        answers = answer(batch)
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
-        end = start + len(batch)
-        progress.write_text(f"{end} {_digest(items[:end], settings)}")
-        logger.info("%d answers of %d", len(answers), len(batch))
-        yield end
-
-
-def _digest(items: Sequence[object], settings: object) -> str:
-    return hashlib.sha256(repr((settings, *items)).encode("utf-8", "backslashreplace")).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -175,10 +146,16 @@ class _Limits:
     def allow(self, question: Question, lead: str) -> bool:
         return self.items is None or not question.opening or (announced(question.prompt, lead) or 0) <= self.items
 
-    def keeps(self, question: Question, lead: str, response: str) -> bool:
-        """Does the list have as many items as it announces?"""
+    def judged(self, question: Question, lead: str, response: str, ended: bool) -> Answer | Dropped:
+        """Return the answer if it ended, and is a list of as many items as it announces where it announces any."""
+        if not ended:
+            return Dropped(CUT_OFF)
+        if not response.strip():
+            return Dropped(EMPTY)
         count = announced(question.prompt, lead) if self.stop(question, lead) else None
-        return count is None or f"\n{count}." in response
+        if count is not None and f"\n{count}." not in response:
+            return Dropped(TOO_FEW)
+        return Answer(question.prompt, response.rstrip())
 
 
 _FIRST_ITEM = "\n1. "
@@ -205,18 +182,19 @@ def _answer(
     questions: Sequence[Question],
     prompts: Sequence[list[int]],
     limits: _Limits,
-) -> list[Answer]:
+) -> list[Answer | Dropped]:
     leads = _leads(sample, tokenizer, questions, prompts)
-    begun = [
-        (question, prompt, lead)
-        for question, prompt, lead in zip(questions, prompts, leads, strict=True)
-        if lead is not None and limits.allow(question, lead)
-    ]
+    begun: list[tuple[Question, list[int], str]] = []
+    outcomes: list[Answer | Dropped] = []
+    for question, prompt, lead in zip(questions, prompts, leads, strict=True):
+        if lead is None or not limits.allow(question, lead):
+            outcomes.append(Dropped(NO_LEAD if lead is None else TOO_MANY))
+        else:
+            begun.append((question, prompt, lead))
     rows = sample([limits.task(tokenizer, prompt, question, lead) for question, prompt, lead in begun])
-    return [
-        Answer(question.prompt, _whole(tokenizer, lead, written.text).rstrip())
+    return outcomes + [
+        limits.judged(question, lead, _whole(tokenizer, lead, written.text), written.ended)
         for (question, _, lead), written in zip(begun, rows, strict=True)
-        if written.ended and limits.keeps(question, lead, lead + written.text)
     ]
 
 

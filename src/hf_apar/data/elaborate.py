@@ -16,7 +16,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from hf_apar.chat import encode_chat
-from hf_apar.data.distill import Answer, in_batches, with_template
+from hf_apar.data.batches import Answer, in_batches
+from hf_apar.data.distill import with_template
 from hf_apar.data.markdown import extract
 from hf_apar.data.samplers import Sampler, Task, Written
 from hf_apar.data.sentences import sentence_ends
@@ -48,7 +49,7 @@ def elaborate(
     A detail ends with the first sentence that brings it to ``min_detail_tokens``; one stays shorter where the model comes to
     no end of a sentence in time, or begins another item. What does not fork stays as it is, and so do details of several
     lines, and answers that would not have the same parts afterwards. A second call with the same answers goes on where the
-    first one stopped (:func:`~hf_apar.data.distill.in_batches`).
+    first one stopped (:func:`~hf_apar.data.batches.in_batches`).
 
     Args:
         sample: goes on with texts; best the model that wrote ``answers``.

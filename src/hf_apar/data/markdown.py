@@ -10,9 +10,11 @@ from functools import cache
 
 from markdown_it import MarkdownIt
 
+from hf_apar.data.indentation import indented
 from hf_apar.data.parts import Span, enough, find_parts
 from hf_apar.data.rules import NO_STRUCTURE, RULES, Draft, Rule
 from hf_apar.data.text_tree import TextThread
+from hf_apar.data.thinking import thinking_end
 
 MAX_DEPTH = 3
 MAX_FORKS = 16
@@ -24,7 +26,7 @@ def extract(
     """Return the paragraph tree of ``answer``; one thread of one piece where it should not fork.
 
     The tree's text is ``answer``, byte for byte. A detail keeps the space before it and loses the line ends after it;
-    those belong to its parent.
+    those belong to its parent. What a reasoning model thinks first stays in the root, and only what follows is judged.
 
     Args:
         answer: Markdown, as a chat model writes it.
@@ -67,7 +69,9 @@ def extraction(
     answer: str, *, max_depth: int = MAX_DEPTH, max_forks: int = MAX_FORKS, rules: Sequence[Rule] = RULES
 ) -> Extraction:
     """Return what :func:`extract` and :func:`refusal` do, for the work of one of them."""
-    tokens = _parser().parse(answer)
+    start = thinking_end(answer)
+    thoughts, answer = answer[:start], answer[start:]
+    tokens = _parser().parse(indented(answer))
     found = enough(find_parts(answer, tokens))
     keepers = [next((rule for rule in rules if rule.keeps(part)), None) for part in found]
     parts = enough([part for part, keeper in zip(found, keepers, strict=True) if keeper is None])
@@ -77,7 +81,16 @@ def extraction(
     if refused_by is None and not parts:
         refused_by = kept_by[-1] if kept_by else NO_STRUCTURE
     spans = [] if refused_by else [part.span for part in parts]
-    return Extraction(_build(answer, (0, len(answer)), spans, max_depth), refused_by, kept_by)
+    tree = _build(answer, (0, len(answer)), spans, max_depth)
+    return Extraction(_after(thoughts, tree), refused_by, kept_by)
+
+
+def _after(text: str, tree: TextThread) -> TextThread:
+    """Return ``tree`` with ``text`` before it."""
+    if not text:
+        return tree
+    head = tree.pieces[0] if tree.pieces and isinstance(tree.pieces[0], str) else ""
+    return TextThread((text + head, *tree.pieces[1 if head else 0 :]))
 
 
 @cache

@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate, pairwise
 from typing import Literal
 
@@ -22,8 +23,11 @@ _COLON = r"(?::(?=\s)|：)"
 _SPACE = r"[^\S\n]{0,3}"  # bounded, as titles are: no text takes quadratic time
 _DASH = rf"(?:(?=[^\S\n]){_SPACE}[-–—](?=\s)|{_SPACE}——)"
 _BOLD_TITLE = re.compile(rf"(\*\*|__)(?P<title>[^*_\n]{{1,200}}?)(?:[:：.。]\1|\1{_SPACE}[:：]|\1{_DASH}|\1(?={_SPACE}\n))")
+_BOLD_START = re.compile(r"(\*\*|__)(?P<title>[^*_\n]{1,200}?)\1(?=\s)")
+_BOLD_WORDS = re.compile(r"(\*\*|__)[^*_\n]{1,200}\1")
 _PLAIN_TITLE = re.compile(rf"(?P<title>[^:：*_`\n]{{1,200}}?)(?:{_COLON}|{_DASH})")
 _LINE_TITLE = re.compile(rf"(?P<title>[^\n`]{{0,200}}[^\s.!?;,。！？।؟،]){_SPACE}(?=\n)")  # detail on the lines below it
+_TITLES = (_BOLD_TITLE, _PLAIN_TITLE, _LINE_TITLE)
 _BOLD_LINE = re.compile(rf"(\*\*|__)(?P<title>[^*_\n]+)\1{_SPACE}[:：]?\s*\Z")
 _BOLD_LINE_LEVEL = 7  # below the six of headings
 _BLANK_LINES = re.compile(r"(?:[ \t]*(?:\r\n|\r|\n))+")
@@ -93,30 +97,35 @@ class _Source:
 
     def items(self) -> Iterator[Part]:
         """Yield the items with title and detail of all lists, nested ones included."""
-        open_lists: list[list[int]] = []  # group, items so far
+        for group, items in self._lists():
+            all_bold = all(start and _BOLD_WORDS.match(self.answer, start, end) for start, end in items)
+            forms = (*_TITLES, _BOLD_START) if all_bold else _TITLES  # else a bold word may be stressed, not a title
+            for index, (start, end) in enumerate(items):
+                title_end = start and self._title_end(start, end, forms)
+                if start and title_end:
+                    yield from self._part("item", (start, title_end, end), (group, index))
+
+    def _lists(self) -> Iterator[tuple[int, list[tuple[int | None, int]]]]:
+        """Yield each list: its number, and of its items where the text begins, if a marker stands before it, and ends."""
+        open_lists: list[tuple[int, list[tuple[int | None, int]]]] = []
         started: set[int] = set()  # lines that an item begins: a list within it on the same line is none of ours
         for number, token in enumerate(self.tokens):
             if token.type in ("bullet_list_open", "ordered_list_open"):
-                open_lists.append([number, -1])
+                open_lists.append((number, []))
             elif token.type in ("bullet_list_close", "ordered_list_close"):
-                open_lists.pop()
+                yield open_lists.pop()
             elif token.type == "list_item_open" and token.map and token.map[0] not in started:
                 started.add(token.map[0])
-                open_lists[-1][1] += 1
                 start, end = self._lines(token.map)
-                marker = re.compile(r"[ \t]*" + re.escape(token.info + token.markup) + r"[ \t]+").match(
-                    self.answer, start, end
-                )
-                title_end = marker and self._title_end(marker.end(), end)
-                if marker and title_end:
-                    yield from self._part("item", (marker.end(), title_end, end), open_lists[-1])
+                marker = _marker(token.info + token.markup).match(self.answer, start, end)
+                open_lists[-1][1].append((marker and marker.end(), end))
 
-    def _title_end(self, start: int, end: int) -> int | None:
+    def _title_end(self, start: int, end: int, forms: Sequence[re.Pattern[str]]) -> int | None:
         """Where the title ends that stands at ``start``, if one does."""
-        for form in (_BOLD_TITLE, _PLAIN_TITLE, _LINE_TITLE):
+        for form in forms:
             title = form.match(self.answer, start, end)
-            if title is not None:
-                return title.end() if 1 <= count_words(title["title"]) <= MAX_TITLE_WORDS else None
+            if title is not None and 1 <= count_words(title["title"]) <= MAX_TITLE_WORDS:
+                return title.end()
         return None
 
     def sections(self) -> Iterator[Part]:
@@ -159,6 +168,11 @@ class _Source:
         detail = self.answer[slice(*span)]
         if count_words(detail) >= (MIN_REST_WORDS if kind == "paragraph" else MIN_DETAIL_WORDS):
             yield Part(kind, self.answer[start:cut], detail, span, place[0], place[1], following)
+
+
+@cache
+def _marker(marker: str) -> re.Pattern[str]:
+    return re.compile(r"[ \t]*" + re.escape(marker) + r"[ \t]+")
 
 
 def _trimmed(answer: str, span: Span) -> Span:

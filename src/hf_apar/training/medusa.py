@@ -18,6 +18,7 @@ from hf_apar.checks import is_split
 from hf_apar.config import AparConfig
 from hf_apar.data.collator import DataCollatorForApar, pack
 from hf_apar.data.features import IGNORED, TreeFeatures
+from hf_apar.data.rejections import Rejections
 from hf_apar.errors import ConfigurationError, ControlTokenError
 from hf_apar.speculation.medusa import MedusaHeads, path_successors
 from hf_apar.training.metrics import final_metrics
@@ -52,7 +53,7 @@ def train_medusa(
 
     Args:
         model: a model that can fork.
-        answers: JSON Lines with ``prompt`` and ``response``: best the model's own.
+        answers: as for :func:`hf_apar.training.recipe.train`: best the model's own.
         start: folder of heads to go on from, such as those of the same model before it was tuned further; ``inner_size``
             and ``draft_vocabulary`` are theirs then.
         length: guesses in a row.
@@ -73,10 +74,11 @@ def train_medusa(
     config = AparConfig.from_dict(getattr(model.generation_config, "apar_config", None) or {})
     if config.fork_token_id is None or config.child_token_id is None:
         raise ControlTokenError("the model has no control tokens; train it to fork first, see docs/training.md")
+    rejected = Rejections(answers, output / "rejected.jsonl")
     mixture = mix(
-        read_examples(answers), tokenizer, (config.fork_token_id, config.child_token_id),
+        read_examples(answers, rejected), tokenizer, (config.fork_token_id, config.child_token_id),
         Selection(unforked_share=0.0, max_repetition=1.0), max_length=max_length, seed=seed,
-        chat_template_kwargs=chat_template_kwargs,
+        rejected=rejected, chat_template_kwargs=chat_template_kwargs,
     )  # fmt: skip
     hidden_size = int(model.config.get_text_config(decoder=True).hidden_size)
     if start is None:

@@ -4,23 +4,27 @@ import json
 import logging
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from hf_apar.chat import encode_chat
+from hf_apar.data.batches import Answer
+from hf_apar.data.chats import ChatAnswer, Message, chat_answers
 from hf_apar.data.collator import pack
-from hf_apar.data.distill import Answer
 from hf_apar.data.features import TreeFeatures, tree_features, truncate, unforked
 from hf_apar.data.markdown import extract
-from hf_apar.data.records import ChatAnswer, Message, chat_answers, open_records
+from hf_apar.data.records import open_records, record_of
+from hf_apar.data.rejections import UNUSABLE, Rejected, Rejections
 from hf_apar.data.repetition import repeated_share, repeats_a_sibling, repeats_a_title
 from hf_apar.data.sentences import first_sentence_end
 from hf_apar.data.text_tree import TextThread
+from hf_apar.data.thinking import thinking_end
 from hf_apar.errors import DataError
 from hf_apar.text import encode_answer
+from hf_apar.training.held_out import held_out_places, prompt_key
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +47,15 @@ def packed_rows(
         max_length: tokens of a row; of a longer answer the last threads are left out.
         chat_template_kwargs: as for :func:`~hf_apar.chat.encode_chat`.
 
+    Records that cannot be used are left out, and a warning tells of them.
+
     Raises:
-        DataError: if a record is no answer.
+        DataError: if no record can be used.
     """
-    pairs = map(_with_tree, read_examples(answers))
-    trees = [_features(*pair, tokenizer, control_ids, chat_template_kwargs) for pair in pairs]
-    return [row.to_dict() for row in pack([truncate(tree, max_length, control_ids[1]) for tree in trees], max_length)]
+    rejected = Rejections(answers)
+    trees = _with_features(read_examples(answers, rejected), tokenizer, control_ids, chat_template_kwargs, rejected)
+    cut = [truncate(features, max_length, control_ids[1]) for _, features in trees]
+    return [row.to_dict() for row in pack(cut, max_length)]
 
 
 @dataclass(frozen=True)
@@ -60,28 +67,29 @@ class Mixture:
     max_depth: int
 
 
-def read_examples(path: Path) -> list[Answer | ChatAnswer]:
-    """Read the answers that :func:`~hf_apar.data.distill.distill` wrote, or the chats and trees of ``hf-apar extract``.
+def read_examples(path: Path, rejected: Rejections | None = None) -> list[ChatAnswer]:
+    """Read the answers of chats, with the trees that ``hf-apar extract`` found; extracted now where they have none.
+
+    Args:
+        path: as for :func:`~hf_apar.data.records.open_records`: what ``hf-apar distill`` or ``hf-apar extract`` wrote, or
+            chats in any form of :func:`~hf_apar.data.chats.read_chat`.
+        rejected: takes the records that cannot be used; by default a warning tells of them.
 
     Raises:
-        DataError: if a record is neither.
+        DataError: if none can be used.
     """
-    return [example for number, row in open_records(path).rows for example in _examples(path, number, row)]
-
-
-def _examples(path: Path, number: int, row: object) -> Iterator[Answer | ChatAnswer]:
-    try:
-        record = json.loads(row) if isinstance(row, bytes) else row
-        if isinstance(record, Mapping) and "messages" in record:
-            yield from chat_answers(record)
-        elif isinstance(record, Mapping):
-            yield Answer(record["prompt"], record["response"])
-        else:
-            raise DataError("it is no object")
-    except (ValueError, KeyError) as error:
-        raise DataError(
-            f"{path}, record {number}: {error}; wanted a prompt and a response, or what `hf-apar extract` writes"
-        ) from error
+    aside = Rejections(path) if rejected is None else rejected
+    examples: list[ChatAnswer] = []
+    for number, row in open_records(path).rows:
+        try:
+            examples += chat_answers(record_of(row), number)
+        except UNUSABLE as error:
+            aside.add([Rejected.by(error, number, row)])
+    if not examples:
+        raise aside.nothing_left("chats, a prompt and a response, or what `hf-apar extract` writes")
+    if rejected is None and aside:
+        logger.warning("%s", aside)
+    return examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,12 +138,13 @@ class Selection:
         """Is it an answer to learn from?"""
         if self._is_repetitive(tree):
             return False
-        return self._pays(tree) if tree.is_structured else not _BOLD_ITEM.search(tree.text)
+        return self._pays(tree) if tree.is_structured else not _BOLD_ITEM.search(tree.text, thinking_end(tree.text))
 
     def _is_repetitive(self, tree: TextThread) -> bool:
         if self.max_repetition >= 1:
             return False
-        return repeated_share(tree.text) > self.max_repetition or repeats_a_title(tree) or repeats_a_sibling(tree)
+        answer = tree.text[thinking_end(tree.text) :]  # thoughts may say beforehand what the answer says
+        return repeated_share(answer) > self.max_repetition or repeats_a_title(tree) or repeats_a_sibling(tree)
 
     def _pays(self, tree: TextThread) -> bool:
         """Does it fork so that it is worth it?"""
@@ -149,6 +158,9 @@ class Selection:
 DEFAULT_SELECTION = Selection()
 
 
+_Tree = tuple[ChatAnswer, TreeFeatures]
+
+
 def mix(
     answers: Sequence[Answer | ChatAnswer],
     tokenizer: PreTrainedTokenizerBase,
@@ -158,75 +170,85 @@ def mix(
     max_length: int = 1024,
     seed: int = 0,
     nll: Callable[[list[int], list[int]], float] | None = None,
+    rejected: Rejections | None = None,
     chat_template_kwargs: Mapping[str, object] | None = None,
 ) -> Mixture:
     """Extract the trees of ``answers`` without one, and make of them what ``selection`` says.
 
-    ``nll`` says how unlikely the model finds the ids of an answer after those of its prompt, in nats a token; it is needed
-    where ``selection.likeliest`` has a choice. ``chat_template_kwargs`` are those of :func:`~hf_apar.chat.encode_chat`.
-
     Answers of more than ``max_length`` tokens are left out. So are those that do not fork and hold a list with bold titles:
-    whether such a list forks should depend on nothing small.
+    whether such a list forks should depend on nothing small. Of a prompt, and of a chat, all answers are held out or none.
+
+    Args:
+        nll: says how unlikely the model finds the ids of an answer after those of its prompt, in nats a token; it is needed
+            where ``selection.likeliest`` has a choice.
+        rejected: takes the answers that the tokenizer's chat template refuses, beside what it holds already; a warning
+            tells of all.
+        chat_template_kwargs: as for :func:`~hf_apar.chat.encode_chat`; a record's own tools go before.
 
     Raises:
         DataError: if no answer is structured, or too few remain to hold any out.
     """
-    given = [(before, tree) for before, tree in map(_with_tree, answers) if tree.text.strip()]
-    kept = [pair for pair in given if selection.keeps(pair[1])]
-    if not any(tree.is_structured for _, tree in kept):
+    rejected = Rejections("the answers") if rejected is None else rejected
+    given = [example for example in map(_with_tree, answers, range(1, 1 + len(answers))) if example.tree.text.strip()]
+    kept = [example for example in given if selection.keeps(example.tree)]
+    if not any(example.tree.is_structured for example in kept):
         raise DataError(
             f"none of the {len(given)} answers has a structure to learn from, those aside that repeat themselves, fork too "
             "often or gain too little by it; give answers with lists"
         )
-    trees = [(pair, _features(*pair, tokenizer, control_ids, chat_template_kwargs)) for pair in kept]
+    trees = _with_features(kept, tokenizer, control_ids, chat_template_kwargs, rejected)
     fitting = [item for item in trees if len(item[1]) <= max_length]
     if selection.likeliest:
         fitting = _likeliest(fitting, tokenizer, nll, chat_template_kwargs)
-    structured, whole = ([item for item in fitting if item[0][1].is_structured is forks] for forks in (True, False))
     draw = random.Random(seed)
+    chosen = _drawn(fitting, selection, draw)
+    count = max(1, round(selection.held_out * len(chosen)))
+    if count >= len(chosen):
+        raise DataError(f"{len(chosen)} answers of at most {max_length} tokens are too few to hold some out; give more")
+    aside = set(held_out_places([prompt_key(example.before) for example, _ in chosen], count))
+    logger.info(
+        "%d answers, %d of them kept, %d of these fit and are chosen; %d structured and %d others drawn; %d held out",
+        len(given), len(kept), len(fitting), sum(example.tree.is_structured for example, _ in chosen),
+        sum(not example.tree.is_structured for example, _ in chosen), len(aside),
+    )  # fmt: skip
+    rest = [item for place, item in enumerate(chosen) if place not in aside]
+    forked = [features for example, features in rest if example.tree.is_structured]
+    again = draw.sample(forked, round(selection.unforked_share * len(forked)))
+    train = [features for _, features in rest] + [unforked(tree, *control_ids) for tree in again]
+    draw.shuffle(train)
+    held_out = [features for place, (_, features) in enumerate(chosen) if place in aside]
+    return Mixture(train, held_out, max(example.tree.depth for example, _ in chosen))
+
+
+def _drawn(trees: Sequence[_Tree], selection: Selection, draw: random.Random) -> list[_Tree]:
+    """Return the structured ones of ``trees``, and so many others that the former have their share."""
+    structured, whole = ([item for item in trees if item[0].tree.is_structured is forks] for forks in (True, False))
     wanted = round(len(structured) * (1 - selection.structured_share) / selection.structured_share)
     chosen = structured + draw.sample(whole, min(wanted, len(whole)))
     draw.shuffle(chosen)
-    aside = max(1, round(selection.held_out * len(chosen)))
-    if aside >= len(chosen):
-        raise DataError(f"{len(chosen)} answers of at most {max_length} tokens are too few to hold some out; give more")
-    logger.info(
-        "%d answers, %d of them kept, %d of these fit and are chosen; %d structured and %d of %d others drawn; %d held out",
-        len(given), len(kept), len(fitting), len(structured), len(chosen) - len(structured),
-        len(whole), aside,
-    )  # fmt: skip
-    features = [item for _, item in chosen]
-    forked = [features for (_, tree), features in chosen[aside:] if tree.is_structured]
-    again = draw.sample(forked, round(selection.unforked_share * len(forked)))
-    train = features[aside:] + [unforked(tree, *control_ids) for tree in again]
-    draw.shuffle(train)
-    return Mixture(train, features[:aside], max(tree.depth for (_, tree), _ in chosen))
-
-
-_Pair = tuple[Sequence[Message], TextThread]  # the chat before an answer, and its tree
+    return chosen
 
 
 def _likeliest(
-    trees: Sequence[tuple[_Pair, TreeFeatures]],
+    trees: Sequence[_Tree],
     tokenizer: PreTrainedTokenizerBase,
     nll: Callable[[list[int], list[int]], float] | None,
     chat_template_kwargs: Mapping[str, object] | None,
-) -> list[tuple[_Pair, TreeFeatures]]:
+) -> list[_Tree]:
     """Return one answer to each prompt, in the order of the first of each: the least unlikely of those that fork."""
 
-    def unlikely(item: tuple[_Pair, TreeFeatures]) -> float:
+    def unlikely(item: _Tree) -> float:
         if nll is None:
             raise DataError("Selection.likeliest needs nll: a model that says how likely an answer is")
-        (before, tree), _ = item
-        prompt = encode_chat(tokenizer, before, chat_template_kwargs=chat_template_kwargs)
-        return nll(prompt, encode_answer(tokenizer, prompt, tree.text))
+        prompt = _prompt(item[0], tokenizer, chat_template_kwargs)
+        return nll(prompt, encode_answer(tokenizer, prompt, item[0].tree.text))
 
-    of_prompt: dict[str, list[tuple[_Pair, TreeFeatures]]] = {}
+    of_prompt: dict[str, list[_Tree]] = {}
     for item in trees:
-        of_prompt.setdefault(json.dumps(item[0][0]), []).append(item)
+        of_prompt.setdefault(json.dumps(item[0].before), []).append(item)
     chosen = []
     for same in of_prompt.values():
-        candidates = [item for item in same if item[0][1].is_structured] or same
+        candidates = [item for item in same if item[0].tree.is_structured] or same
         chosen.append(min(candidates, key=unlikely) if len(candidates) > 1 else candidates[0])
     return chosen
 
@@ -238,18 +260,41 @@ def _goes_on(child: TextThread) -> bool:
     return end is not None and bool(text[end:].strip())
 
 
-def _with_tree(answer: Answer | ChatAnswer) -> _Pair:
+def _with_tree(answer: Answer | ChatAnswer, number: int) -> ChatAnswer:
     if isinstance(answer, ChatAnswer):
-        return answer.before, answer.tree
-    return [{"role": "user", "content": answer.prompt}], extract(answer.response)
+        return answer
+    return ChatAnswer((Message(role="user", content=answer.prompt),), extract(answer.response), record=number)
 
 
-def _features(
-    before: Sequence[Message],
-    tree: TextThread,
+def _with_features(
+    examples: Sequence[ChatAnswer],
     tokenizer: PreTrainedTokenizerBase,
     control_ids: tuple[int, int],
     chat_template_kwargs: Mapping[str, object] | None,
-) -> TreeFeatures:
-    prompt = encode_chat(tokenizer, before, chat_template_kwargs=chat_template_kwargs)
-    return tree_features(prompt, tree, tokenizer, *control_ids, eos_id=int(tokenizer.eos_token_id))
+    rejected: Rejections,
+) -> list[_Tree]:
+    """Return the examples with their features; what the template refuses goes to ``rejected``, of which a warning tells.
+
+    Raises:
+        DataError: if nothing is left.
+    """
+    trees: list[_Tree] = []
+    for example in examples:
+        try:
+            prompt = _prompt(example, tokenizer, chat_template_kwargs)
+            eos_id = int(tokenizer.eos_token_id)
+            trees.append((example, tree_features(prompt, example.tree, tokenizer, *control_ids, eos_id=eos_id)))
+        except DataError as error:
+            rejected.add([Rejected.by(error, example.record, {"messages": example.before})])
+    if not trees:
+        raise rejected.nothing_left("chats that the tokenizer's chat template takes")
+    if rejected:
+        logger.warning("%s", rejected)
+    return trees
+
+
+def _prompt(
+    example: ChatAnswer, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: Mapping[str, object] | None
+) -> list[int]:
+    tools = {"tools": list(example.tools)} if example.tools else {}
+    return encode_chat(tokenizer, example.before, chat_template_kwargs={**(chat_template_kwargs or {}), **tools})

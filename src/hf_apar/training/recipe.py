@@ -13,6 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_apar.checkpoints import DEFAULT_BASE, adapter_settings, load_base, save_adapter
 from hf_apar.data.collator import DataCollatorForApar, pack
+from hf_apar.data.rejections import Rejections
 from hf_apar.errors import DataError
 from hf_apar.tokens import add_control_tokens
 from hf_apar.training.lora import AdapterTrainer, add_lora, load_lora
@@ -50,7 +51,8 @@ def train(
     """Fine-tune ``model`` on ``answers`` and write an adapter to ``output``; go on from a checkpoint found there.
 
     Args:
-        answers: JSON Lines with ``prompt`` and ``response``, as :func:`hf_apar.data.distill.distill` writes them, or what
+        answers: chats (:func:`~hf_apar.training.mixture.read_examples`), best the model's own, as
+            :func:`hf_apar.data.distill.distill` writes them, or what
             ``hf-apar extract`` writes.
         output: folder for the adapter in bfloat16, its generation config, the tokenizer, ``metrics.json``, and at most
             two checkpoints while it trains.
@@ -73,7 +75,8 @@ def train(
         chat_template_kwargs: as for :func:`~hf_apar.chat.encode_chat`.
 
     Returns:
-        The metrics on the held-out answers: ``eval_loss``, ``eval_fork_recall``, ``eval_fork_precision`` and others.
+        The metrics on the held-out answers: ``eval_loss``, ``eval_fork_recall``, ``eval_fork_precision`` and others. Records
+        that cannot be used are in ``output/rejected.jsonl``.
 
     Raises:
         DataError: if the answers cannot be trained on, or ``output`` has a checkpoint of a run on other answers or with
@@ -94,9 +97,10 @@ def train(
         with torch.autocast(base.device.type, torch.bfloat16, enabled=bf16):
             return mean_nll(base, [prompt], [answer])
 
+    rejected = Rejections(answers, output / "rejected.jsonl")
     mixture = mix(
-        read_examples(answers), tokenizer, control_ids, selection, max_length=max_length, seed=seed, nll=nll,
-        chat_template_kwargs=chat_template_kwargs,
+        read_examples(answers, rejected), tokenizer, control_ids, selection, max_length=max_length, seed=seed, nll=nll,
+        rejected=rejected, chat_template_kwargs=chat_template_kwargs,
     )  # fmt: skip
     _record_settings(base, mixture.max_depth, fork_bias, repetition_penalty)
     arguments = TrainingArguments(
