@@ -31,10 +31,19 @@ def resolve_config(given: AparConfig | None, generation_config: GenerationConfig
             f"{type(model).__name__} has no {FORK_TOKEN} and {CHILD_TOKEN} tokens; call add_control_tokens(model, "
             "tokenizer) before fine-tuning, or load a checkpoint that was fine-tuned for APAR"
         )
-    size = embedding_rows(model)
-    if (highest := max(config.fork_token_id, config.child_token_id)) >= size:
-        raise ControlTokenError(f"control token id {highest} is outside the model's vocabulary of {size} tokens")
+    validate_control_ids(config, model)
     return ResolvedConfig(**config.to_dict())  # type: ignore[arg-type]
+
+
+def validate_control_ids(config: AparConfig, model: PreTrainedModel) -> None:
+    """Raise :class:`ControlTokenError` for ids of [Fork] and [Child] that the model has no rows for."""
+    size = embedding_rows(model)
+    highest = max(config.fork_token_id or 0, config.child_token_id or 0)
+    if highest >= size:
+        raise ControlTokenError(
+            f"control token id {highest} is outside the vocabulary of {type(model).__name__}, {size} tokens; call "
+            "add_control_tokens(model, tokenizer) on the base before its adapter is loaded"
+        )
 
 
 def eos_token_ids(generation_config: GenerationConfig) -> list[int]:
@@ -46,6 +55,8 @@ def eos_token_ids(generation_config: GenerationConfig) -> list[int]:
 def validate_model(model: PreTrainedModel) -> None:
     """Raise :class:`UnsupportedModelError` for a model whose layers cannot attend along a tree."""
     name, config = type(model).__name__, model.config.get_text_config(decoder=True)
+    if not model.can_generate():
+        raise UnsupportedModelError(f"{name} cannot generate, it has no output layer; load it with AutoModelForCausalLM")
     # a PEFT model lends its base this method while it generates
     if learns_prompts(model) or learns_prompts(getattr(model.prepare_inputs_for_generation, "__self__", None)):
         raise UnsupportedModelError(

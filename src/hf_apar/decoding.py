@@ -36,7 +36,7 @@ from hf_apar.speculation.lengths import DraftLengths
 from hf_apar.speculation.proposer import Draft, NoDrafts, Proposer, Run
 from hf_apar.speculation.states import LastHidden
 from hf_apar.stopping import Stopper
-from hf_apar.streaming import Broadcast
+from hf_apar.streaming import Broadcast, ended_by_errors
 from hf_apar.tokens import embedding_rows
 from hf_apar.tree import Thread
 
@@ -357,6 +357,33 @@ def apar_decode(
         ConfigurationError: for a generation option that threads cannot follow.
         UnsupportedModelError: for a model whose layers cannot attend along a tree.
     """
+    with ended_by_errors(streamer):
+        return decode_in_threads(
+            model,
+            input_ids,
+            logits_processor,
+            stopping_criteria,
+            generation_config,
+            apar=apar,
+            streamer=streamer,
+            proposer=proposer,
+            **model_kwargs,
+        )
+
+
+def decode_in_threads(
+    model: PreTrainedModel,
+    input_ids: LongTensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    *,
+    apar: AparConfig | None = None,
+    streamer: object | None = None,
+    proposer: Proposer | None = None,
+    **model_kwargs: Any,
+) -> AparOutput | LongTensor:
+    """Do what :func:`apar_decode` does, and leave the streamers to the caller where something is raised."""
     validate_model(model)
     validate_generation(generation_config, model_kwargs)
     validate_streamer(streamer, len(input_ids))
