@@ -2,6 +2,7 @@
 
 import threading
 
+import numpy
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -106,6 +107,55 @@ def test_without_forks_stopping_is_that_of_generate(plain_llama, apar_llama, tok
             one = {name: value[index : index + 1] for name, value in PROMPTS.items()}
             expected = plain_llama.generate(**one, max_new_tokens=40, **options)
             assert apar_llama.generate(**one, max_new_tokens=40, apar=NO_FORK, **options).tolist() == expected.tolist()
+
+
+class Answers(StoppingCriteria):
+    """A criterion that stops all rows at one length, and says so in the form that ``form`` makes of its bools."""
+
+    def __init__(self, form, length):
+        self.form, self.length = form, length
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return self.form([input_ids.shape[1] >= self.length] * len(input_ids))
+
+
+FORMS = {
+    "a tensor of the rows": torch.tensor,
+    "an array of the rows": numpy.array,
+    "a Python bool": lambda rows: rows[0],
+    "a numpy bool": lambda rows: numpy.bool_(rows[0]),
+    "a tensor of no dimension": lambda rows: torch.tensor(rows[0]),
+    "a tensor of one row": lambda rows: torch.tensor(rows[:1]),
+    "ones and zeros": lambda rows: torch.tensor(rows).long(),
+}
+
+
+REFUSED_FORMS = ("a numpy bool",)  # by plain generate too
+
+
+def outcome(call):
+    """What a call gives, or the kind of its error."""
+    try:
+        return call().tolist()
+    except Exception as error:
+        return type(error)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_l5_a_criterion_may_answer_in_every_form_that_generate_takes(plain_llama, apar_llama, form):
+    """FIELD L5: what plain ``generate`` takes is taken, what it refuses is refused."""
+    width = PROMPTS["input_ids"].shape[1]
+    for length in (width + 1, width + 6):
+        options = {"max_new_tokens": 20, "eos_token_id": None, "stopping_criteria": [Answers(FORMS[form], length)]}
+        expected = outcome(lambda options=options: plain_llama.generate(**PROMPTS, **options))
+        got = outcome(lambda options=options: apar_llama.generate(**PROMPTS, apar=NO_FORK, **options))
+        assert got == expected
+        assert form in REFUSED_FORMS or len(expected[0]) == length
+    if form in REFUSED_FORMS:
+        return
+    forked = run(apar_llama, stopping_criteria=[Answers(FORMS[form], width + 6)])
+    usual = run(apar_llama, stopping_criteria=[Answers(torch.tensor, width + 6)])
+    assert forked.sequences.tolist() == usual.sequences.tolist()
 
 
 def test_max_time_ends_every_thread(apar_llama):

@@ -34,14 +34,15 @@ class Stopper:
     ) -> None:
         self.controls = (config.fork_token_id, config.child_token_id)
         self.prompt_ids, self.pad_token_id = prompt_ids, pad_token_id
-        self.clocks = [one for one in criteria if isinstance(one, MaxTimeCriteria)]
+        self.clocks = StoppingCriteriaList(one for one in criteria if isinstance(one, MaxTimeCriteria))
         ours = (EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria)
-        self.criteria: list[StoppingCriteria] = [one for one in criteria if not isinstance(one, ours)]
+        # the list takes from each criterion what generate takes: a tensor or an array of the rows, or one bool for all
+        self.criteria = StoppingCriteriaList(one for one in criteria if not isinstance(one, ours))
 
     @property
     def out_of_time(self) -> bool:
         """Has ``max_time`` passed?"""
-        return any(bool(clock(self.prompt_ids, None).any()) for clock in self.clocks)
+        return bool(self.clocks(self.prompt_ids, None).any())
 
     def __call__(self, paths: Sequence[Path], tokens: Sequence[int]) -> list[bool]:
         """Return whether each path must stop once it has written its token; a control token is no text and never stops."""
@@ -50,10 +51,9 @@ class Stopper:
             return stops
         texts = [Path(path.row, self._as_read([*path.new_ids, token])) for path, token in zip(paths, tokens, strict=True)]
         for batch in rounds(self.prompt_ids, texts, self.pad_token_id):
-            for criterion in self.criteria:
-                verdict = criterion(batch.input_ids, None).tolist()
-                for index, row in zip(batch.indices, batch.rows, strict=True):
-                    stops[index] |= bool(verdict[row]) and tokens[index] not in self.controls
+            verdict = self.criteria(batch.input_ids, None).tolist()
+            for index, row in zip(batch.indices, batch.rows, strict=True):
+                stops[index] = bool(verdict[row]) and tokens[index] not in self.controls
         return stops
 
     def _as_read(self, ids: Sequence[int]) -> list[int]:
