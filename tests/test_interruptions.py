@@ -1,4 +1,4 @@
-"""FIELD L9: whatever raises in the middle of a run, the models are as before, streamers have ended, and the next run is right.
+"""FIELD L9: whatever raises in the middle of a run, the models are as before, streamers have ended, the next run is right.
 
 What is called that is not ours raises here at one of its calls: processors, criteria, streamers, proposers, the models.
 """
@@ -152,7 +152,7 @@ def test_l9_what_raises_in_a_callers_object_changes_nothing(model, expected, pla
 @pytest.mark.parametrize("call", [1, 2, 5])
 @pytest.mark.parametrize("speculation", ["none", "lookup", "assistant", "Medusa"])
 def test_l9_what_raises_in_a_model_or_amid_drafts_changes_nothing(model, expected, speculation, call):
-    """The model's own forward, the assistant's, and a criterion while drafts are out; then the same objects run to the end."""
+    """The model's own forward, the assistant's, and a criterion while drafts are out; then the same objects run on."""
     options = drafts(speculation)
     for kind in (RuntimeError, KeyboardInterrupt):
         with forward_hook(model, breaks(kind, call)):
