@@ -147,3 +147,42 @@ def validate_length(longest: int, model: PreTrainedModel) -> None:
             f"the prompt has {longest} positions and {type(model).__name__} knows {limit}; shorten it, or load the model "
             "with a larger max_position_embeddings"
         )
+
+
+def validate_rope(shortest: int, longest: int, budget: int, config: ResolvedConfig, model: PreTrainedModel) -> None:
+    """Raise :class:`ConfigurationError` where rotary frequencies may change while threads write.
+
+    Dynamic NTK and longrope choose them by the longest path of a forward pass, for all threads in it: beyond that point a
+    thread's text would depend on which others are running. On either side of it each thread has its path's own.
+
+    Args:
+        shortest, longest: positions of the shortest and the longest prompt of the batch.
+        budget: tokens that a row may sample.
+    """
+    injected = config.max_depth - 1  # a [Child] at each fork, which the budget does not count
+    reached = longest + budget - 1 + injected  # the last token is not fed
+    for kind, boundary in _rope_switches(model.config.get_text_config(decoder=True)):
+        if reached <= boundary or (kind == "longrope" and shortest > boundary):
+            continue
+        room = boundary + 1 - injected - longest
+        less = f"pass max_new_tokens={room} or less" if room > 0 else "shorten the prompts"
+        more = f", or prompts of more than {boundary} tokens" if kind == "longrope" else ""
+        raise ConfigurationError(
+            f"the rotary frequencies of {type(model).__name__} ({kind}) change beyond {boundary} positions, for all threads "
+            f"at once, and this call may reach {reached}: {less}{more}, or call generate without apar"
+        )
+
+
+def _rope_switches(config: Any) -> list[tuple[str, int]]:
+    """Return the kinds of rotary positions that depend on a pass's longest path, each with where they change."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    layers = [parameters] if "rope_type" in parameters else [one for one in parameters.values() if isinstance(one, dict)]
+    switches = []
+    for one in layers:  # one for all layers, or one for each kind of layer
+        kind = one.get("rope_type", "default")
+        if "dynamic" in kind:
+            switches.append((kind, config.max_position_embeddings))
+        elif kind == "longrope":
+            known = one.get("original_max_position_embeddings")
+            switches.append((kind, known or config.original_max_position_embeddings))
+    return switches

@@ -21,6 +21,7 @@ from hf_apar.checks import (
     validate_generation,
     validate_length,
     validate_model,
+    validate_rope,
     validate_streamer,
 )
 from hf_apar.config import AparConfig, ResolvedConfig
@@ -391,7 +392,10 @@ def decode_in_threads(
         raise ConfigurationError(f"proposer is a {type(proposer).__name__}; pass a Proposer, such as MedusaDrafts(heads)")
     config = resolve_config(apar, generation_config, model)
     prompts = Prompts.from_generate(input_ids, generation_config, model_kwargs)
-    validate_length(max((row.slots for row in prompts.rows(config)), default=0), model)
+    lengths = [row.slots for row in prompts.rows(config)] or [0]
+    validate_length(max(lengths), model)
+    budget = int(generation_config.max_length) - input_ids.shape[1]
+    validate_rope(min(lengths), max(lengths), budget, config, model)
     eos = eos_token_ids(generation_config)
     pad = int(generation_config.pad_token_id if generation_config.pad_token_id is not None else next(iter(eos), 0))
     sampler = Sampler(logits_processor, config, input_ids, pad_token_id=pad, do_sample=bool(generation_config.do_sample))

@@ -125,6 +125,11 @@ class Prompts:
                 is_first_iteration=True,
                 **{**options, "inputs_embeds": None if embeds is None else embeds[:, :end]},
             )
+            if inputs.get("past_key_values") is not cache:  # the model begins anew: Phi3 beyond its first window
+                cache.prepare(None, end, end)
+                inputs["past_key_values"] = cache
+                if "logits_to_keep" in inputs:
+                    inputs["logits_to_keep"] = 1
             logits = model(**inputs, return_dict=True).logits
         assert logits is not None
         return logits[:, -1]  # type: ignore[no-any-return]
