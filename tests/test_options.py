@@ -5,12 +5,9 @@ import threading
 import numpy
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     DynamicCache,
     GenerationConfig,
-    LogitsProcessor,
-    PreTrainedTokenizerFast,
     StoppingCriteria,
     TextIteratorStreamer,
     TextStreamer,
@@ -19,22 +16,15 @@ from transformers import (
 from conftest import CHILD, EOS, FORK, left_padded, random_prompts, tiny_llama
 from hf_apar import AparConfig, AparStreamer, ConfigurationError, ParagraphTree, enable_apar
 from hf_apar.speculation.medusa import MedusaDrafts, MedusaHeads
+from letter_tokenizer import letter_tokenizer
 
 NO_FORK = AparConfig(fork_bias=float("-inf"))
 PROMPTS = left_padded(random_prompts(5, seed=7))
-LETTERS = "0abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRST"
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """A letter for each token of the tiny models; the control tokens are special."""
-    vocabulary = {letter: index for index, letter in enumerate(LETTERS[:FORK])} | {"[Fork]": FORK, "[Child]": CHILD}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="0"))
-    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    backend.decoder = decoders.Fuse()
-    made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="0", pad_token="0", padding_side="left")
-    made.add_tokens(["[Fork]", "[Child]"], special_tokens=True)
-    return made
+    return letter_tokenizer()
 
 
 def run(model, inputs=PROMPTS, **options):
@@ -378,24 +368,3 @@ def test_two_threads_of_one_process_generate_at_once(apar_llama):
     for worker in workers:
         worker.join()
     assert got == expected
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interruption_leaves_the_model_as_it_was(error):
-    model = enable_apar(tiny_llama())
-    before = run(model)
-
-    class Breaks(LogitsProcessor):
-        calls = 0
-
-        def __call__(self, input_ids, scores):
-            self.calls += 1
-            if self.calls > 9:
-                raise error
-            return scores
-
-    state = dict(vars(model))
-    with pytest.raises(error):
-        run(model, logits_processor=[Breaks()])
-    assert vars(model).keys() == state.keys()
-    assert run(model).sequences.tolist() == before.sequences.tolist()

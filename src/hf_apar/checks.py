@@ -111,7 +111,7 @@ def validate_generation(generation_config: GenerationConfig, model_kwargs: Mappi
     for name, plain in (
         ("num_beams", 1), ("num_beam_groups", 1), ("penalty_alpha", None), ("dola_layers", None),
         ("guidance_scale", 1), ("token_healing", False), ("cache_implementation", "dynamic"),
-        ("prompt_lookup_num_tokens", None), ("watermarking_config", None), ("assistant_early_exit", None),
+        ("prompt_lookup_num_tokens", None), ("assistant_early_exit", None),
         ("use_mtp", False), ("constraints", None), ("force_words_ids", None),
         ("output_attentions", False), ("output_hidden_states", False),
     ):  # fmt: skip

@@ -36,7 +36,7 @@ from hf_apar.speculation.calibration import step_times
 from hf_apar.speculation.lengths import DraftLengths
 from hf_apar.speculation.proposer import Draft, NoDrafts, Proposer, Run
 from hf_apar.speculation.states import LastHidden
-from hf_apar.stopping import Stopper
+from hf_apar.stopping import Stopper, with_limits
 from hf_apar.streaming import Broadcast, ended_by_errors
 from hf_apar.tokens import embedding_rows
 from hf_apar.tree import Thread
@@ -391,6 +391,7 @@ def decode_in_threads(
     if not isinstance(proposer, Proposer | None):
         raise ConfigurationError(f"proposer is a {type(proposer).__name__}; pass a Proposer, such as MedusaDrafts(heads)")
     config = resolve_config(apar, generation_config, model)
+    generation_config = with_limits(generation_config, stopping_criteria)
     prompts = Prompts.from_generate(input_ids, generation_config, model_kwargs)
     lengths = [row.slots for row in prompts.rows(config)] or [0]
     validate_length(max(lengths), model)

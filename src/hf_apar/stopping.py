@@ -1,20 +1,23 @@
 """When a thread must stop: stop strings and stopping criteria, judged on each thread's path; and the clock."""
 
+import copy
 from collections.abc import Sequence
 
 from torch import LongTensor
 from transformers import (
+    GenerationConfig,
     MaxTimeCriteria,
     PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
     StopStringCriteria,
 )
-from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+from transformers.generation.stopping_criteria import ConfidenceCriteria, EosTokenCriteria, MaxLengthCriteria
 
 from hf_apar.config import ResolvedConfig
 from hf_apar.errors import ConfigurationError
 from hf_apar.paths import Path, rounds
+from hf_apar.purity import Pure
 
 
 class Stopper:
@@ -27,6 +30,9 @@ class Stopper:
     Args:
         criteria: what ``generate`` prepared; a custom criterion gets ``scores=None``.
         prompt_ids: (batch, prompt), padded on the left.
+
+    Raises:
+        ConfigurationError: for a criterion that keeps state across calls.
     """
 
     def __init__(
@@ -36,8 +42,12 @@ class Stopper:
         self.prompt_ids, self.pad_token_id = prompt_ids, pad_token_id
         self.clocks = StoppingCriteriaList(one for one in criteria if isinstance(one, MaxTimeCriteria))
         ours = (EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria)
+        if any(isinstance(one, ConfidenceCriteria) for one in criteria):
+            raise ConfigurationError(
+                "ConfidenceCriteria judges the drafts of an assistant; leave it out, and pass assistant_confidence_threshold"
+            )
         # the list takes from each criterion what generate takes: a tensor or an array of the rows, or one bool for all
-        self.criteria = StoppingCriteriaList(one for one in criteria if not isinstance(one, ours))
+        self.criteria = StoppingCriteriaList(Pure(one) for one in criteria if not isinstance(one, ours))
 
     @property
     def out_of_time(self) -> bool:
@@ -64,6 +74,17 @@ class Stopper:
             else:
                 read.append(token)
         return read
+
+
+def with_limits(generation_config: GenerationConfig, criteria: StoppingCriteriaList) -> GenerationConfig:
+    """Return ``generation_config`` with the EOS tokens and the length that ``criteria`` hold: a caller's own come first."""
+    lengths = [one.max_length for one in criteria if isinstance(one, MaxLengthCriteria)]
+    ends = [one.eos_token_id.tolist() for one in criteria if isinstance(one, EosTokenCriteria)]
+    result = copy.copy(generation_config)
+    if lengths:
+        result.max_length = min(lengths)
+    result.eos_token_id = list(dict.fromkeys(token for tokens in ends for token in tokens)) or None
+    return result
 
 
 def stop_string_criteria(
