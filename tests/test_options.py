@@ -2,14 +2,12 @@
 
 import threading
 
+import numpy
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     DynamicCache,
     GenerationConfig,
-    LogitsProcessor,
-    PreTrainedTokenizerFast,
     StoppingCriteria,
     TextIteratorStreamer,
     TextStreamer,
@@ -18,22 +16,15 @@ from transformers import (
 from conftest import CHILD, EOS, FORK, left_padded, random_prompts, tiny_llama
 from hf_apar import AparConfig, AparStreamer, ConfigurationError, ParagraphTree, enable_apar
 from hf_apar.speculation.medusa import MedusaDrafts, MedusaHeads
+from letter_tokenizer import letter_tokenizer
 
 NO_FORK = AparConfig(fork_bias=float("-inf"))
 PROMPTS = left_padded(random_prompts(5, seed=7))
-LETTERS = "0abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRST"
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """A letter for each token of the tiny models; the control tokens are special."""
-    vocabulary = {letter: index for index, letter in enumerate(LETTERS[:FORK])} | {"[Fork]": FORK, "[Child]": CHILD}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="0"))
-    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    backend.decoder = decoders.Fuse()
-    made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="0", pad_token="0", padding_side="left")
-    made.add_tokens(["[Fork]", "[Child]"], special_tokens=True)
-    return made
+    return letter_tokenizer()
 
 
 def run(model, inputs=PROMPTS, **options):
@@ -106,6 +97,55 @@ def test_without_forks_stopping_is_that_of_generate(plain_llama, apar_llama, tok
             one = {name: value[index : index + 1] for name, value in PROMPTS.items()}
             expected = plain_llama.generate(**one, max_new_tokens=40, **options)
             assert apar_llama.generate(**one, max_new_tokens=40, apar=NO_FORK, **options).tolist() == expected.tolist()
+
+
+class Answers(StoppingCriteria):
+    """A criterion that stops all rows at one length, and says so in the form that ``form`` makes of its bools."""
+
+    def __init__(self, form, length):
+        self.form, self.length = form, length
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return self.form([input_ids.shape[1] >= self.length] * len(input_ids))
+
+
+FORMS = {
+    "a tensor of the rows": torch.tensor,
+    "an array of the rows": numpy.array,
+    "a Python bool": lambda rows: rows[0],
+    "a numpy bool": lambda rows: numpy.bool_(rows[0]),
+    "a tensor of no dimension": lambda rows: torch.tensor(rows[0]),
+    "a tensor of one row": lambda rows: torch.tensor(rows[:1]),
+    "ones and zeros": lambda rows: torch.tensor(rows).long(),
+}
+
+
+REFUSED_FORMS = ("a numpy bool",)  # by plain generate too
+
+
+def outcome(call):
+    """What a call gives, or the kind of its error."""
+    try:
+        return call().tolist()
+    except Exception as error:
+        return type(error)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_l5_a_criterion_may_answer_in_every_form_that_generate_takes(plain_llama, apar_llama, form):
+    """FIELD L5: what plain ``generate`` takes is taken, what it refuses is refused."""
+    width = PROMPTS["input_ids"].shape[1]
+    for length in (width + 1, width + 6):
+        options = {"max_new_tokens": 20, "eos_token_id": None, "stopping_criteria": [Answers(FORMS[form], length)]}
+        expected = outcome(lambda options=options: plain_llama.generate(**PROMPTS, **options))
+        got = outcome(lambda options=options: apar_llama.generate(**PROMPTS, apar=NO_FORK, **options))
+        assert got == expected
+        assert form in REFUSED_FORMS or len(expected[0]) == length
+    if form in REFUSED_FORMS:
+        return
+    forked = run(apar_llama, stopping_criteria=[Answers(FORMS[form], width + 6)])
+    usual = run(apar_llama, stopping_criteria=[Answers(torch.tensor, width + 6)])
+    assert forked.sequences.tolist() == usual.sequences.tolist()
 
 
 def test_max_time_ends_every_thread(apar_llama):
@@ -328,24 +368,3 @@ def test_two_threads_of_one_process_generate_at_once(apar_llama):
     for worker in workers:
         worker.join()
     assert got == expected
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interruption_leaves_the_model_as_it_was(error):
-    model = enable_apar(tiny_llama())
-    before = run(model)
-
-    class Breaks(LogitsProcessor):
-        calls = 0
-
-        def __call__(self, input_ids, scores):
-            self.calls += 1
-            if self.calls > 9:
-                raise error
-            return scores
-
-    state = dict(vars(model))
-    with pytest.raises(error):
-        run(model, logits_processor=[Breaks()])
-    assert vars(model).keys() == state.keys()
-    assert run(model).sequences.tolist() == before.sequences.tolist()

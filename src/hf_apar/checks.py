@@ -32,10 +32,19 @@ def resolve_config(given: AparConfig | None, generation_config: GenerationConfig
             f"{type(model).__name__} has no {FORK_TOKEN} and {CHILD_TOKEN} tokens; call add_control_tokens(model, "
             "tokenizer) before fine-tuning, or load a checkpoint that was fine-tuned for APAR"
         )
-    size = embedding_rows(model)
-    if (highest := max(config.fork_token_id, config.child_token_id)) >= size:
-        raise ControlTokenError(f"control token id {highest} is outside the model's vocabulary of {size} tokens")
+    validate_control_ids(config, model)
     return ResolvedConfig(**config.to_dict())  # type: ignore[arg-type]
+
+
+def validate_control_ids(config: AparConfig, model: PreTrainedModel) -> None:
+    """Raise :class:`ControlTokenError` for ids of [Fork] and [Child] that the model has no rows for."""
+    size = embedding_rows(model)
+    highest = max(config.fork_token_id or 0, config.child_token_id or 0)
+    if highest >= size:
+        raise ControlTokenError(
+            f"control token id {highest} is outside the vocabulary of {type(model).__name__}, {size} tokens; call "
+            "add_control_tokens(model, tokenizer) on the base before its adapter is loaded"
+        )
 
 
 def eos_token_ids(generation_config: GenerationConfig) -> list[int]:
@@ -48,6 +57,8 @@ def validate_model(model: PreTrainedModel) -> None:
     """Raise :class:`UnsupportedModelError` for a model whose layers cannot attend along a tree."""
     warn_outside_range()
     name, config = type(model).__name__, model.config.get_text_config(decoder=True)
+    if not model.can_generate():
+        raise UnsupportedModelError(f"{name} cannot generate, it has no output layer; load it with AutoModelForCausalLM")
     # a PEFT model lends its base this method while it generates
     if learns_prompts(model) or learns_prompts(getattr(model.prepare_inputs_for_generation, "__self__", None)):
         raise UnsupportedModelError(
@@ -102,7 +113,7 @@ def validate_generation(generation_config: GenerationConfig, model_kwargs: Mappi
     for name, plain in (
         ("num_beams", 1), ("num_beam_groups", 1), ("penalty_alpha", None), ("dola_layers", None),
         ("guidance_scale", 1), ("token_healing", False), ("cache_implementation", "dynamic"),
-        ("prompt_lookup_num_tokens", None), ("watermarking_config", None), ("assistant_early_exit", None),
+        ("prompt_lookup_num_tokens", None), ("assistant_early_exit", None),
         ("use_mtp", False), ("constraints", None), ("force_words_ids", None),
         ("output_attentions", False), ("output_hidden_states", False),
     ):  # fmt: skip
@@ -138,3 +149,42 @@ def validate_length(longest: int, model: PreTrainedModel) -> None:
             f"the prompt has {longest} positions and {type(model).__name__} knows {limit}; shorten it, or load the model "
             "with a larger max_position_embeddings"
         )
+
+
+def validate_rope(shortest: int, longest: int, budget: int, config: ResolvedConfig, model: PreTrainedModel) -> None:
+    """Raise :class:`ConfigurationError` where rotary frequencies may change while threads write.
+
+    Dynamic NTK and longrope choose them by the longest path of a forward pass, for all threads in it: beyond that point a
+    thread's text would depend on which others are running. On either side of it each thread has its path's own.
+
+    Args:
+        shortest, longest: positions of the shortest and the longest prompt of the batch.
+        budget: tokens that a row may sample.
+    """
+    injected = config.max_depth - 1  # a [Child] at each fork, which the budget does not count
+    reached = longest + budget - 1 + injected  # the last token is not fed
+    for kind, boundary in _rope_switches(model.config.get_text_config(decoder=True)):
+        if reached <= boundary or (kind == "longrope" and shortest > boundary):
+            continue
+        room = boundary + 1 - injected - longest
+        less = f"pass max_new_tokens={room} or less" if room > 0 else "shorten the prompts"
+        more = f", or prompts of more than {boundary} tokens" if kind == "longrope" else ""
+        raise ConfigurationError(
+            f"the rotary frequencies of {type(model).__name__} ({kind}) change beyond {boundary} positions, for all threads "
+            f"at once, and this call may reach {reached}: {less}{more}, or call generate without apar"
+        )
+
+
+def _rope_switches(config: Any) -> list[tuple[str, int]]:
+    """Return the kinds of rotary positions that depend on a pass's longest path, each with where they change."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    layers = [parameters] if "rope_type" in parameters else [one for one in parameters.values() if isinstance(one, dict)]
+    switches = []
+    for one in layers:  # one for all layers, or one for each kind of layer
+        kind = one.get("rope_type", "default")
+        if "dynamic" in kind:
+            switches.append((kind, config.max_position_embeddings))
+        elif kind == "longrope":
+            known = one.get("original_max_position_embeddings")
+            switches.append((kind, known or config.original_max_position_embeddings))
+    return switches

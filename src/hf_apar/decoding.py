@@ -21,6 +21,7 @@ from hf_apar.checks import (
     validate_generation,
     validate_length,
     validate_model,
+    validate_rope,
     validate_streamer,
 )
 from hf_apar.config import AparConfig, ResolvedConfig
@@ -35,8 +36,8 @@ from hf_apar.speculation.calibration import step_times
 from hf_apar.speculation.lengths import DraftLengths
 from hf_apar.speculation.proposer import Draft, NoDrafts, Proposer, Run
 from hf_apar.speculation.states import LastHidden
-from hf_apar.stopping import Stopper
-from hf_apar.streaming import Broadcast
+from hf_apar.stopping import Stopper, with_limits
+from hf_apar.streaming import Broadcast, ended_by_errors
 from hf_apar.tokens import embedding_rows
 from hf_apar.tree import Thread
 
@@ -358,14 +359,45 @@ def apar_decode(
         ConfigurationError: for a generation option that threads cannot follow.
         UnsupportedModelError: for a model whose layers cannot attend along a tree.
     """
+    with ended_by_errors(streamer):
+        return decode_in_threads(
+            model,
+            input_ids,
+            logits_processor,
+            stopping_criteria,
+            generation_config,
+            apar=apar,
+            streamer=streamer,
+            proposer=proposer,
+            **model_kwargs,
+        )
+
+
+def decode_in_threads(
+    model: PreTrainedModel,
+    input_ids: LongTensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    *,
+    apar: AparConfig | None = None,
+    streamer: object | None = None,
+    proposer: Proposer | None = None,
+    **model_kwargs: Any,
+) -> AparOutput | LongTensor:
+    """Do what :func:`apar_decode` does, and leave the streamers to the caller where something is raised."""
     validate_model(model)
     validate_generation(generation_config, model_kwargs)
     validate_streamer(streamer, len(input_ids))
     if not isinstance(proposer, Proposer | None):
         raise ConfigurationError(f"proposer is a {type(proposer).__name__}; pass a Proposer, such as MedusaDrafts(heads)")
     config = resolve_config(apar, generation_config, model)
+    generation_config = with_limits(generation_config, stopping_criteria)
     prompts = Prompts.from_generate(input_ids, generation_config, model_kwargs)
-    validate_length(max((row.slots for row in prompts.rows(config)), default=0), model)
+    lengths = [row.slots for row in prompts.rows(config)] or [0]
+    validate_length(max(lengths), model)
+    budget = int(generation_config.max_length) - input_ids.shape[1]
+    validate_rope(min(lengths), max(lengths), budget, config, model)
     eos = eos_token_ids(generation_config)
     pad = int(generation_config.pad_token_id if generation_config.pad_token_id is not None else next(iter(eos), 0))
     sampler = Sampler(logits_processor, config, input_ids, pad_token_id=pad, do_sample=bool(generation_config.do_sample))

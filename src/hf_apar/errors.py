@@ -17,6 +17,10 @@ class UnsupportedModelError(AparError, ValueError):
     """A model or cache whose layers cannot attend along a tree."""
 
 
+class CheckpointError(AparError, OSError):
+    """A checkpoint, an adapter or its base that is not where it was looked for."""
+
+
 class DataError(AparError, ValueError):
     """A record or file that cannot be used for training."""
 

@@ -2,61 +2,61 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache, partial
 from inspect import signature
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_apar.checks import learns_prompts, validate_model, validate_streamer
+from hf_apar.checks import learns_prompts, validate_control_ids, validate_model, validate_streamer
 from hf_apar.config import AparConfig
-from hf_apar.decoding import apar_decode
+from hf_apar.decoding import decode_in_threads
 from hf_apar.errors import ConfigurationError, UnsupportedModelError
 from hf_apar.speculation.assistant import AssistantDrafts
 from hf_apar.speculation.lookup import PromptLookup
 from hf_apar.speculation.proposer import Proposer
 from hf_apar.stopping import stop_string_criteria
-from hf_apar.streaming import AparStreamer, PromptRelay, as_list
+from hf_apar.streaming import AparStreamer, PromptRelay, as_list, ended_by_errors
 from hf_apar.tokens import checkpoint_config, completed, find_control_tokens, record_settings
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
-class AparGenerationMixin:
-    """Adds ``apar=`` to a model's ``generate``; without it, ``generate`` is untouched."""
+class AparGenerationMixin(GenerationMixin):
+    """A ``GenerationMixin`` whose ``generate`` takes ``apar=``; without it, ``generate`` is untouched.
+
+    :func:`enable_apar` gives it to one model object. A class may also have it from the start::
+
+        class AparLlama(AparGenerationMixin, LlamaForCausalLM): ...
+    """
 
     def generate(
-        self,
-        *args: Any,
-        apar: bool | AparConfig | None = None,
-        streamer: Any = None,
-        proposer: Proposer | None = None,
-        **kwargs: Any,
+        self, *args: Any, apar: bool | AparConfig | None = None, proposer: Proposer | None = None, **kwargs: Any
     ) -> Any:
         """Generate as transformers does, in parallel threads where ``apar`` is ``True`` or an :class:`AparConfig`.
 
         Args:
-            streamer: also an :class:`~hf_apar.streaming.AparStreamer`, or several streamers in a list.
+            *args: as those of the model's own ``generate``.
             proposer: guesses what threads write next.
+            **kwargs: as those of ``generate``; ``streamer`` may also be an :class:`~hf_apar.streaming.AparStreamer`, or
+                several streamers in a list.
 
         Returns:
             As ``generate``: a LongTensor (batch, prompt + new), or with ``return_dict_in_generate=True`` an
-            :class:`~hf_apar.decoding.AparOutput` with ``sequences``, ``trees`` and ``stats``.
+            :class:`~hf_apar.results.AparOutput` with ``sequences``, ``trees`` and ``stats``.
 
         Raises:
             ControlTokenError: if the checkpoint has no control tokens, or the prompt holds one.
             ConfigurationError: for a generation option that threads cannot follow.
             UnsupportedModelError: for a model whose layers cannot attend along a tree.
         """
+        generate: Callable[..., Any] = super().generate  # type: ignore[misc]  # its self is a protocol of transformers' own
         if apar is None or apar is False:
             if proposer is not None:
                 raise ConfigurationError("proposer needs apar; pass apar=True too")
-            return super().generate(*args, streamer=streamer, **kwargs)  # type: ignore[misc]
-        generate = super().generate  # type: ignore[misc]
-        return generate_in_threads(self, generate, *args, apar=apar, streamer=streamer, proposer=proposer, **kwargs)
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[type], dict[str, Any]]:
-        return _new_enabled, (_plain_class(type(self)),), self.__dict__
+            return generate(*args, **kwargs)
+        return generate_in_threads(self, generate, *args, apar=apar, proposer=proposer, **kwargs)
 
 
 def generate_in_threads(
@@ -64,7 +64,6 @@ def generate_in_threads(
     generate: Callable[..., Any],
     *args: Any,
     apar: bool | AparConfig = True,
-    streamer: Any = None,
     proposer: Proposer | None = None,
     **kwargs: Any,
 ) -> Any:
@@ -75,20 +74,32 @@ def generate_in_threads(
     """
     if not isinstance(apar, AparConfig) and apar is not True:
         raise ConfigurationError(f"apar is {apar!r}; pass True, False or an AparConfig")
-    kwargs |= zip(list(signature(GenerationMixin.generate).parameters)[1:], args, strict=False)
-    _refuse_strategies(kwargs)
-    settings = apar if isinstance(apar, AparConfig) else None
-    taken, kwargs = _taken(model, kwargs, *_OURS)
-    criteria = stop_string_criteria(taken["stop_strings"], kwargs.pop("tokenizer", None))
-    kwargs["stopping_criteria"] = [*(kwargs.get("stopping_criteria") or ()), *criteria]
-    proposer = _proposer(model, settings, proposer, kwargs.pop("assistant_model", None), taken)
-    decode = partial(apar_decode, apar=settings, streamer=streamer, proposer=proposer)
+    kwargs = _by_name(generate, args, kwargs)
+    with ended_by_errors(streamer := kwargs.pop("streamer", None)):
+        _refuse_strategies(kwargs)
+        settings = apar if isinstance(apar, AparConfig) else None
+        taken, kwargs = _taken(model, kwargs, *_OURS)
+        criteria = stop_string_criteria(taken["stop_strings"], kwargs.pop("tokenizer", None))
+        kwargs["stopping_criteria"] = [*(kwargs.get("stopping_criteria") or ()), *criteria]
+        proposer = _proposer(model, settings, proposer, kwargs.pop("assistant_model", None), taken)
+        decode = partial(decode_in_threads, apar=settings, streamer=streamer, proposer=proposer)
+        return generate(**kwargs | {"custom_generate": decode, "streamer": _prompt_relay(streamer, kwargs)})
+
+
+def _prompt_relay(streamer: object | None, options: Mapping[str, Any]) -> PromptRelay | None:
+    """Return what hands the prompt to the plain streamers among ``streamer``, if there are any."""
     plain = [one for one in as_list(streamer) if not isinstance(one, AparStreamer)]
-    if plain:
-        prompt = kwargs.get("inputs", kwargs.get("input_ids"))
-        validate_streamer(streamer, 1 if prompt is None else len(prompt))  # before the prompt is put
-    relay = PromptRelay(plain) if plain else None
-    return generate(**kwargs, custom_generate=decode, streamer=relay)
+    if not plain:
+        return None
+    prompt = options.get("inputs", options.get("input_ids"))
+    validate_streamer(streamer, 1 if prompt is None else len(prompt))  # before the prompt is put
+    return PromptRelay(plain)
+
+
+def _by_name(generate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call of ``generate`` by their names; raise the TypeError that the call would raise."""
+    named = dict(signature(generate).bind_partial(*args, **kwargs).arguments)
+    return named | named.pop("kwargs", {})  # type: ignore[no-any-return]
 
 
 def _refuse_strategies(options: Mapping[str, Any]) -> None:
@@ -180,18 +191,66 @@ def enable_apar(model: Model, tokenizer: PreTrainedTokenizerBase | None = None, 
     settings = completed((config or AparConfig()).filled_from(checkpoint_config(base)), tokenizer)
     if settings.fork_token_id is None or settings.child_token_id is None:
         find_control_tokens(base, tokenizer)  # says what is missing
+    validate_control_ids(settings, base)
+    before = _Settings.of(base.generation_config)
     record_settings(base, settings.to_dict())
+    suppressed = {*(base.generation_config.suppress_tokens or ()), settings.fork_token_id, settings.child_token_id}
+    base.generation_config.suppress_tokens = sorted(suppressed)  # so that plain decoding loses no detail; apar lifts them
+    known: _Change | None = vars(base).get("_apar_change")
+    base._apar_change = _Change(known.before if known else before, _Settings.of(base.generation_config))
     if not isinstance(base, AparGenerationMixin):
         base.__class__ = _enabled_class(type(base))  # type: ignore[arg-type]
     return model
 
 
 def disable_apar(model: Model) -> Model:
-    """Undo :func:`enable_apar`; a model that is not enabled is left as it is."""
+    """Undo :func:`enable_apar`, the generation config's changes too; a model that is not enabled is left as it is.
+
+    Raises:
+        UnsupportedModelError: if the model's class has :class:`AparGenerationMixin` by its own definition.
+    """
     base = _base_model(model)
-    if isinstance(base, AparGenerationMixin):
-        base.__class__ = _plain_class(type(base))
+    if not isinstance(base, AparGenerationMixin):
+        return model
+    if not isinstance(base, _Enabled):
+        raise UnsupportedModelError(
+            f"{type(base).__name__} is a subclass of AparGenerationMixin by its definition, which disable_apar cannot undo; "
+            "call generate without apar, or load the model as the class that it was before"
+        )
+    base.__class__ = type(base).plain
+    change: _Change | None = vars(base).pop("_apar_change", None)
+    if change is not None:
+        change.undo(base.generation_config)
     return model
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What :func:`enable_apar` changes in a generation config, attribute by attribute; what is absent is left out."""
+
+    values: dict[str, Any]
+
+    @classmethod
+    def of(cls, generation: GenerationConfig) -> Self:
+        known = vars(generation)
+        names = ("apar_config", "suppress_tokens", "_from_model_config")
+        return cls({name: copy.deepcopy(known[name]) for name in names if name in known})
+
+
+@dataclass(frozen=True)
+class _Change:
+    before: _Settings
+    after: _Settings
+
+    def undo(self, generation: GenerationConfig) -> None:
+        """Take back what nobody has changed since."""
+        for name, value in self.after.values.items():
+            if getattr(generation, name, None) != value:
+                continue
+            if name in self.before.values:
+                setattr(generation, name, self.before.values[name])
+            else:
+                delattr(generation, name)
 
 
 def _base_model(model: Any) -> Any:
@@ -201,15 +260,19 @@ def _base_model(model: Any) -> Any:
     return model
 
 
+class _Enabled(AparGenerationMixin):
+    """What :func:`enable_apar` makes a model's class a subclass of; ``plain`` is the class that it was."""
+
+    plain: type
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[type], dict[str, Any]]:
+        return _new_enabled, (type(self).plain,), self.__dict__
+
+
 @cache
 def _enabled_class(plain: Any) -> Any:
-    return type(
-        plain.__name__, (AparGenerationMixin, plain), {"__module__": plain.__module__, "__qualname__": plain.__qualname__}
-    )
-
-
-def _plain_class(enabled: type) -> type:
-    return enabled.__mro__[enabled.__mro__.index(AparGenerationMixin) + 1]
+    names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "plain": plain}
+    return type(plain.__name__, (_Enabled, plain), names)
 
 
 def _new_enabled(plain: type) -> Any:

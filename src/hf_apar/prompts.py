@@ -125,7 +125,11 @@ class Prompts:
                 is_first_iteration=True,
                 **{**options, "inputs_embeds": None if embeds is None else embeds[:, :end], GENERATE_CACHE: cache},
             )
-            _, inputs = without_cache(inputs)
+            kept, inputs = without_cache(inputs)
+            if kept is not cache:  # the model begins anew: Phi3 beyond its first window
+                cache.prepare(None, end, end)
+                if "logits_to_keep" in inputs:
+                    inputs["logits_to_keep"] = 1
             logits = model(**inputs, **{cache.argument: cache}, return_dict=True).logits
         assert logits is not None
         return logits[:, -1]  # type: ignore[no-any-return]

@@ -1,17 +1,18 @@
 """The choice of the next tokens: bans of the control tokens, logits processors on each thread's path, argmax or draw."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import LongTensor, Tensor
 from torch.nn import functional
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessorList
 from transformers.generation import logits_process
 
 from hf_apar.config import ResolvedConfig
 from hf_apar.errors import ConfigurationError
 from hf_apar.paths import Path, filled, rounds
+from hf_apar.purity import Pure
 
 _SCORES_ONLY = tuple(
     getattr(logits_process, name)
@@ -28,14 +29,18 @@ _STATEFUL = tuple(
     getattr(logits_process, name)
     for name in (
         "UnbatchedClassifierFreeGuidanceLogitsProcessor", "ClassifierFreeGuidanceLogitsProcessor",
-        "SynthIDTextWatermarkLogitsProcessor",
+        "SynthIDTextWatermarkLogitsProcessor", "WhisperNoSpeechDetection", "DiaClassifierFreeGuidanceLogitsProcessor",
+        "DiaEOSChannelFilterLogitsProcessor", "DiaEOSDelayPatternLogitsProcessor",
     )
     if hasattr(logits_process, name)
 )  # fmt: skip
-"""Processors that keep state across calls or a cache of their own: they cannot follow several threads."""
+"""Processors with a state or a cache of their own, or with several rows for one sequence: they cannot follow threads."""
 
 
-def _looks_for_tokens(processor: LogitsProcessor) -> bool:
+Processor = Callable[[LongTensor, Tensor], Tensor]
+
+
+def _looks_for_tokens(processor: Processor) -> bool:
     """Does ``processor`` ask only which tokens a row holds, wherever and however often?"""
     penalty = type(processor) is logits_process.RepetitionPenaltyLogitsProcessor
     return penalty and getattr(processor, "prompt_ignore_length", None) is None
@@ -95,7 +100,8 @@ class Sampler:
     ) -> None:
         self.fork, self.child, self.fork_bias = config.fork_token_id, config.child_token_id, config.fork_bias
         self.prompt_ids, self.pad_token_id, self.do_sample = prompt_ids, pad_token_id, do_sample
-        self.processors = [lifted for one in processors if (lifted := self._lift(one)) is not None]
+        lifted = [one for one in map(self._lift, processors) if one is not None]
+        self.processors = [one if type(one) in _SCORES_ONLY or _looks_for_tokens(one) else Pure(one) for one in lifted]
 
     def __call__(self, logits: Tensor, contexts: Sequence[Context]) -> Choices:
         """Choose one token for each context; ``logits`` is (contexts, vocabulary)."""
@@ -127,7 +133,7 @@ class Sampler:
         for processor in self.processors:
             if _looks_for_tokens(processor):
                 known = filled(self.prompt_ids, contexts).to(places.device)
-                scores = processor(places[known], scores)
+                scores = processor(places[known], scores)  # type: ignore[arg-type]
         return scores[:, :-1]
 
     def _ban(self, logits: Tensor, contexts: Sequence[Context]) -> Tensor:
@@ -148,7 +154,7 @@ class Sampler:
                 scores = self._along_paths(processor, scores, contexts)
         return scores
 
-    def _along_paths(self, processor: LogitsProcessor, scores: Tensor, contexts: Sequence[Context]) -> Tensor:
+    def _along_paths(self, processor: Processor, scores: Tensor, contexts: Sequence[Context]) -> Tensor:
         """Call ``processor`` with each path as the row of a batch-sized input."""
         result = scores.clone()
         for batch in rounds(self.prompt_ids, contexts, self.pad_token_id):
@@ -157,12 +163,13 @@ class Sampler:
             result[batch.indices] = processor(batch.input_ids, given)[batch.rows]
         return result
 
-    def _lift(self, processor: LogitsProcessor) -> LogitsProcessor | None:
+    def _lift(self, processor: Processor) -> Processor | None:
         """Take the two control tokens out of a suppression: a checkpoint suppresses them in plain decoding."""
         if isinstance(processor, _STATEFUL):
             raise ConfigurationError(
-                f"{type(processor).__name__} keeps state that cannot follow several threads; leave out the option that "
-                "asks for it (guidance_scale, watermarking_config), or call generate without apar"
+                f"{type(processor).__name__} cannot follow several threads: it keeps state, or takes several rows for one "
+                "sequence; leave it out, and the option that asks for it (guidance_scale, watermarking_config), or call "
+                "generate without apar"
             )
         if not isinstance(processor, logits_process.SuppressTokensLogitsProcessor):
             return processor

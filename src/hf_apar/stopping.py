@@ -1,20 +1,23 @@
 """When a thread must stop: stop strings and stopping criteria, judged on each thread's path; and the clock."""
 
+import copy
 from collections.abc import Sequence
 
 from torch import LongTensor
 from transformers import (
+    GenerationConfig,
     MaxTimeCriteria,
     PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
     StopStringCriteria,
 )
-from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+from transformers.generation.stopping_criteria import ConfidenceCriteria, EosTokenCriteria, MaxLengthCriteria
 
 from hf_apar.config import ResolvedConfig
 from hf_apar.errors import ConfigurationError
 from hf_apar.paths import Path, rounds
+from hf_apar.purity import Pure
 
 
 class Stopper:
@@ -27,6 +30,9 @@ class Stopper:
     Args:
         criteria: what ``generate`` prepared; a custom criterion gets ``scores=None``.
         prompt_ids: (batch, prompt), padded on the left.
+
+    Raises:
+        ConfigurationError: for a criterion that keeps state across calls.
     """
 
     def __init__(
@@ -34,14 +40,19 @@ class Stopper:
     ) -> None:
         self.controls = (config.fork_token_id, config.child_token_id)
         self.prompt_ids, self.pad_token_id = prompt_ids, pad_token_id
-        self.clocks = [one for one in criteria if isinstance(one, MaxTimeCriteria)]
+        self.clocks = StoppingCriteriaList(one for one in criteria if isinstance(one, MaxTimeCriteria))
         ours = (EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria)
-        self.criteria: list[StoppingCriteria] = [one for one in criteria if not isinstance(one, ours)]
+        if any(isinstance(one, ConfidenceCriteria) for one in criteria):
+            raise ConfigurationError(
+                "ConfidenceCriteria judges the drafts of an assistant; leave it out, and pass assistant_confidence_threshold"
+            )
+        # the list takes from each criterion what generate takes: a tensor or an array of the rows, or one bool for all
+        self.criteria = StoppingCriteriaList(Pure(one) for one in criteria if not isinstance(one, ours))
 
     @property
     def out_of_time(self) -> bool:
         """Has ``max_time`` passed?"""
-        return any(bool(clock(self.prompt_ids, None).any()) for clock in self.clocks)
+        return bool(self.clocks(self.prompt_ids, None).any())
 
     def __call__(self, paths: Sequence[Path], tokens: Sequence[int]) -> list[bool]:
         """Return whether each path must stop once it has written its token; a control token is no text and never stops."""
@@ -50,10 +61,9 @@ class Stopper:
             return stops
         texts = [Path(path.row, self._as_read([*path.new_ids, token])) for path, token in zip(paths, tokens, strict=True)]
         for batch in rounds(self.prompt_ids, texts, self.pad_token_id):
-            for criterion in self.criteria:
-                verdict = criterion(batch.input_ids, None).tolist()
-                for index, row in zip(batch.indices, batch.rows, strict=True):
-                    stops[index] |= bool(verdict[row]) and tokens[index] not in self.controls
+            verdict = self.criteria(batch.input_ids, None).tolist()
+            for index, row in zip(batch.indices, batch.rows, strict=True):
+                stops[index] = bool(verdict[row]) and tokens[index] not in self.controls
         return stops
 
     def _as_read(self, ids: Sequence[int]) -> list[int]:
@@ -64,6 +74,17 @@ class Stopper:
             else:
                 read.append(token)
         return read
+
+
+def with_limits(generation_config: GenerationConfig, criteria: StoppingCriteriaList) -> GenerationConfig:
+    """Return ``generation_config`` with the EOS tokens and the length that ``criteria`` hold: a caller's own come first."""
+    lengths = [one.max_length for one in criteria if isinstance(one, MaxLengthCriteria)]
+    ends = [one.eos_token_id.tolist() for one in criteria if isinstance(one, EosTokenCriteria)]
+    result = copy.copy(generation_config)
+    if lengths:
+        result.max_length = min(lengths)
+    result.eos_token_id = list(dict.fromkeys(token for tokens in ends for token in tokens)) or None
+    return result
 
 
 def stop_string_criteria(

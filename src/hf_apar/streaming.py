@@ -1,6 +1,7 @@
 """Tokens as they are made: every thread's for an :class:`AparStreamer`, in reading order for a plain streamer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -105,6 +106,18 @@ class PromptRelay:
 
     def end(self) -> None:
         """The broadcast ends the streamers."""
+
+
+@contextmanager
+def ended_by_errors(streamer: object | None) -> Iterator[None]:
+    """End the streamers if what runs within raises, whatever it is: nobody shall wait for the rest of a broken answer."""
+    try:
+        yield
+    except BaseException:
+        for one in as_list(streamer):
+            with suppress(Exception):  # it may be the very one that raised
+                one.end()  # type: ignore[attr-defined]
+        raise
 
 
 def as_list(streamer: object | None) -> list[object]:

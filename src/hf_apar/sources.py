@@ -1,0 +1,137 @@
+"""Where a checkpoint, an adapter or its base is: a folder, or a repository on the Hub; found or missed at once.
+
+transformers takes a name that is no folder for one on the Hub, and asks there again and again where nothing answers. Here a
+name is looked up once, before anything is loaded.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+from hf_apar.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "token", "revision", "subfolder")
+"""The options of ``from_pretrained`` that say how to get files from the Hub."""
+
+_FILES = ("config.json", "adapter_config.json")  # a repository has one of them
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder, or a repository on the Hub that can be read.
+
+    Attributes:
+        name: the folder, or the repository's name.
+        options: those of ``HUB_OPTIONS`` that its files are got with.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+
+    def file(self, name: str) -> Path | None:
+        """Return the path of one of its files, which is got from the Hub if need be; ``None`` if there is none."""
+        if is_folder(self.name):
+            path = Path(self.name) / self.options.get("subfolder", "") / name
+            return path if path.is_file() else None
+        options = {key: value for key, value in self.options.items() if key != "proxies"}
+        try:
+            return Path(hf_hub_download(self.name, name, **options))
+        except EntryNotFoundError:  # on the Hub, or in the cache where the Hub is not asked
+            return None
+
+
+def find_source(name: str | Path, options: Mapping[str, Any] | None = None) -> Source:
+    """Return where ``name`` is.
+
+    Args:
+        name: a folder, or a name on the Hub.
+        options: of ``HUB_OPTIONS``; where the Hub does not answer, a copy in the cache is taken (``local_files_only``).
+
+    Raises:
+        CheckpointError: if it is nowhere.
+    """
+    given = {key: value for key, value in (options or {}).items() if value is not None}
+    source = Source(str(name), given)
+    if is_folder(source.name):
+        if not any(source.file(name) for name in _FILES) and not any(Path(source.name).glob("*.gguf")):
+            raise CheckpointError(f"the folder {source.name} holds no checkpoint and no adapter: it has no {_FILES[0]}")
+        return source
+    _refuse_paths(source.name)
+    if given.get("local_files_only") or constants.HF_HUB_OFFLINE:
+        return _from_cache(source, "the Hub is not asked (local_files_only, or HF_HUB_OFFLINE)")
+    url = hf_hub_url(source.name, _FILES[0], subfolder=given.get("subfolder"), revision=given.get("revision"))
+    try:
+        get_hf_file_metadata(url, token=given.get("token"))
+    except EntryNotFoundError:
+        pass  # it is there, without this file
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise CheckpointError(_missing(source, error)) from error
+    except Exception as error:  # whatever the network has to say
+        if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+            raise CheckpointError(f"the Hub does not give {source.name}: {_first_line(error)}") from error
+        return _from_cache(source, f"the Hub does not answer ({_first_line(error)})")
+    return source
+
+
+def is_folder(name: str) -> bool:
+    """Is ``name`` an existing folder, which comes before the Hub as everywhere in transformers?"""
+    return bool(name) and Path(name).is_dir()
+
+
+def is_path(name: str) -> bool:
+    """Can ``name`` be a path alone, and no name on the Hub?
+
+    >>> [is_path(name) for name in ("/models/gemma", "./gemma", "models/2026/gemma", "google/gemma", "gemma")]
+    [True, True, True, False, False]
+    """
+    return Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or "\\" in name
+
+
+def _refuse_paths(name: str) -> None:
+    if Path(name).is_file():
+        raise CheckpointError(f"{name} is a file; give the folder that it lies in")
+    if is_path(name):
+        raise CheckpointError(f"there is no folder {name}")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise CheckpointError(f"{name!r} is neither a folder nor a name on the Hub") from error
+
+
+def _from_cache(source: Source, reason: str) -> Source:
+    cached = Source(source.name, {**source.options, "local_files_only": True, "force_download": False})
+    if not any(cached.file(name) for name in _FILES):
+        raise CheckpointError(
+            f"there is no folder {source.name} here, {reason}, and no copy is in the cache; give a folder, or come back "
+            "when the Hub can be reached"
+        )
+    if not source.options.get("local_files_only") and not constants.HF_HUB_OFFLINE:
+        logger.warning("%s; %s is taken from the cache", reason, source.name)
+    return cached
+
+
+def _missing(source: Source, error: Exception) -> str:
+    if isinstance(error, GatedRepoError):
+        return f"{source.name} on the Hub is gated: ask for access on its page, and pass token="
+    if isinstance(error, RevisionNotFoundError):
+        return f"{source.name} on the Hub has no revision {source.options.get('revision')}"
+    return f"there is no folder {source.name} here, and no model of that name on the Hub that your token may read"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
