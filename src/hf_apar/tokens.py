@@ -1,5 +1,6 @@
 """The control tokens [Fork] and [Child]: how a model gets them, and how a checkpoint tells its ids."""
 
+import logging
 from collections.abc import Mapping
 from typing import cast
 
@@ -8,6 +9,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_apar.config import AparConfig
 from hf_apar.errors import ControlTokenError
+from hf_apar.generation_settings import end_as_taught, make_savable
+
+logger = logging.getLogger(__name__)
 
 FORK_TOKEN = "[Fork]"
 CHILD_TOKEN = "[Child]"
@@ -18,7 +22,9 @@ def add_control_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
 
     The vocabulary grows if it has to and never shrinks. A new row of the embeddings, and of the output layer where it is
     not tied to them, is the mean of the rows of the token's own word pieces. The ids, and their suppression in plain
-    decoding, are written into ``model.generation_config``, so that they travel with the checkpoint.
+    decoding, are written into ``model.generation_config``, so that they travel with the checkpoint. There the tokenizer's
+    EOS, with which threads are taught to end, is added if it is missing, and a config that transformers would not save is
+    corrected (:func:`~hf_apar.generation_settings.make_savable`); a warning tells of either.
 
     Returns:
         The ids of [Fork] and [Child].
@@ -39,7 +45,7 @@ def add_control_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
         for weight in weights.values():  # one where input and output are tied
             for token in new:
                 weight[vocabulary[token]] = weight[pieces[token]].mean(dim=0)
-    _record(model, fork, child)
+    _record(model, tokenizer, fork, child)
     return fork, child
 
 
@@ -60,13 +66,16 @@ def _grow_embeddings(model: PreTrainedModel, size: int) -> None:
         ) from error
 
 
-def _record(model: PreTrainedModel, fork: int, child: int) -> None:
+def _record(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fork: int, child: int) -> None:
     generation = model.generation_config
     if generation is None:
         raise ControlTokenError(f"{type(model).__name__} has no generation config; APAR needs a model that can generate")
     settings = dict(getattr(generation, "apar_config", None) or {})
     record_settings(model, settings | {"fork_token_id": fork, "child_token_id": child})
     generation.suppress_tokens = sorted({*(generation.suppress_tokens or ()), fork, child})
+    end_as_taught(generation, tokenizer)
+    for change in make_savable(generation):
+        logger.warning("the generation config as it was could not be saved any more: %s", change)
 
 
 def record_settings(model: PreTrainedModel, settings: Mapping[str, object]) -> None:
