@@ -131,7 +131,7 @@ def test_all_problems_are_told_at_once():
 
 def test_templates_that_fail_or_lead_out_of_the_vocabulary():
     tokenizer = byte_tokenizer(template="{{ raise_exception('only systems speak') }}")
-    with pytest.raises(UnsupportedModelError, match="fails on a user's message .only systems speak"):
+    with pytest.raises(UnsupportedModelError, match=r"fails on a user's message .only systems speak"):
         check_model(llama(tokenizer), tokenizer)
     tokenizer = byte_tokenizer(template="")
     with pytest.raises(UnsupportedModelError, match="no chat template"):
@@ -148,7 +148,7 @@ def test_rows_that_cannot_be_trained_are_refused_with_the_way_out():
     tokenizer = byte_tokenizer()
     model = llama(tokenizer)
     model.lm_head.weight = torch.nn.Parameter(torch.zeros(8, 4, dtype=torch.uint8), requires_grad=False)
-    with pytest.raises(UnsupportedModelError, match="GgufConfig.*dequantize=True"):
+    with pytest.raises(UnsupportedModelError, match=r"GgufConfig.*dequantize=True"):
         check_model(model, tokenizer)
     model = llama(tokenizer)
     model.lm_head = torch.nn.Linear(16, len(tokenizer), bias=True)

@@ -26,7 +26,7 @@ from hf_apar.data.distill import Answer
 from hf_apar.data.features import IGNORED
 from hf_apar.errors import ConfigurationError, ControlTokenError, DataError
 from hf_apar.tokens import FORK_TOKEN, add_control_tokens
-from hf_apar.training.lora import AdapterTrainer, add_lora
+from hf_apar.training.lora import AdapterTrainer
 from hf_apar.training.metrics import fork_metrics
 from hf_apar.training.mixture import Selection, mix
 from hf_apar.training.quality import mean_nll

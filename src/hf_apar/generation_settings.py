@@ -45,7 +45,9 @@ def make_savable(config: GenerationConfig) -> list[str]:
         changes.append(f"{name}={getattr(config, name)!r}, of no use without other settings, was taken out")
         setattr(config, name, None)
     if error := _refusal(config):
-        raise ConfigurationError(f"the model's generation config cannot be saved, correct it first: {' '.join(error.split())}")
+        raise ConfigurationError(
+            f"the model's generation config cannot be saved, correct it first: {' '.join(error.split())}"
+        )
     return changes
 
 

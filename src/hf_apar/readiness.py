@@ -110,7 +110,7 @@ def _vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> I
                 "call model.resize_token_embeddings(len(tokenizer)) first"
             )
     if len(tokenizer) > rows:
-        logger.warning("the tokenizer has %d tokens, the model %d rows: some tokens mean nothing to it", len(tokenizer), rows)
+        logger.warning("the tokenizer has %d tokens, the model %d rows: some mean nothing to it", len(tokenizer), rows)
 
 
 def _control_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
@@ -130,8 +130,8 @@ def _control_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     ends = eos_token_ids(model.generation_config)
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
         yield (
-            f"the tokenizer ends with {tokenizer.eos_token} (id {tokenizer.eos_token_id}), the generation config with {ends}, "
-            "so that no thread would end; call add_control_tokens(model, tokenizer), which adds it there"
+            f"the tokenizer ends with {tokenizer.eos_token} (id {tokenizer.eos_token_id}), the generation config with "
+            f"{ends}, so that no thread would end; call add_control_tokens(model, tokenizer), which adds it there"
         )
 
 
@@ -150,7 +150,8 @@ def _chat(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterato
     if not ids:
         yield "the tokenizer's chat template makes no tokens of a user's message; correct it first"
     elif max(ids) >= (rows := embedding_rows(model)):
+        token = tokenizer.convert_ids_to_tokens(max(ids))
         yield (
-            f"the tokenizer's chat template gives the id {max(ids)} ({tokenizer.convert_ids_to_tokens(max(ids))}), the model "
-            f"has {rows} rows; load the model's own tokenizer, or one without tokens that the model was never taught"
+            f"the tokenizer's chat template gives the id {max(ids)} ({token}), the model has {rows} rows; load the model's "
+            "own tokenizer, or one without tokens that the model was never taught"
         )

@@ -164,7 +164,8 @@ class DataCollatorForApar:
         if row.get("fork_banned") and not self.fork_banned:
             raise DataError(
                 "a row has fork_banned places, which AdapterTrainer alone honours; with it, pass "
-                "DataCollatorForApar(fork_banned=True), with another trainer leave out such rows: Selection(unforked_share=0)"
+                "DataCollatorForApar(fork_banned=True), with another trainer leave such rows out: "
+                "Selection(unforked_share=0)"
             )
         if self.max_length is not None and lengths["input_ids"] > self.max_length:
             raise DataError(f"a row has {lengths['input_ids']} tokens, at most {self.max_length} fit; pack with that limit")

@@ -34,13 +34,14 @@ def token_indices(model: PreTrainedModel, control_ids: Sequence[int]) -> list[in
 
 
 def add_lora(model: PreTrainedModel, control_ids: Sequence[int], *, rank: int = 32) -> PeftModel:
-    """Wrap ``model`` for training: LoRA of ``rank`` and a scale of 2, and the rows of ``control_ids`` (:func:`token_indices`)."""
+    """Wrap ``model`` for training: LoRA of ``rank`` and a scale of 2, and the rows that :func:`token_indices` says."""
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM, r=rank, lora_alpha=2 * rank, target_modules="all-linear",
         trainable_token_indices=token_indices(model, control_ids),
     )  # fmt: skip
     wrapped = get_peft_model(model, config)
     assert isinstance(wrapped, PeftModel)
+    say_bias(wrapped)
     return wrapped
 
 
@@ -53,12 +54,26 @@ def load_lora(model: PreTrainedModel, folder: Path, control_ids: Sequence[int]) 
     trained, wanted = PeftConfig.from_pretrained(str(folder)).trainable_token_indices, token_indices(model, control_ids)
     if trained != wanted:
         raise ConfigurationError(
-            f"the adapter in {folder} trains the token rows {trained}, this base needs {wanted}: its output layer has rows of "
-            "its own where names are given; train anew, without a start"
+            f"the adapter in {folder} trains the token rows {trained}, this base needs {wanted}: where layers are named, "
+            "the output layer has rows of its own; train anew, without a start"
         )
     wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     assert isinstance(wrapped, PeftModel)
+    say_bias(wrapped)
     return wrapped
+
+
+def say_bias(wrapped: PeftModel) -> None:
+    """Let the output layer of a model wrapped by PEFT say that it has no bias, where it has none.
+
+    PEFT's wrapper around a layer whose rows are trained gives no ``bias``, and TRL's ``SFTTrainer`` asks for it, since it
+    computes the scores from the layer's weight by itself. After a ``peft_config`` call it on ``trainer.model``.
+    """
+    base = wrapped.get_base_model()
+    assert isinstance(base, PreTrainedModel)
+    output = base.get_output_embeddings()
+    if output is not None and not hasattr(output, "bias"):
+        output.bias = None  # what a layer without a bias has
 
 
 def hasten_rows(optimizer: torch.optim.Optimizer, model: nn.Module, token_rate: float) -> None:
@@ -78,8 +93,8 @@ def hasten_rows(optimizer: torch.optim.Optimizer, model: nn.Module, token_rate: 
             found.append({**group, "params": own, "lr": group["lr"] * token_rate})
     if {parameter for group in found for parameter in group["params"]} != rows:
         raise ConfigurationError(
-            f"{type(optimizer).__name__} takes no learning rate for the rows of [Fork] and [Child]; choose another optim, or "
-            "token_rate=1"
+            f"{type(optimizer).__name__} takes no learning rate for the rows of [Fork] and [Child]; choose another optim, "
+            "or token_rate=1"
         )
     for group in found:
         optimizer.add_param_group(group)
@@ -142,8 +157,8 @@ class AdapterTrainer(Trainer):
         ):
             if given is not None:
                 raise ConfigurationError(
-                    f"{name} cannot be combined with rows that leave [Fork] out of the choice (fork_banned); leave it out, or "
-                    "train without copies of structured answers: Selection(unforked_share=0)"
+                    f"{name} cannot be combined with rows that leave [Fork] out of the choice (fork_banned); leave it out, "
+                    "or train without copies of structured answers: Selection(unforked_share=0)"
                 )
         with _fork_left_out(model, banned, self.fork_id):
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -166,7 +181,7 @@ class AdapterTrainer(Trainer):
 
 @contextmanager
 def _fork_left_out(model: nn.Module, banned: Tensor, fork_id: int) -> Iterator[None]:
-    """Let ``model``'s own loss leave [Fork] out where ``banned`` says so, before the Trainer scales it, on several devices say."""
+    """Let ``model``'s own loss leave [Fork] out where ``banned`` says so, before the Trainer does to it what it does."""
 
     def correct(_: nn.Module, __: object, batch: Mapping[str, Any], outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         items = batch.get("num_items_in_batch", (batch["shift_labels"] != IGNORED).sum())

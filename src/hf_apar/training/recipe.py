@@ -164,9 +164,11 @@ def _trainer(
         train_dataset=[row.to_dict() for row in pack(mixture.train, max_length)],
         eval_dataset=[row.to_dict() for row in pack(mixture.held_out, max_length)],
         data_collator=DataCollatorForApar(
-            int(padding), max_length, pad_to_multiple_of=compiled_length if arguments.torch_compile else None,
+            int(padding),
+            max_length,
+            pad_to_multiple_of=compiled_length if arguments.torch_compile else None,
             fork_banned=True,
-        ),  # fmt: skip
+        ),
         compute_metrics=metrics_for(control_ids[0]),
         preprocess_logits_for_metrics=best_tokens,
         token_rate=token_rate,
