@@ -126,6 +126,51 @@ def test_a_run_does_not_go_on_with_other_answers(trained, answers, tmp_path, sel
     assert not (tmp_path / "metrics.json").exists()
 
 
+@pytest.mark.parametrize("limit", [{"max_steps": 6}, {"epochs": 1.0}], ids=["steps", "epochs"])
+def test_t3_an_end_that_failed_is_repeated_without_training_again(base, answers, tmp_path, limit):
+    """Here a folder stands where the adapter is to be written; what had been trained is in the last checkpoint."""
+    options = {"model": str(base), "rank": 8, "max_length": 256, "save_steps": 100, "eval_steps": 100, **limit}
+    (tmp_path / "adapter_model.safetensors").mkdir()
+    with pytest.raises(OSError, match="adapter_model"):
+        train(answers, tmp_path, HELD_OUT, **options)
+    (checkpoint,) = tmp_path.glob("checkpoint-*")
+    before = {file.name: file.stat().st_mtime_ns for file in checkpoint.iterdir()}
+    (tmp_path / "adapter_model.safetensors").rmdir()
+    metrics = train(answers, tmp_path, HELD_OUT, **options)
+    assert list(tmp_path.glob("checkpoint-*")) == [checkpoint]
+    assert {file.name: file.stat().st_mtime_ns for file in checkpoint.iterdir()} == before
+    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path, checkpoint))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name].bfloat16()) for name in ours)
+    whole = train(answers, tmp_path / "whole", HELD_OUT, **options)
+    assert metrics["eval_loss"] == pytest.approx(whole["eval_loss"], abs=1e-6)
+    adapters = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path, tmp_path / "whole"))
+    assert all(map(torch.equal, *(adapter.values() for adapter in adapters)))
+
+
+def test_t3_what_cannot_be_written_fails_before_the_first_step(base, answers, tmp_path):
+    (tmp_path / "generation_config.json").mkdir()
+    with pytest.raises(OSError, match="generation_config"):
+        train(answers, tmp_path, HELD_OUT, model=str(base), rank=8, max_length=256, max_steps=1)
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rank": 4}, r"rank 8 \(now 4\)"),
+        ({"learning_rate": 0.5, "bf16": True}, r"learning_rate 0\.02 \(now 0\.5\), bf16 False \(now True\)"),
+    ],
+)
+def test_t12_a_run_does_not_go_on_with_other_options(trained, answers, tmp_path, changes, said):
+    output, options, _ = trained
+    shutil.copytree(output / "checkpoint-40", tmp_path / "checkpoint-40")
+    shutil.copy(output / "made_with.json", tmp_path)
+    with pytest.raises(DataError, match=f"checkpoint-40 was trained with {said}; go on with that"):
+        train(answers, tmp_path, HELD_OUT, max_steps=80, **options | changes)
+    assert not (tmp_path / "metrics.json").exists()
+
+
 def test_a_run_starts_from_an_adapter(trained, base, answers, tmp_path):
     output, options, metrics = trained
     hardly = options | {"rank": 4, "learning_rate": 1e-9}
