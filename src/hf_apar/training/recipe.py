@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,18 +11,15 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_apar.checkpoints import DEFAULT_BASE, adapter_settings, load_base, save_adapter, save_settings
 from hf_apar.data.collator import DataCollatorForApar, pack
-from hf_apar.errors import DataError
-from hf_apar.made_with import differences, digest, note, noted
 from hf_apar.readiness import check_model
 from hf_apar.tokens import add_control_tokens
 from hf_apar.training.lora import AdapterTrainer, add_lora, load_lora
 from hf_apar.training.metrics import best_tokens, final_metrics, metrics_for
 from hf_apar.training.mixture import DEFAULT_SELECTION, Mixture, Selection, mix, read_examples
 from hf_apar.training.quality import mean_nll
+from hf_apar.training.resuming import keep_to_settings
 
 logger = logging.getLogger(__name__)
-
-_MADE_WITH = "made_with.json"
 
 
 def train(
@@ -117,7 +113,7 @@ def train(
     adapted = add_lora(base, control_ids, rank=rank) if start is None else load_lora(base, start, control_ids)
     trainer = _trainer(adapted, tokenizer, mixture, arguments, control_ids, token_rate, max_length)
     checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
-    _note_settings(options, mixture, output, checkpoint)
+    keep_to_settings(options, mixture, output, checkpoint)
     save_settings(base, tokenizer, output)  # what cannot be written is to fail now
     logger.info("training %s", f"goes on from {checkpoint}" if checkpoint else "starts")
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -127,24 +123,6 @@ def train(
     report = {"final": metrics, "steps": trainer.state.log_history}
     (output / "metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return metrics
-
-
-def _note_settings(options: Mapping[str, object], mixture: Mixture, output: Path, checkpoint: str | None) -> None:
-    """Note what a run trains on, holds out and is told, and refuse to go on with anything else."""
-    rows = json.dumps([[row.to_dict() for row in rows] for rows in (mixture.train, mixture.held_out)])
-    settings, file = {**options, "mixture": digest(rows)}, output / _MADE_WITH
-    other = differences(noted(file) or {}, settings) if checkpoint else {}
-    if "mixture" in other:
-        raise DataError(
-            f"{checkpoint} comes from other answers, filters, shares or another seed, or its likeliest answers from another "
-            "machine; go on with those, or train into a folder of its own: what was trained on must not be "
-            "held out"
-        )
-    if other:
-        raise DataError(
-            f"{checkpoint} was trained with {', '.join(other.values())}; go on with that, or train into a folder of its own"
-        )
-    note(file, settings)
 
 
 def _trainer(
