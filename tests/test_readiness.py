@@ -131,7 +131,7 @@ def test_all_problems_are_told_at_once():
 
 def test_templates_that_fail_or_lead_out_of_the_vocabulary():
     tokenizer = byte_tokenizer(template="{{ raise_exception('only systems speak') }}")
-    with pytest.raises(UnsupportedModelError, match=r"fails on a user's message .only systems speak"):
+    with pytest.raises(UnsupportedModelError, match=r"fails on a user's message .*only systems speak"):
         check_model(llama(tokenizer), tokenizer)
     tokenizer = byte_tokenizer(template="")
     with pytest.raises(UnsupportedModelError, match="no chat template"):
