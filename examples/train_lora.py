@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
-from hf_apar import add_control_tokens
+from hf_apar import add_control_tokens, check_model
 from hf_apar.checkpoints import load_base, save_adapter
 from hf_apar.data.collator import DataCollatorForApar
 from hf_apar.training.lora import AdapterTrainer, add_lora
@@ -24,6 +24,7 @@ parser.add_argument("--max-steps", type=int, default=-1)
 options = parser.parse_args()
 
 base, tokenizer = load_base(options.model)
+check_model(base, tokenizer)  # what would fail later is told now
 fork, child = add_control_tokens(base, tokenizer)
 model = add_lora(base, (fork, child), rank=32)
 

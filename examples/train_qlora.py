@@ -12,7 +12,7 @@ import torch
 from peft import prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainingArguments
 
-from hf_apar import add_control_tokens
+from hf_apar import add_control_tokens, check_model
 from hf_apar.checkpoints import load_base, save_adapter
 from hf_apar.data.collator import DataCollatorForApar
 from hf_apar.training.lora import AdapterTrainer, add_lora
@@ -26,6 +26,7 @@ parser.add_argument("--max-steps", type=int, default=-1)
 options = parser.parse_args()
 
 whole, tokenizer = load_base(options.model)
+check_model(whole, tokenizer)  # what would fail later is told now
 fork, child = add_control_tokens(whole, tokenizer)  # 4-bit embeddings cannot grow: first the tokens, then the bits
 for part in (whole, tokenizer):
     part.save_pretrained(options.output / "base")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import Trainer, TrainingArguments
 
-from hf_apar import add_control_tokens
+from hf_apar import add_control_tokens, check_model
 from hf_apar.checkpoints import load_base
 from hf_apar.data.collator import DataCollatorForApar
 from hf_apar.training.mixture import packed_rows
@@ -23,6 +23,7 @@ parser.add_argument("--max-steps", type=int, default=-1)
 options = parser.parse_args()
 
 model, tokenizer = load_base(options.model)
+check_model(model, tokenizer, token_rows=False)  # what would fail later is told now
 fork, child = add_control_tokens(model, tokenizer)
 
 rows = packed_rows(options.answers, tokenizer, (fork, child), max_length=1024)

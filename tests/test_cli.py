@@ -275,6 +275,15 @@ def test_the_recipe_goes_through_all_stages_and_on_from_where_it_stopped(untuned
     again = run(*asked)
     assert again.exit_code == 0 and {file.name: file.read_bytes() for file in tmp_path.glob("*.jsonl")} == lines
     assert {file.name: file.stat().st_mtime for file in adapter.iterdir()} == made
+    assert again.stderr.count("made already") == 6
+    # FIELD T12: other options are refused by name; test_stages.py has what --restart does
+    other = run(*asked, "--learning-rate", "0.001", "--max-forks", "9")
+    assert other.exit_code == 2 and "--restart" in other.stderr
+    assert "max_forks None (now 9), learning_rate 0.0004 (now 0.001)" in other.stderr
+    assert {file.name: file.stat().st_mtime for file in adapter.iterdir()} == made
+    (tmp_path / "longer.jsonl").write_text((tmp_path / "answers.jsonl").read_text() + "\n")
+    edited = run(*asked)
+    assert edited.exit_code == 2 and "the stage trees" in edited.stderr and "longer.jsonl" in edited.stderr
     assert run("generate", PROMPT, "--model", str(adapter), "--max-new-tokens", "8").exit_code == 0
 
 

@@ -135,7 +135,10 @@ def test_the_places_without_forks_stay_with_their_tokens(trees):
     rows = [row.to_dict() for row in pack([each for pair in zip(forked, copies, strict=True) for each in pair], 10**6)]
     forks = sum(tree.shift_labels.count(FORK) for tree in forked)
     for mode in ("dense", "paths"):
-        batch = DataCollatorForApar(EOS, mode=mode)(rows)
+        if forks:
+            with pytest.raises(DataError, match=r"AdapterTrainer alone.*unforked_share=0"):
+                DataCollatorForApar(EOS, mode=mode)(rows)
+        batch = DataCollatorForApar(EOS, mode=mode, fork_banned=True)(rows)
         if not forks:
             assert "fork_banned" not in batch
             continue
@@ -154,16 +157,16 @@ def test_paths_as_a_literal_table():
     row = TreeFeatures([5, 8, 9, 6, 7], [0, 1, 2, 3, 2], [5, 5, 4, 4, 5], [8, 7, 6, 2, 2])
     batch = DataCollatorForApar(0, mode="paths")([row.to_dict()])
     assert {name: column.tolist() for name, column in batch.items()} == {
-        "input_ids": [[5, 8, 9, 6], [5, 8, 7, 0]],
-        "position_ids": [[0, 1, 2, 3], [0, 1, 2, 0]],
-        "attention_mask": [[1, 1, 1, 1], [1, 1, 1, 0]],
-        "labels": [[8, 7, 6, 2], [-100, -100, 2, -100]],
-        "shift_labels": [[8, 7, 6, 2], [-100, -100, 2, -100]],
+        "input_ids": [[5, 8, 9, 6, 0], [5, 8, 7, 0, 0]],
+        "position_ids": [[0, 1, 2, 3, 0], [0, 1, 2, 0, 0]],
+        "attention_mask": [[1, 1, 1, 1, 0], [1, 1, 1, 0, 0]],
+        "labels": [[-100, 8, 7, 6, 2], [-100, -100, -100, 2, -100]],
+        "shift_labels": [[8, 7, 6, 2, -100], [-100, -100, 2, -100, -100]],
     }
 
 
 @pytest.mark.parametrize("mode", ["dense", "flex", "paths"])
-@pytest.mark.parametrize(("multiple", "length"), [(None, 19), (1, 19), (8, 24), (19, 19)])
+@pytest.mark.parametrize(("multiple", "length"), [(None, 20), (1, 20), (8, 24), (19, 38), (20, 20)])
 def test_padding_to_a_multiple(mode, multiple, length):
     row = {name: column[:19] for name, column in features_of(TextThread(("x" * 40,))).to_dict().items()}
     row["visible_until"] = [19] * 19
@@ -233,13 +236,27 @@ def test_both_ways_of_counting_targets_agree():
     assert len({int(count.sum()) for count in counts}) == 1
 
 
+@given(st.lists(ANY_TREE, min_size=1, max_size=4), st.sampled_from(["dense", "paths"]))
+def test_t10_labels_shifted_by_whoever_shifts_them_are_the_targets(trees, mode):
+    """FIELD T10: label smoothing and loss functions shift ``labels``; the last target must not be lost by it."""
+    rows = [features_of(tree).to_dict() for tree in trees]
+    batch = DataCollatorForApar(EOS, mode=mode)(rows)
+    assert torch.equal(batch["labels"][:, 1:], batch["shift_labels"][:, :-1])
+    assert set(batch["shift_labels"][:, -1].tolist()) == set(batch["labels"][:, 0].tolist()) == {-100}
+    targets = sorted(target for row in rows for target in row["shift_labels"] if target != -100)
+    assert sorted(batch["shift_labels"][batch["shift_labels"] != -100].tolist()) == targets
+
+
 def test_padding_sees_itself_alone():
     rows = [TreeFeatures([1, 2], [0, 1], [2, 2], [-100, 3]), TreeFeatures([1], [0], [1], [-100])]
     batch = DataCollatorForApar(EOS)([row.to_dict() for row in rows])
     low = torch.finfo(torch.float32).min
-    assert batch["attention_mask"].tolist() == [[[[0, low], [0, 0]]], [[[0, low], [low, 0]]]]
-    assert batch["input_ids"].tolist() == [[1, 2], [1, EOS]]
-    assert batch["shift_labels"].tolist() == [[-100, 3], [-100, -100]]
+    assert batch["attention_mask"].tolist() == [
+        [[[0, low, low], [0, 0, low], [low, low, 0]]],
+        [[[0, low, low], [low, 0, low], [low, low, 0]]],
+    ]
+    assert batch["input_ids"].tolist() == [[1, 2, EOS], [1, EOS, EOS]]
+    assert batch["shift_labels"].tolist() == [[-100, 3, -100], [-100, -100, -100]]
 
 
 def test_the_mask_against_its_definition():

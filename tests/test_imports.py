@@ -11,9 +11,10 @@ PACKAGE = Path(__file__).parents[1] / "src" / "hf_apar"
 
 # From the ground up: a module may import what stands before it in this list, and its own part; nothing imports the CLI.
 ORDER = (
-    "releases", "errors", "config", "sources", "adapters", "tokens", "text", "tree", "slots", "growth", "masks", "attention",
-    "cache", "layout", "streaming", "checks", "chat", "prompts", "paths", "purity", "sampling", "speculation", "stopping",
-    "results", "decoding", "generation", "hub", "checkpoints", "data", "training", "serving", "evaluation", "visual",
+    "releases", "errors", "made_with", "config", "sources", "adapters", "generation_settings", "tokens", "text", "tree",
+    "slots", "growth", "masks", "attention", "cache", "layout", "streaming", "checks", "chat", "prompts", "paths", "purity",
+    "sampling", "speculation", "stopping", "results", "decoding", "generation", "hub", "checkpoints", "readiness", "data",
+    "training", "serving", "evaluation", "visual",
     "comparison", "cli",
 )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Medusa heads: the text is the same with and without them, and training makes them guess what the model writes."""
 
+import copy
 import json
 
 import pytest
@@ -8,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from byte_tokenizer import byte_tokenizer
 from conftest import CHILD, FORK, VOCABULARY, left_padded, random_prompts, tiny_llama
-from hf_apar import AparConfig, ConfigurationError, add_control_tokens, enable_apar
+from hf_apar import AparConfig, ConfigurationError, DataError, UnsupportedModelError, add_control_tokens, enable_apar
 from hf_apar.data.features import tree_features
 from hf_apar.data.markdown import extract
 from hf_apar.speculation.medusa import MedusaDrafts, MedusaHeads, path_successors
@@ -140,6 +141,8 @@ def test_training_makes_the_heads_guess_what_the_model_writes(writer, tmp_path):
     assert later["eval_loss"] < first["eval_loss"]
     assert later["eval_accepted"] > first["eval_accepted"] + 0.3
     assert later["eval_accepted"] <= 3
+    with pytest.raises(DataError, match=r"was trained with learning_rate 0\.01 \(now 0\.5\)"):
+        train_medusa(model, tokenizer, answers, tmp_path / "heads", max_steps=80, **options | {"learning_rate": 0.5})
     heads = MedusaHeads.load(tmp_path / "heads")
     ids = tokenizer("list", return_tensors="pt").input_ids
     alone, out = (
@@ -147,6 +150,14 @@ def test_training_makes_the_heads_guess_what_the_model_writes(writer, tmp_path):
         for proposer in (None, MedusaDrafts(heads, schedule="constant"))
     )
     assert out.sequences.tolist() == alone.sequences.tolist()
+
+
+def test_t5_heads_are_not_trained_for_a_model_whose_threads_would_not_end(writer, tmp_path):
+    model, tokenizer = writer
+    endless = copy.deepcopy(model)
+    endless.generation_config.eos_token_id = 3
+    with pytest.raises(UnsupportedModelError, match="no thread would end"):
+        train_medusa(endless, tokenizer, tmp_path / "never_read.jsonl", tmp_path / "heads")
 
 
 def test_training_guesses_from_some_places_evaluation_from_all(plain_llama):

@@ -20,7 +20,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from byte_tokenizer import byte_tokenizer
 from hf_apar import AparModelForCausalLM
 from hf_apar.data.collator import DataCollatorForApar
-from hf_apar.training.lora import add_lora
+from hf_apar.training.lora import add_lora, say_bias, token_indices
 from test_docs import TRAIN
 from tiny_trainer import CHILD, COLLATOR, EOS, FORK, ROWS, TOKENIZER, arguments, tiny_model
 
@@ -86,11 +86,15 @@ def test_a_step_is_the_gradient_of_the_mean_over_all_its_targets(mode, batch, ac
     assert_weights_equal(weights, expected, 1e-6)
 
 
-def test_lora(tmp_path):
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_lora(tied, checkpointing, tmp_path):
     def run(collator):
-        model = add_lora(tiny_model(tie_word_embeddings=True), (FORK, CHILD), rank=4)
+        model = add_lora(tiny_model(tie_word_embeddings=tied), (FORK, CHILD), rank=4)
         assert isinstance(model, PeftModel)
-        return trained(stock(tmp_path, collator, model))
+        losses, weights = trained(stock(tmp_path, collator, model, gradient_checkpointing=checkpointing))
+        assert sum("trainable_tokens" in name for name in weights) == (1 if tied else 2)
+        return losses, weights
 
     assert_equal(run(COLLATOR), run(PATHS))
 
@@ -119,11 +123,16 @@ def test_trl(lora, tmp_path):
         options = arguments(
             SFTConfig, output_dir=str(tmp_path), bf16=False, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None
         )
-        config = LoraConfig(r=4, target_modules="all-linear", trainable_token_indices=[FORK, CHILD]) if lora else None
-        return kind(
-            tiny_model(), options, data_collator=collator, train_dataset=Dataset.from_list(ROWS),
+        model = tiny_model()
+        rows = token_indices(model, (FORK, CHILD))
+        config = LoraConfig(r=4, target_modules="all-linear", trainable_token_indices=rows) if lora else None
+        trainer = kind(
+            model, options, data_collator=collator, train_dataset=Dataset.from_list(ROWS),
             processing_class=TOKENIZER, peft_config=config,
         )  # fmt: skip
+        if lora:
+            say_bias(trainer.model)
+        return trainer
 
     ours = trained(run(SFTTrainer, COLLATOR))
     assert_equal(ours, trained(run(SFTTrainer, PATHS)))

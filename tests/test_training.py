@@ -26,7 +26,7 @@ from hf_apar.data.distill import Answer
 from hf_apar.data.features import IGNORED
 from hf_apar.errors import ConfigurationError, ControlTokenError, DataError
 from hf_apar.tokens import FORK_TOKEN, add_control_tokens
-from hf_apar.training.lora import AdapterTrainer, add_lora, parameter_groups
+from hf_apar.training.lora import AdapterTrainer
 from hf_apar.training.metrics import fork_metrics
 from hf_apar.training.mixture import Selection, mix
 from hf_apar.training.quality import mean_nll
@@ -100,7 +100,7 @@ def test_the_output_holds_all_that_decoding_needs(trained, base):
 def test_a_run_that_goes_on_ends_like_one_that_never_stopped(trained, answers, tmp_path):
     output, options, metrics = trained
     shutil.copytree(output / "checkpoint-40", tmp_path / "checkpoint-40")
-    shutil.copy(output / "mixture.sha256", tmp_path)
+    shutil.copy(output / "made_with.json", tmp_path)
     again = train(answers, tmp_path, HELD_OUT, max_steps=80, fork_bias=0.5, repetition_penalty=1.2, **options)
     assert again["eval_loss"] == pytest.approx(metrics["eval_loss"], abs=1e-6)
     ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path, output))
@@ -116,13 +116,58 @@ def test_a_run_that_goes_on_ends_like_one_that_never_stopped(trained, answers, t
 def test_a_run_does_not_go_on_with_other_answers(trained, answers, tmp_path, selection, seed):
     output, options, _ = trained
     shutil.copytree(output / "checkpoint-40", tmp_path / "checkpoint-40")
-    shutil.copy(output / "mixture.sha256", tmp_path)
+    shutil.copy(output / "made_with.json", tmp_path)
     if (selection, seed) == (HELD_OUT, 0):
         text = answers.read_text()
         answers = tmp_path / "answers.jsonl"
         answers.write_text(text.replace("no list", "none"))
     with pytest.raises(DataError, match="checkpoint-40 comes from other answers"):
         train(answers, tmp_path, selection, max_steps=80, seed=seed, **options)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("limit", [{"max_steps": 6}, {"epochs": 1.0}], ids=["steps", "epochs"])
+def test_t3_an_end_that_failed_is_repeated_without_training_again(base, answers, tmp_path, limit):
+    """Here a folder stands where the adapter is to be written; what had been trained is in the last checkpoint."""
+    options = {"model": str(base), "rank": 8, "max_length": 256, "save_steps": 100, "eval_steps": 100, **limit}
+    (tmp_path / "adapter_model.safetensors").mkdir()
+    with pytest.raises(OSError, match="adapter_model"):
+        train(answers, tmp_path, HELD_OUT, **options)
+    (checkpoint,) = tmp_path.glob("checkpoint-*")
+    before = {file.name: file.stat().st_mtime_ns for file in checkpoint.iterdir()}
+    (tmp_path / "adapter_model.safetensors").rmdir()
+    metrics = train(answers, tmp_path, HELD_OUT, **options)
+    assert list(tmp_path.glob("checkpoint-*")) == [checkpoint]
+    assert {file.name: file.stat().st_mtime_ns for file in checkpoint.iterdir()} == before
+    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path, checkpoint))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name].bfloat16()) for name in ours)
+    whole = train(answers, tmp_path / "whole", HELD_OUT, **options)
+    assert metrics["eval_loss"] == pytest.approx(whole["eval_loss"], abs=1e-6)
+    adapters = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path, tmp_path / "whole"))
+    assert all(map(torch.equal, *(adapter.values() for adapter in adapters)))
+
+
+def test_t3_what_cannot_be_written_fails_before_the_first_step(base, answers, tmp_path):
+    (tmp_path / "generation_config.json").mkdir()
+    with pytest.raises(OSError, match="generation_config"):
+        train(answers, tmp_path, HELD_OUT, model=str(base), rank=8, max_length=256, max_steps=1)
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rank": 4}, r"rank 8 \(now 4\)"),
+        ({"learning_rate": 0.5, "bf16": True}, r"learning_rate 0\.02 \(now 0\.5\), bf16 False \(now True\)"),
+    ],
+)
+def test_t12_a_run_does_not_go_on_with_other_options(trained, answers, tmp_path, changes, said):
+    output, options, _ = trained
+    shutil.copytree(output / "checkpoint-40", tmp_path / "checkpoint-40")
+    shutil.copy(output / "made_with.json", tmp_path)
+    with pytest.raises(DataError, match=f"checkpoint-40 was trained with {said}; go on with that"):
+        train(answers, tmp_path, HELD_OUT, max_steps=80, **options | changes)
     assert not (tmp_path / "metrics.json").exists()
 
 
@@ -171,16 +216,6 @@ def test_adapters_that_do_not_fit_are_refused(trained, base, tmp_path):
         load_adapter(model, tokenizer, trained[0])
 
 
-def test_token_rows_learn_at_a_rate_of_their_own(base):
-    model, tokenizer = loaded(base)
-    wrapped = add_lora(model, add_control_tokens(model, tokenizer), rank=4)
-    adapter, rows = parameter_groups(wrapped, 1e-3, 12.0)
-    assert (adapter["lr"], rows["lr"]) == (1e-3, pytest.approx(12e-3))
-    assert [tuple(parameter.shape) for parameter in rows["params"]] == [(2, 32)]
-    assert len(adapter["params"]) == 2 * 2 * 7  # two matrices for each of seven layers, twice
-    assert wrapped.get_base_model().lm_head.weight is not None
-
-
 def test_the_mixture_keeps_its_share_and_holds_some_out(base):
     model, tokenizer = loaded(base)
     ids = add_control_tokens(model, tokenizer)
@@ -215,7 +250,7 @@ def test_the_loss_leaves_fork_out_of_the_choice_where_a_copy_reads_on(base, tmp_
     model, tokenizer = loaded(base)
     fork, child = add_control_tokens(model, tokenizer)
     mixture = mix(ANSWERS, tokenizer, (fork, child), Selection(structured_share=0.5, unforked_share=0.5, held_out=0.25))
-    batch = DataCollatorForApar(0)([row.to_dict() for row in pack(mixture.train, 300)])
+    batch = DataCollatorForApar(0, fork_banned=True)([row.to_dict() for row in pack(mixture.train, 300)])
     with torch.no_grad():  # tied: [Fork] is likelier than any other token where it is banned
         rows, plain = model.get_input_embeddings().weight, {k: v for k, v in batch.items() if k != "fork_banned"}
         rows[fork] = 3 * rows[model(**plain).logits[batch["fork_banned"]].mean(0).argmax()]

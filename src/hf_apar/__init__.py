@@ -7,6 +7,7 @@ from hf_apar.decoding import apar_decode
 from hf_apar.errors import AparError, ConfigurationError, ControlTokenError, DataError, UnsupportedModelError
 from hf_apar.generation import AparGenerationMixin, disable_apar, enable_apar
 from hf_apar.hub import export_custom_generate
+from hf_apar.readiness import check_model
 from hf_apar.results import AparOutput, AparStats
 from hf_apar.streaming import AparStreamer
 from hf_apar.tokens import add_control_tokens
@@ -28,6 +29,7 @@ __all__ = [
     "UnsupportedModelError",
     "add_control_tokens",
     "apar_decode",
+    "check_model",
     "disable_apar",
     "enable_apar",
     "encode_chat",

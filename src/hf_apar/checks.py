@@ -47,15 +47,19 @@ def validate_control_ids(config: AparConfig, model: PreTrainedModel) -> None:
         )
 
 
-def eos_token_ids(generation_config: GenerationConfig) -> list[int]:
-    """Return the ids that end a thread, the preferred one first."""
-    eos = generation_config.eos_token_id
-    return [] if eos is None else [int(token) for token in (eos if isinstance(eos, list | tuple) else [eos])]
-
-
 def validate_model(model: PreTrainedModel) -> None:
-    """Raise :class:`UnsupportedModelError` for a model whose layers cannot attend along a tree."""
+    """Raise :class:`UnsupportedModelError` for a model whose layers or attention cannot attend along a tree."""
     warn_outside_range()
+    validate_layers(model)
+    if (attention := model.config.get_text_config(decoder=True)._attn_implementation) not in _ATTENTION:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} uses {attention} attention, which takes no tree mask while decoding; load it with "
+            f"attn_implementation='sdpa' or 'eager'"
+        )
+
+
+def validate_layers(model: PreTrainedModel) -> None:
+    """Raise :class:`UnsupportedModelError` for a model whose layers cannot attend along a tree, whatever the attention."""
     name, config = type(model).__name__, model.config.get_text_config(decoder=True)
     if not model.can_generate():
         raise UnsupportedModelError(f"{name} cannot generate, it has no output layer; load it with AutoModelForCausalLM")
@@ -77,11 +81,6 @@ def validate_model(model: PreTrainedModel) -> None:
         raise UnsupportedModelError(
             f"{name} takes no position_ids (ALiBi, or positions from the cache's length); APAR needs them, since threads "
             "share positions: use a model with rotary or learned positions"
-        )
-    if (attention := config._attn_implementation) not in _ATTENTION:
-        raise UnsupportedModelError(
-            f"{name} uses {attention} attention, which takes no tree mask while decoding; load it with "
-            f"attn_implementation='sdpa' or 'eager'"
         )
 
 

@@ -15,7 +15,6 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, Pr
 from hf_apar.attention import tree_attention_for
 from hf_apar.cache import TreeCache, layer_windows, new_tree_cache
 from hf_apar.checks import (
-    eos_token_ids,
     resolve_config,
     runs_in_step,
     validate_generation,
@@ -26,6 +25,7 @@ from hf_apar.checks import (
 )
 from hf_apar.config import AparConfig, ResolvedConfig
 from hf_apar.errors import ConfigurationError
+from hf_apar.generation_settings import eos_token_ids
 from hf_apar.growth import GrowingTree
 from hf_apar.layout import Query, lay_out
 from hf_apar.paths import Path

@@ -1,11 +1,15 @@
 """Forms in which APAR travels without this package's API: a ``custom_generate`` repository, and merged checkpoints."""
 
+import logging
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_apar.errors import ConfigurationError
+from hf_apar.generation_settings import make_savable
 from hf_apar.tokens import find_control_tokens
+
+logger = logging.getLogger(__name__)
 
 _GENERATE = '''"""APAR decoding for `model.generate(custom_generate=...)`: many threads write one answer (arXiv 2401.06761).
 
@@ -77,6 +81,8 @@ def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     assert model.generation_config is not None
     ids = find_control_tokens(model, tokenizer)
     model.generation_config.suppress_tokens = sorted({*(model.generation_config.suppress_tokens or ()), *ids})
+    for change in make_savable(model.generation_config):
+        logger.warning("the generation config could not be saved as it was: %s", change)
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
     return target

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_apar.config import AparConfig
 from hf_apar.errors import ControlTokenError
+from hf_apar.generation_settings import end_as_taught, make_savable
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,9 @@ def add_control_tokens(
     Tokens that are there already are taken: those of the checkpoint's settings, or a pair of :data:`KNOWN_PAIRS`. The
     vocabulary grows if it has to and never shrinks. A new row of the embeddings, and of the output layer where it is
     not tied to them, is the mean of the rows of the token's own word pieces. The ids, and their suppression in plain
-    decoding, are written into ``model.generation_config``, so that they travel with the checkpoint.
+    decoding, are written into ``model.generation_config``, so that they travel with the checkpoint. There the tokenizer's
+    EOS, with which threads are taught to end, is added if it is missing, and a config that transformers would not save is
+    corrected (:func:`~hf_apar.generation_settings.make_savable`); a warning tells of either.
 
     Args:
         names: of [Fork] and [Child], in place of those that are found or ours.
@@ -75,7 +78,7 @@ def add_control_tokens(
             for name in fresh:
                 own = [piece for piece in pieces[name] if piece < rows]
                 weight[vocabulary[name]] = weight[own or slice(rows)].mean(dim=0)
-    _record(model, AparConfig(fork_token_id=fork, child_token_id=child, joint=pair.joint or None))
+    _record(model, tokenizer, AparConfig(fork_token_id=fork, child_token_id=child, joint=pair.joint or None))
     return fork, child
 
 
@@ -139,7 +142,7 @@ def _grow_embeddings(model: PreTrainedModel, size: int) -> None:
         ) from error
 
 
-def _record(model: PreTrainedModel, found: AparConfig) -> None:
+def _record(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, found: AparConfig) -> None:
     generation = model.generation_config
     if generation is None:
         raise ControlTokenError(f"{type(model).__name__} has no generation config; APAR needs a model that can generate")
@@ -147,6 +150,9 @@ def _record(model: PreTrainedModel, found: AparConfig) -> None:
     ids = {"fork_token_id": found.fork_token_id, "child_token_id": found.child_token_id}
     record_settings(model, {**found.to_dict(), **settings, **ids})
     generation.suppress_tokens = sorted({*(generation.suppress_tokens or ()), *ids.values()})
+    end_as_taught(generation, tokenizer)
+    for change in make_savable(generation):
+        logger.warning("the generation config as it was could not be saved any more: %s", change)
 
 
 def record_settings(model: PreTrainedModel, settings: Mapping[str, object]) -> None:

@@ -184,8 +184,10 @@ def _sampler(
 
     from hf_apar.checkpoints import DEFAULT_BASE
     from hf_apar.data.samplers import TransformersSampler, VllmSampler
+    from hf_apar.readiness import check_model
 
     loaded, tokenizer = load_base(name, dtype)
+    check_model(loaded, tokenizer)  # its answers are there to train it on
     said = f"{name or DEFAULT_BASE} {engine} {dtype} {temperature} {repetition_penalty} {seed}"
     if engine is Engine.transformers:
         torch.manual_seed(seed)

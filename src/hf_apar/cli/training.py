@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,6 +32,7 @@ from hf_apar.cli.data import (
     extract,
 )
 from hf_apar.cli.evaluation import evaluate
+from hf_apar.cli.stages import Stages
 
 StructuredShareOption = Annotated[float, typer.Option(min=0, max=1, help="Share of the answers that fork.")]
 UnforkedShareOption = Annotated[
@@ -199,56 +200,77 @@ def recipe(
     compile: CompileOption = False,
     chat_template_kwargs: TemplateArgumentsOption = None,
     seed: SeedOption = 0,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", help="Make again what was made with other settings, and all after it; the old is kept."),
+    ] = False,
 ) -> None:
     """From a chat model to one that forks: all of these commands and evaluate; goes on where it stopped."""
     output.mkdir(parents=True, exist_ok=True)
     answers, longer, adapter = (output / name for name in ("answers.jsonl", "longer.jsonl", "adapter"))
+    trees = (longer if min_detail_tokens else answers).with_suffix(".trees.jsonl")
     dtype = Dtype.bfloat16 if bf16 else Dtype.float32
-    _stage(1, "the model answers prompts in its own words")
-    distill(
-        prompts, answers, model=model, batch_size=batch_size, max_new_tokens=max_new_tokens,
-        max_whole_tokens=max_whole_tokens, max_items=max_items, templates=templates, opened_share=opened_share,
-        temperature=temperature, repetition_penalty=repetition_penalty, engine=engine,
-        chat_template_kwargs=chat_template_kwargs, seed=seed, dtype=dtype,
-    )  # fmt: skip
-    if min_detail_tokens:
-        _stage(2, "it goes on with short details")
-        elaborate(
-            answers, longer, model=model, min_detail_tokens=min_detail_tokens, taper=taper, closing=closing,
-            batch_size=batch_size, temperature=temperature, repetition_penalty=repetition_penalty, engine=engine,
-            chat_template_kwargs=chat_template_kwargs, seed=seed, dtype=dtype,
-        )  # fmt: skip
-        answers = longer
-    _stage(3, "trees are found in the answers")
-    trees = answers.with_suffix(".trees.jsonl")
-    if not trees.exists() or trees.stat().st_mtime < answers.stat().st_mtime:
-        extract(answers, trees, workers=workers, max_depth=max_depth)
-    _stage(4, "the model learns where to fork")
-    if not (adapter / "metrics.json").exists():
-        train(
-            trees, adapter, model=model, epochs=epochs, max_steps=max_steps, max_length=max_length,
-            structured_share=structured_share, unforked_share=unforked_share, max_repetition=max_repetition,
-            max_forks=max_forks, min_ideal_ratio=min_ideal_ratio, min_elaborated=min_elaborated, likeliest=likeliest,
-            batch_size=train_batch_size, learning_rate=learning_rate, fork_bias=fork_bias,
-            repetition_penalty=decoding_penalty, bf16=bf16, compile=compile, chat_template_kwargs=chat_template_kwargs,
-            seed=seed,
-        )  # fmt: skip
-    if heads and not (adapter / "medusa.safetensors").exists():
-        _stage(5, "heads learn what it writes next")
-        train_medusa(
-            trees, adapter, model=str(adapter), epochs=epochs, max_steps=max_steps, max_length=max_length,
-            chat_template_kwargs=chat_template_kwargs, seed=seed, dtype=dtype,
-        )  # fmt: skip
-    if not (adapter / "evaluation.json").exists():
-        from hf_apar.checkpoints import DEFAULT_BASE
-
-        _stage(6, "it answers prompts that it has not seen")
-        evaluate(
-            str(adapter), None, None, base=model or DEFAULT_BASE, output=adapter / "evaluation.json",
-            chat_template_kwargs=chat_template_kwargs, dtype=dtype,
-        )  # fmt: skip
+    writing: dict[str, Any] = {
+        "model": model, "temperature": temperature, "repetition_penalty": repetition_penalty, "engine": engine,
+        "chat_template_kwargs": chat_template_kwargs, "seed": seed, "dtype": dtype,
+    }  # fmt: skip
+    asking = writing | {
+        "max_new_tokens": max_new_tokens, "max_whole_tokens": max_whole_tokens, "max_items": max_items,
+        "templates": templates, "opened_share": opened_share,
+    }  # fmt: skip
+    going_on = writing | {"min_detail_tokens": min_detail_tokens, "taper": taper, "closing": closing}
+    rows: dict[str, Any] = {
+        "epochs": epochs, "max_steps": max_steps, "max_length": max_length, "chat_template_kwargs": chat_template_kwargs,
+        "seed": seed,
+    }  # fmt: skip
+    learning = rows | {
+        "model": model, "structured_share": structured_share, "unforked_share": unforked_share,
+        "max_repetition": max_repetition, "max_forks": max_forks, "min_ideal_ratio": min_ideal_ratio,
+        "min_elaborated": min_elaborated, "likeliest": likeliest, "batch_size": train_batch_size,
+        "learning_rate": learning_rate, "fork_bias": fork_bias, "repetition_penalty": decoding_penalty, "bf16": bf16,
+    }  # fmt: skip
+    judging = {"base": model, "chat_template_kwargs": chat_template_kwargs, "dtype": dtype}
+    weights = adapter / "adapter_model.safetensors"
+    stages = Stages(output, {
+        "answers": [answers, output / "answers.jsonl.done"], "longer": [longer, output / "longer.jsonl.done"],
+        "trees": [trees], "adapter": [adapter],
+        "heads": [adapter / name for name in ("medusa.safetensors", "medusa_checkpoints", "medusa_metrics.json")],
+        "evaluation": [adapter / "evaluation.json"],
+    }, restart=restart)  # fmt: skip
+    with errors_in_one_line():
+        with stages.stage("answers", asking, [] if prompts == "-" else [Path(prompts)]) as wanted:
+            if _stage(1, "the model answers prompts in its own words", wanted):
+                distill(prompts, answers, batch_size=batch_size, **asking)
+        with stages.stage("longer", going_on, [answers]) as wanted:
+            if min_detail_tokens and _stage(2, "it goes on with short details", wanted):
+                elaborate(answers, longer, batch_size=batch_size, **going_on)
+        source = longer if min_detail_tokens else answers
+        with stages.stage("trees", {"max_depth": max_depth}, [source]) as wanted:
+            if _stage(3, "trees are found in the answers", wanted):
+                extract(source, trees, workers=workers, max_depth=max_depth)
+        with stages.stage("adapter", learning, [trees]) as wanted:
+            if _stage(4, "the model learns where to fork", wanted):
+                train(trees, adapter, compile=compile, **learning)
+        if heads:
+            with stages.stage("heads", rows | {"dtype": dtype}, [trees, weights]) as wanted:
+                if _stage(5, "heads learn what it writes next", wanted):
+                    train_medusa(trees, adapter, model=str(adapter), dtype=dtype, **rows)
+        with stages.stage("evaluation", judging, [weights]) as wanted:
+            if _stage(6, "it answers prompts that it has not seen", wanted):
+                _evaluate(adapter, model, dtype, chat_template_kwargs)
     typer.echo(f'done: hf-apar generate --model {adapter} "..."')
 
 
-def _stage(number: int, what: str) -> None:
-    typer.secho(f"{number}. {what}", bold=True, err=True)
+def _evaluate(adapter: Path, base: str | None, dtype: Dtype, chat_template_kwargs: str | None) -> None:
+    from hf_apar.checkpoints import DEFAULT_BASE
+
+    evaluate(
+        str(adapter), None, None, base=base or DEFAULT_BASE, output=adapter / "evaluation.json",
+        chat_template_kwargs=chat_template_kwargs, dtype=dtype,
+    )  # fmt: skip
+
+
+def _stage(number: int, what: str, wanted: bool) -> bool:
+    """Say what a stage does, or that it was done, and return ``wanted``."""
+    typer.secho(f"{number}. {what}" + ("" if wanted else ": made already"), bold=wanted, err=True)
+    return wanted

@@ -83,11 +83,15 @@ class DataCollatorForApar:
     """Makes a batch of rows of trees (:meth:`TreeFeatures.to_dict`) for a causal LM and the stock ``Trainer``.
 
     The batch holds ``input_ids``, ``position_ids``, ``labels`` and ``shift_labels`` (batch, length), and an
-    ``attention_mask``. ``labels`` repeats ``shift_labels``: transformers asks for ``labels`` to compute a loss at all and
-    takes its targets from ``shift_labels``, and either way of counting them agrees, since the first token of a row, a
-    prompt's, has no target. Where a row has ``fork_banned``, so has the batch, as booleans (batch, length). The loss of
-    :class:`~hf_apar.training.lora.AdapterTrainer` leaves [Fork] out of the choice there; other trainers do not know it, so
-    give them rows without such places (``Selection(unforked_share=0)``).
+    ``attention_mask``. The target of a place stands there in ``shift_labels``, and at the next place in ``labels``, where
+    whatever shifts its labels looks for it: label smoothing, a ``compute_loss_func``, losses of TRL. So that the last
+    target of a row has a next place, the length is one more than the longest row's. The model's own loss asks for ``labels``
+    and takes its targets from ``shift_labels``. For metrics, whose predictions are not shifted, set
+    ``label_names=["shift_labels"]``.
+
+    Where a row has ``fork_banned``, so has the batch, as booleans (batch, length): the loss of
+    :class:`~hf_apar.training.lora.AdapterTrainer` leaves [Fork] out of the choice there. Other trainers would pass over it
+    in silence, so such a row is an error unless ``fork_banned`` says that the trainer knows it.
 
     Attributes:
         pad_token_id: fills shorter rows; such a token sees itself alone.
@@ -98,6 +102,7 @@ class DataCollatorForApar:
             rows of :func:`path_rows`, more and shorter ones, and a plain mask (paths, length) of ones for tokens and
             zeros for padding: any attention takes it, flash attention too.
         pad_to_multiple_of: the batch's length is a multiple of it; ``None`` for any length.
+        fork_banned: the trainer is an ``AdapterTrainer``.
     """
 
     pad_token_id: int
@@ -105,6 +110,7 @@ class DataCollatorForApar:
     dtype: torch.dtype = torch.float32
     mode: Literal["dense", "flex", "paths"] = "dense"
     pad_to_multiple_of: int | None = None
+    fork_banned: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in ("dense", "flex", "paths"):
@@ -116,21 +122,22 @@ class DataCollatorForApar:
         """Pad and stack ``features``.
 
         Raises:
-            DataError: if a column is missing, lengths differ, or a row is longer than ``max_length``.
+            DataError: if a column is missing, lengths differ, a row is longer than ``max_length``, or has ``fork_banned``
+                places without leave.
         """
         for row in features:
             self._check(row)
         rows = [path for row in features for path in path_rows(row)] if self.mode == "paths" else features
         lengths = [len(row["input_ids"]) for row in rows]
         multiple = self.pad_to_multiple_of or 1
-        length = -(-max(lengths) // multiple) * multiple
+        length = -(-(max(lengths) + 1) // multiple) * multiple
         shift_labels = _stack(rows, "shift_labels", [IGNORED] * length)
         banned = [(place, token) for place, row in enumerate(rows) for token in row.get("fork_banned", ())]
         return {
             "input_ids": _stack(rows, "input_ids", [self.pad_token_id] * length),
             "position_ids": _stack(rows, "position_ids", [0] * length),
             "attention_mask": self._mask(_stack(rows, "visible_until", range(1, length + 1)), torch.tensor(lengths)),
-            "labels": shift_labels.clone(),
+            "labels": shift_labels.roll(1, dims=1),  # the last place is padding and has no target
             "shift_labels": shift_labels,
             **({"fork_banned": _marked(shift_labels, banned)} if banned else {}),
         }
@@ -154,6 +161,12 @@ class DataCollatorForApar:
         targets = row["shift_labels"]
         if any(not 0 <= place < len(targets) or targets[place] == IGNORED for place in row.get("fork_banned", ())):
             raise DataError(f"fork_banned holds {row['fork_banned']}; each must be a place of the row that has a target")
+        if row.get("fork_banned") and not self.fork_banned:
+            raise DataError(
+                "a row has fork_banned places, which AdapterTrainer alone honours; with it, pass "
+                "DataCollatorForApar(fork_banned=True), with another trainer leave such rows out: "
+                "Selection(unforked_share=0)"
+            )
         if self.max_length is not None and lengths["input_ids"] > self.max_length:
             raise DataError(f"a row has {lengths['input_ids']} tokens, at most {self.max_length} fit; pack with that limit")
 

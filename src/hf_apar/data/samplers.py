@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, RepetitionPenaltyLogitsProcessor
 
 from hf_apar.cache import new_tree_cache
-from hf_apar.checks import eos_token_ids
+from hf_apar.generation_settings import eos_token_ids
 from hf_apar.text import decode_text, token_texts
 
 LEAD_TOKENS = 48

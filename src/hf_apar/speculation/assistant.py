@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 
 from hf_apar.attention import tree_attention_for
 from hf_apar.cache import layer_windows, new_tree_cache
-from hf_apar.checks import eos_token_ids, input_device, validate_model
+from hf_apar.checks import input_device, validate_model
 from hf_apar.errors import ConfigurationError
+from hf_apar.generation_settings import eos_token_ids
 from hf_apar.growth import GrowingTree
 from hf_apar.layout import Query, lay_out
 from hf_apar.prompts import Prompts

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hf_apar.checks import eos_token_ids
 from hf_apar.errors import ConfigurationError
+from hf_apar.generation_settings import eos_token_ids
 from hf_apar.growth import GrowingTree
 from hf_apar.speculation.proposer import Draft, Proposer, Run
 from hf_apar.tree import Thread

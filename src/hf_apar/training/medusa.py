@@ -20,9 +20,12 @@ from hf_apar.data.collator import DataCollatorForApar, pack
 from hf_apar.data.features import IGNORED, TreeFeatures
 from hf_apar.data.rejections import Rejections
 from hf_apar.errors import ConfigurationError, ControlTokenError
+from hf_apar.generation_settings import end_as_taught
+from hf_apar.readiness import check_model
 from hf_apar.speculation.medusa import MedusaHeads, path_successors
 from hf_apar.training.metrics import final_metrics
 from hf_apar.training.mixture import Selection, mix, read_examples
+from hf_apar.training.resuming import keep_to_settings
 
 logger = logging.getLogger(__name__)
 
@@ -70,10 +73,20 @@ def train_medusa(
     Raises:
         ConfigurationError: if ``start`` has no heads, or those of a model of another width.
         ControlTokenError: if ``model`` has no control tokens.
+        UnsupportedModelError: if ``model`` cannot fork, or no thread of it would end (:func:`~hf_apar.check_model`).
+        DataError: if ``output`` has a checkpoint of a run on other answers or with other options.
     """
+    options = {
+        "start": start, "length": length, "inner_size": inner_size, "draft_vocabulary": draft_vocabulary,
+        "learning_rate": learning_rate, "max_length": max_length, "places": places, "seed": seed,
+        "model": model.name_or_path, "dtype": model.dtype,
+    }  # fmt: skip
     config = AparConfig.from_dict(getattr(model.generation_config, "apar_config", None) or {})
     if config.fork_token_id is None or config.child_token_id is None:
         raise ControlTokenError("the model has no control tokens; train it to fork first, see docs/training.md")
+    check_model(model, tokenizer)
+    assert model.generation_config is not None
+    end_as_taught(model.generation_config, tokenizer)
     rejected = Rejections(answers, output / "rejected.jsonl")
     mixture = mix(
         read_examples(answers, rejected), tokenizer, (config.fork_token_id, config.child_token_id),
@@ -113,10 +126,11 @@ def train_medusa(
     if not is_split(model) and not getattr(model, "is_quantized", False):
         model.to(arguments.device)  # type: ignore[arg-type]  # the decorator of `to` hides its signature
     checkpoint = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    keep_to_settings(options, mixture, checkpoints, checkpoint)
     logger.info("training %s", f"goes on from {checkpoint}" if checkpoint else "starts")
     trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = final_metrics(trainer)
     heads.save(output)
+    metrics = final_metrics(trainer)
     report = {"final": metrics, "steps": trainer.state.log_history}
     (output / "medusa_metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return metrics

@@ -1,6 +1,5 @@
 """The recipe: answers in, adapter out, with the stock Trainer (paper, section 3.2; the rest is in DESIGN.md)."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -11,15 +10,16 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_apar.checkpoints import DEFAULT_BASE, adapter_settings, load_base, save_adapter
+from hf_apar.checkpoints import DEFAULT_BASE, adapter_settings, load_base, save_adapter, save_settings
 from hf_apar.data.collator import DataCollatorForApar, pack
 from hf_apar.data.rejections import Rejections
-from hf_apar.errors import DataError
+from hf_apar.readiness import check_model
 from hf_apar.tokens import add_control_tokens
 from hf_apar.training.lora import AdapterTrainer, add_lora, load_lora
 from hf_apar.training.metrics import best_tokens, final_metrics, metrics_for
 from hf_apar.training.mixture import DEFAULT_SELECTION, Mixture, Selection, mix, read_examples
 from hf_apar.training.quality import mean_nll
+from hf_apar.training.resuming import keep_to_settings
 
 logger = logging.getLogger(__name__)
 
@@ -79,14 +79,21 @@ def train(
         that cannot be used are in ``output/rejected.jsonl``.
 
     Raises:
-        DataError: if the answers cannot be trained on, or ``output`` has a checkpoint of a run on other answers or with
-            other filters: what that run learnt from may now be held out.
+        UnsupportedModelError: if ``model`` cannot learn to fork (:func:`~hf_apar.check_model`).
+        DataError: if the answers cannot be trained on, or ``output`` has a checkpoint of a run on other answers, with other
+            filters or options: what that run learnt from may now be held out.
         ConfigurationError: if ``start`` holds no adapter.
         ControlTokenError: if the control tokens of ``start`` have other ids than the model's.
         MissingPackageError: if the default base is not installed.
     """
+    options = {
+        "model": model, "start": start, "rank": rank if start is None else None, "learning_rate": learning_rate,
+        "token_rate": token_rate, "max_length": max_length, "batch_size": batch_size, "accumulation": accumulation,
+        "bf16": bf16, "seed": seed,
+    }  # fmt: skip
     set_seed(seed)  # the Trainer's own comes after LoRA's first weights
     base, tokenizer = load_base(model, dtype=torch.float32)
+    check_model(base, tokenizer)
     control_ids = add_control_tokens(base, tokenizer)
     if start is not None:
         adapter_settings(start, control_ids)  # is it one of this base?
@@ -109,36 +116,23 @@ def train(
         max_steps=max_steps,
         learning_rate=learning_rate, lr_scheduler_type="cosine", warmup_steps=0.03, weight_decay=0.0,
         save_steps=save_steps, save_total_limit=2, eval_strategy="steps", eval_steps=eval_steps, logging_steps=5,
-        remove_unused_columns=False, label_names=["labels"], report_to="none", bf16=bf16, torch_compile=compile,
+        remove_unused_columns=False, label_names=["shift_labels"], report_to="none", bf16=bf16, torch_compile=compile,
         seed=seed,
         use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
-    adapted = add_lora(base, control_ids, rank=rank) if start is None else load_lora(base, start)
+    adapted = add_lora(base, control_ids, rank=rank) if start is None else load_lora(base, start, control_ids)
     trainer = _trainer(adapted, tokenizer, mixture, arguments, control_ids, token_rate, max_length)
     checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
-    _keep_fingerprint(mixture, output, checkpoint)
+    keep_to_settings(options, mixture, output, checkpoint)
+    save_settings(base, tokenizer, output)  # what cannot be written is to fail now
     logger.info("training %s", f"goes on from {checkpoint}" if checkpoint else "starts")
     trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = final_metrics(trainer)
     assert isinstance(trainer.model, PeftModel)
     save_adapter(trainer.model, tokenizer, output)
+    metrics = final_metrics(trainer)
     report = {"final": metrics, "steps": trainer.state.log_history}
     (output / "metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return metrics
-
-
-def _keep_fingerprint(mixture: Mixture, output: Path, checkpoint: str | None) -> None:
-    """Note what a run trains on and what it holds out, and refuse to go on with anything else."""
-    rows = json.dumps([[row.to_dict() for row in rows] for rows in (mixture.train, mixture.held_out)])
-    fingerprint, file = hashlib.sha256(rows.encode()).hexdigest(), output / "mixture.sha256"
-    if checkpoint and not (file.exists() and file.read_text().strip() == fingerprint):
-        raise DataError(
-            f"{checkpoint} comes from other answers, filters, shares or another seed, or its likeliest answers from another "
-            "machine; go on with those, or train into a folder of its own: what was trained on must not be "
-            "held out"
-        )
-    output.mkdir(parents=True, exist_ok=True)
-    file.write_text(fingerprint + "\n")
 
 
 def _trainer(
@@ -150,6 +144,7 @@ def _trainer(
     token_rate: float,
     max_length: int,
 ) -> AdapterTrainer:
+    compiled_length = -(-(max_length + 1) // 8) * 8  # one for padding, and a length that suits matrix units
     padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return AdapterTrainer(
         model=model,
@@ -157,7 +152,10 @@ def _trainer(
         train_dataset=[row.to_dict() for row in pack(mixture.train, max_length)],
         eval_dataset=[row.to_dict() for row in pack(mixture.held_out, max_length)],
         data_collator=DataCollatorForApar(
-            int(padding), max_length, pad_to_multiple_of=max_length if arguments.torch_compile else None
+            int(padding),
+            max_length,
+            pad_to_multiple_of=compiled_length if arguments.torch_compile else None,
+            fork_banned=True,
         ),
         compute_metrics=metrics_for(control_ids[0]),
         preprocess_logits_for_metrics=best_tokens,
