@@ -12,7 +12,7 @@ from hf_apar.chat import encode_chat
 from hf_apar.checks import learns_prompts, validate_layers
 from hf_apar.errors import AparError, UnsupportedModelError
 from hf_apar.generation_settings import eos_token_ids, make_savable
-from hf_apar.tokens import CHILD_TOKEN, FORK_TOKEN, checkpoint_config, embedding_rows
+from hf_apar.tokens import checkpoint_config, embedding_rows, known_settings
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -115,11 +115,11 @@ def _vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> I
 
 def _control_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """Where the model has control tokens: are they the tokenizer's, and will what is learnt stop?"""
-    settings, vocabulary = checkpoint_config(model), tokenizer.get_vocab()
+    settings, found = checkpoint_config(model), known_settings(tokenizer)
     given = (settings.fork_token_id, settings.child_token_id)
     if None in given or model.generation_config is None:
         return
-    known = (vocabulary.get(FORK_TOKEN), vocabulary.get(CHILD_TOKEN))
+    known = (found.fork_token_id, found.child_token_id)
     if known != given and None not in known:
         yield (
             f"the checkpoint's [Fork] and [Child] have the ids {given}, the tokenizer's {known}; load the tokenizer of the "
