@@ -21,6 +21,7 @@ from hf_apar.data.features import IGNORED, TreeFeatures
 from hf_apar.data.rejections import Rejections
 from hf_apar.errors import ConfigurationError, ControlTokenError
 from hf_apar.generation_settings import end_as_taught
+from hf_apar.made_with import digest
 from hf_apar.readiness import check_model
 from hf_apar.speculation.medusa import MedusaHeads, path_successors
 from hf_apar.training.metrics import final_metrics
@@ -76,11 +77,6 @@ def train_medusa(
         UnsupportedModelError: if ``model`` cannot fork, or no thread of it would end (:func:`~hf_apar.check_model`).
         DataError: if ``output`` has a checkpoint of a run on other answers or with other options.
     """
-    options = {
-        "start": start, "length": length, "inner_size": inner_size, "draft_vocabulary": draft_vocabulary,
-        "learning_rate": learning_rate, "max_length": max_length, "places": places, "seed": seed,
-        "model": model.name_or_path, "dtype": model.dtype,
-    }  # fmt: skip
     config = AparConfig.from_dict(getattr(model.generation_config, "apar_config", None) or {})
     if config.fork_token_id is None or config.child_token_id is None:
         raise ControlTokenError("the model has no control tokens; train it to fork first, see docs/training.md")
@@ -93,6 +89,11 @@ def train_medusa(
         Selection(unforked_share=0.0, max_repetition=1.0), max_length=max_length, seed=seed,
         rejected=rejected, chat_template_kwargs=chat_template_kwargs,
     )  # fmt: skip
+    options = {
+        "start": start, "length": length, "inner_size": inner_size, "draft_vocabulary": draft_vocabulary,
+        "learning_rate": learning_rate, "max_length": max_length, "places": places, "seed": seed, "dtype": model.dtype,
+        "model": _name(model, config.fork_token_id),
+    }  # fmt: skip
     hidden_size = int(model.config.get_text_config(decoder=True).hidden_size)
     if start is None:
         ids = most_frequent(mixture.train, draft_vocabulary, (config.fork_token_id, int(tokenizer.eos_token_id)))
@@ -134,6 +135,12 @@ def train_medusa(
     report = {"final": metrics, "steps": trainer.state.log_history}
     (output / "medusa_metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return metrics
+
+
+def _name(model: PreTrainedModel, fork_id: int) -> str:
+    """Tell ``model`` from the same one tuned otherwise, by its row of [Fork]."""
+    row = cast(Tensor, model.get_output_embeddings().weight)[fork_id].detach().float().cpu()
+    return f"{model.name_or_path} {digest(row.numpy().tobytes())[:8]}"
 
 
 def _accepted(found: EvalPrediction) -> dict[str, float]:
