@@ -1,4 +1,4 @@
-"""From answers to a model that forks, on tiny bases like those of the field: what a user does, in that order.
+"""From a ShareGPT file to a model that forks, on tiny bases like those of the field: what a user does, in that order.
 
 A *Vicuna-like* one (the paper's own set-up): an untied Llama, a sentencepiece tokenizer with a dummy prefix, a generation
 config that transformers would not save, USER and ASSISTANT in the prompt. A Qwen3-like one: tied, a template with thoughts.
@@ -25,6 +25,7 @@ from transformers import (
 
 from field_tokenizers import byte_level, gemma, llama_normalizer
 from hf_apar import AparModelForCausalLM, check_model
+from hf_apar.data.convert import extract_file
 from hf_apar.hub import save_merged
 from hf_apar.training.medusa import train_medusa
 from hf_apar.training.mixture import Selection
@@ -80,6 +81,24 @@ BASES = {"vicuna": vicuna, "qwen3": qwen3, "gemma": gemma3}
 OPTIONS = {"rank": 8, "learning_rate": 2e-2, "token_rate": 2.0, "max_length": 256, "max_steps": 90, "batch_size": 2}
 
 
+def share_gpt():
+    """Chats as ShareGPT is published: among those of one turn some that are odd, and some that nobody can use."""
+
+    def chat(*turns, **fields):
+        return {"id": str(len(turns)), "conversations": [{"from": who, "value": text} for who, text in turns], **fields}
+
+    asked = [(f"Which trees, {number}?", LIST) for number in range(36)] + [(f"And {n}?", PLAIN) for n in range(24)]
+    clean = [chat(("human", prompt), ("gpt", answer)) for prompt, answer in asked]
+    odd = [
+        chat(("gpt", "Welcome back."), ("human", "Which trees, 40?"), ("gpt", LIST), ("human", "Thanks!")),
+        chat(("human", "Which"), ("human", "trees, 41?"), ("gpt", LIST), system="You know trees."),
+    ]
+    useless = [
+        chat(), chat(("human", "Hi"), ("gpt", None)), chat(("human", "Hi"), ("gpt", "One."), ("gpt", "Two.")), {"id": "x"},
+    ]  # fmt: skip
+    return [*clean[:30], *odd, *useless, *clean[30:]]
+
+
 @pytest.fixture(scope="module", params=BASES)
 def made(request, tmp_path_factory):
     """A folder with ``base``, ``adapter`` and ``merged``, and the metrics of the training."""
@@ -90,9 +109,9 @@ def made(request, tmp_path_factory):
     tokenizer.save_pretrained(folder / "base")
     (folder / "base" / "generation_config.json").write_text(json.dumps(published))
     check_model(AutoModelForCausalLM.from_pretrained(folder / "base"), AutoTokenizer.from_pretrained(folder / "base"))
-    asked = [(f"Which trees, {number}?", LIST) for number in range(36)] + [(f"And {n}?", PLAIN) for n in range(24)]
-    records = [json.dumps({"prompt": prompt, "response": response}) + "\n" for prompt, response in asked]
-    (folder / "answers.jsonl").write_text("".join(records))
+    (folder / "sharegpt.json").write_text(json.dumps(share_gpt(), indent=2), encoding="utf-8")
+    report = extract_file(folder / "sharegpt.json", folder / "answers.jsonl")
+    assert (report.answers, report.structured, report.rejected.total()) == (60 + 2, 36 + 2, 4)
     selection = Selection(held_out=0.2, unforked_share=0.5)
     metrics = train(folder / "answers.jsonl", folder / "adapter", selection, model=str(folder / "base"), **OPTIONS)
     save_merged(AparModelForCausalLM.from_pretrained(folder / "adapter"), tokenizer_of(folder), folder / "merged")
@@ -139,7 +158,7 @@ def test_another_process_in_another_folder_loads_it_and_it_forks_and_decodes_pla
     steps = {"apar": [], "plain": []}
     for kind, prompt, text, threads, count in found:
         wanted = PLAIN if prompt.startswith("And") else LIST
-        assert "".join(text.split()) == "".join(wanted.split()), (kind, prompt)
+        assert text == wanted, (kind, prompt)
         assert threads == (4 if kind == "apar" and wanted == LIST else 1)
         if wanted == LIST:
             steps[kind].append(count)
@@ -169,3 +188,10 @@ def test_its_heads_train(made, tmp_path):
     )
     assert later["eval_loss"] < first["eval_loss"] and later["eval_accepted"] > first["eval_accepted"]
     assert later["eval_accepted"] > 0.5
+
+
+def test_what_a_strict_template_refuses_is_set_aside_with_the_reason(made):
+    folder, _ = made
+    file = folder / "adapter" / "rejected.jsonl"
+    refused = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    assert [("System role" in one["reason"], one["line"]) for one in refused] == ([(True, 32)] if "gemma" in folder.name else [])
