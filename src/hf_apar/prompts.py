@@ -1,7 +1,8 @@
 """The prompts of a batch, whatever form they come in, and their prefill as ``generate`` does it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -107,6 +108,7 @@ class Prompts:
         logits, device = None, self.device(model)
         positions = self._positions().to(device)
         options = {**self.model_kwargs, "use_cache": True}
+        prepare: Callable[..., dict[str, Any]] = model.prepare_inputs_for_generation  # type: ignore[assignment]
         mask = None if self.attention_mask is None else self.attention_mask.to(device)
         for start in range(self.past, self.span, chunk_size or self.span):
             end = min(start + (chunk_size or self.span), self.span)
@@ -116,18 +118,19 @@ class Prompts:
             if "logits_to_keep" in options and not is_split(model):
                 # by index: of a slice, torch copies the output layer's weights in bfloat16
                 options["logits_to_keep"] = torch.tensor([end - start - 1], device=device)
-            inputs = model.prepare_inputs_for_generation(  # type: ignore[operator]
+            prepared = partial(
+                prepare,
                 known,
-                next_sequence_length=end - start,
                 attention_mask=None if mask is None else mask[:, :end],
                 position_ids=positions[:, :end],
-                past_key_values=cache,
                 is_first_iteration=True,
                 **{**options, "inputs_embeds": None if embeds is None else embeds[:, :end]},
             )
+            inputs = prepared(next_sequence_length=end - start, past_key_values=cache)
             if inputs.get("past_key_values") is not cache:  # the model begins anew: Phi3 beyond its first window
-                cache.prepare(None, end, end)
+                inputs = prepared(next_sequence_length=end, past_key_values=None)
                 inputs["past_key_values"] = cache
+                cache.prepare(None, end, end)
                 if "logits_to_keep" in inputs:
                     inputs["logits_to_keep"] = 1
             logits = model(**inputs, return_dict=True).logits
