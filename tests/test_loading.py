@@ -31,7 +31,7 @@ from hf_apar import (
     add_control_tokens,
     enable_apar,
 )
-from hf_apar.checkpoints import load_adapter, load_base, save_adapter
+from hf_apar.checkpoints import load_adapter, load_base, load_tokenizer, save_adapter
 from hf_apar.errors import CheckpointError
 from hf_apar.hub import save_merged
 
@@ -186,7 +186,7 @@ def test_l1_a_base_that_is_offloaded_is_refused_with_the_way_out(adapter, tmp_pa
 
 
 def into_cache(cache, name, folder, revision="main", commit="0" * 40):
-    """Put ``folder`` into a Hub cache under ``name``: blobs, snapshots, refs, and the mark of a file that is not there."""
+    """Put ``folder`` into a Hub cache under ``name``: blobs, snapshots and refs."""
     repository = cache / f"models--{name.replace('/', '--')}"
     snapshot = repository / "snapshots" / commit
     (repository / "blobs").mkdir(parents=True, exist_ok=True)
@@ -198,9 +198,6 @@ def into_cache(cache, name, folder, revision="main", commit="0" * 40):
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(os.path.relpath(blob, target.parent))
     (repository / "refs" / revision).write_text(commit)
-    if not (snapshot / "config.json").exists():  # an adapter: AutoTokenizer asks for it
-        (repository / ".no_exist" / commit).mkdir(parents=True)
-        (repository / ".no_exist" / commit / "config.json").touch()
 
 
 @pytest.fixture
@@ -226,8 +223,10 @@ def record(adapter, **values):
 def test_l2_an_adapter_by_its_hub_name(hub, expected):
     options = {"cache_dir": hub, "local_files_only": True}
     assert answers(AparModelForCausalLM.from_pretrained("some-org/forks", **options)) == expected
-    tokenizer = AutoTokenizer.from_pretrained("some-org/forks", **options)
-    assert tokenizer.convert_tokens_to_ids(["[Fork]", "[Child]"]) == [FORK, CHILD]
+    for name, more in (("some-org/forks", {}), ("some-org/nested", {"revision": "v2", "subfolder": "inner"})):
+        tokenizer = load_tokenizer(name, **options, **more)
+        assert tokenizer.convert_tokens_to_ids(["[Fork]", "[Child]"]) == [FORK, CHILD]
+        assert tokenizer.chat_template == byte_tokenizer().chat_template
     nested = AparModelForCausalLM.from_pretrained("some-org/nested", revision="v2", subfolder="inner", **options)
     assert answers(nested) == expected
     with pytest.raises(CheckpointError, match=r"there is no folder some-org/nested here.*no copy is in the cache"):
@@ -277,10 +276,10 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_HEAD(self):
         code = "GatedRepo" if "/gated/" in self.path else "RevisionNotFound" if "/known/" in self.path else "RepoNotFound"
+        self.server.asked.append(self.path)
         self.send_response(403 if code == "GatedRepo" else 404)
         self.send_header("X-Error-Code", code)
         self.end_headers()
-        self.server.asked.append(self.path)
 
     def log_message(self, *args):
         """Silence."""

@@ -123,7 +123,7 @@ class AparModelForCausalLM:
         dtype: torch.dtype | str = "auto",
         **options: Any,
     ) -> PreTrainedModel:
-        """Return the model, enabled; its tokenizer is ``AutoTokenizer.from_pretrained(name_or_adapter)``.
+        """Return the model, enabled; its tokenizer is that of :func:`load_tokenizer`.
 
         Args:
             name_or_adapter: a folder or a name on the Hub; an adapter is merged into its base, or wraps it (a ``PeftModel``)
@@ -147,6 +147,30 @@ class AparModelForCausalLM:
         if base is not None:
             raise ConfigurationError(f"base={str(base)!r} goes with an adapter, and {source.name} is none; leave it out")
         return enable_apar(_read(source, dtype, options))
+
+
+def load_tokenizer(name_or_adapter: str | Path, **options: Any) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a checkpoint or an adapter: ``AutoTokenizer.from_pretrained``, which asks no silent Hub again.
+
+    Args:
+        options: as those of ``AutoTokenizer.from_pretrained``.
+
+    Raises:
+        CheckpointError: if ``name_or_adapter`` is nowhere.
+    """
+    source = find_source(name_or_adapter, {key: options.pop(key) for key in HUB_OPTIONS if key in options})
+    config = source.file("adapter_config.json")
+    if config is None:
+        return AutoTokenizer.from_pretrained(source.name, **source.options, **options)
+    for name in _TOKENIZER_FILES:
+        source.file(name)  # from the Hub; by an adapter's name, transformers 5.16 asks for a config.json, which it has not
+    return AutoTokenizer.from_pretrained(config.parent, **options)
+
+
+_TOKENIZER_FILES = (
+    "tokenizer_config.json", "tokenizer.json", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json",
+    "tokenizer.model", "vocab.json", "merges.txt",
+)  # fmt: skip
 
 
 def _load_with_base(

@@ -1,7 +1,8 @@
 """The prompts of a batch, whatever form they come in, and their prefill as ``generate`` does it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -108,6 +109,7 @@ class Prompts:
         logits, device = None, self.device(model)
         positions = self._positions().to(device)
         options = {**self.model_kwargs, "use_cache": True}
+        prepare: Callable[..., dict[str, Any]] = model.prepare_inputs_for_generation  # type: ignore[assignment]
         mask = None if self.attention_mask is None else self.attention_mask.to(device)
         for start in range(self.past, self.span, chunk_size or self.span):
             end = min(start + (chunk_size or self.span), self.span)
@@ -117,16 +119,17 @@ class Prompts:
             if "logits_to_keep" in options and not is_split(model):
                 # by index: of a slice, torch copies the output layer's weights in bfloat16
                 options["logits_to_keep"] = torch.tensor([end - start - 1], device=device)
-            inputs = model.prepare_inputs_for_generation(  # type: ignore[operator]
+            prepared = partial(
+                prepare,
                 known,
-                next_sequence_length=end - start,
                 attention_mask=None if mask is None else mask[:, :end],
                 position_ids=positions[:, :end],
                 is_first_iteration=True,
-                **{**options, "inputs_embeds": None if embeds is None else embeds[:, :end], GENERATE_CACHE: cache},
+                **{**options, "inputs_embeds": None if embeds is None else embeds[:, :end]},
             )
-            kept, inputs = without_cache(inputs)
+            kept, inputs = without_cache(prepared(next_sequence_length=end - start, **{GENERATE_CACHE: cache}))
             if kept is not cache:  # the model begins anew: Phi3 beyond its first window
+                _, inputs = without_cache(prepared(next_sequence_length=end, **{GENERATE_CACHE: None}))
                 cache.prepare(None, end, end)
                 if "logits_to_keep" in inputs:
                     inputs["logits_to_keep"] = 1

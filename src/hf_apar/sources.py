@@ -82,7 +82,7 @@ def find_source(name: str | Path, options: Mapping[str, Any] | None = None) -> S
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise CheckpointError(_missing(source, error)) from error
     except Exception as error:  # whatever the network has to say
-        if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+        if isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code < 500:
             raise CheckpointError(f"the Hub does not give {source.name}: {_first_line(error)}") from error
         return _from_cache(source, f"the Hub does not answer ({_first_line(error)})")
     return source
