@@ -123,7 +123,7 @@ def attempt(model, options, kind, **more):
     with pytest.raises(kind, match="broken on purpose"):
         model.generate(**ONE, **{"apar": True} | LIMIT | options | more)
     assert [state(one) for one in models] == before
-    assert not attention._RUNS and attention._STEP.get() is None
+    assert not attention._SWITCHED and attention._STEP.get() is None
     streamers = options.get("streamer", [])
     for streamer in streamers if isinstance(streamers, list) else [streamers]:
         assert streamer.ends == 1
@@ -249,7 +249,7 @@ def test_l9_models_that_share_a_configuration_decode_at_once_and_one_of_them_bre
     ]
     for _ in range(3):
         assert at_once(calls * 2) == [*alone, None, plain] * 2
-    assert one.config is other.config and one.config._attn_implementation == "sdpa" and not attention._RUNS
+    assert one.config is other.config and one.config._attn_implementation == "sdpa" and not attention._SWITCHED
 
 
 @pytest.mark.parametrize("speculation", ["lookup", "assistant"])
