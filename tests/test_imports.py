@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "hf_apar"
 ORDER = (
     "errors", "config", "tokens", "tree", "slots", "growth", "masks", "attention", "cache", "layout", "streaming", "checks",
     "chat", "prompts", "paths", "sampling", "speculation", "stopping", "results", "decoding", "generation", "hub",
-    "checkpoints", "data", "training", "serving", "evaluation", "visual", "comparison", "cli",
+    "conversion", "checkpoints", "data", "training", "serving", "evaluation", "visual", "comparison", "cli",
 )  # fmt: skip
 
 
