@@ -70,7 +70,8 @@ def _made(convert: Callable[..., Pair], folder: Path | None, dtype: torch.dtype,
     if options:
         kept = None if folder is None else _read(folder, dtype, options)
         return convert(**options) if kept is None else kept
-    pair[0].to(dtype)  # type: ignore[arg-type]  # the decorator of `to` hides its signature
+    for parameter in pair[0].parameters():  # and no buffers, as `from_pretrained` does: those of RoPE stay precise
+        parameter.data = parameter.data.to(dtype)
     return pair
 
 
