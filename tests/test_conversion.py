@@ -1,4 +1,4 @@
-"""Kept conversions: the same model as the converted one, bit for bit; found when damaged; never needed (FIELD, first hour)."""
+"""FIELD, first hour: kept conversions are the converted model bit for bit, found when damaged, and never needed."""
 
 import json
 import os
@@ -157,13 +157,20 @@ def test_the_cache_lies_where_the_user_keeps_caches(monkeypatch, tmp_path):
 
 @torch.no_grad()
 def test_the_default_model_from_the_cache_is_the_converted_one(cache, monkeypatch):
-    """The oracle is what the first call returns: the GGUF file converted and the adapter merged, as if there was no cache."""
+    """The oracle is what the first call returns: the GGUF file converted and the adapter merged, as without a cache."""
     ids = torch.arange(100, 140)[None]
     made, made_tokenizer = hf_apar.load_default_model()
     read, read_tokenizer = hf_apar.load_default_model()
     assert torch.equal(made(ids).logits, read(ids).logits)
     assert made_tokenizer.backend_tokenizer.to_str() == read_tokenizer.backend_tokenizer.to_str()
-    for name in ("special_tokens_map", "chat_template", "padding_side", "truncation_side", "all_special_ids", "name_or_path"):
+    for name in (
+        "special_tokens_map",
+        "chat_template",
+        "padding_side",
+        "truncation_side",
+        "all_special_ids",
+        "name_or_path",
+    ):
         assert getattr(made_tokenizer, name) == getattr(read_tokenizer, name), name
     assert type(made_tokenizer) is type(read_tokenizer)
     assert made.generation_config.to_dict() == read.generation_config.to_dict()

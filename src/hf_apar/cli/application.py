@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -65,8 +66,9 @@ class Command(TyperCommand):
     """A command that says at once that it loads, long before the libraries are there."""
 
     def invoke(self, ctx: Any) -> Any:
-        model = f" {ctx.params['model'] or 'the default model'}" if "model" in ctx.params else ""
-        say(f"loading{model} ...")
+        model = ctx.params.get("model")
+        where = "" if model is None or Path(model).is_dir() else " from the Hub"
+        say(f"loading {model or 'the default model'}{where} ..." if "model" in ctx.params else "loading ...")
         return super().invoke(ctx)
 
 
@@ -161,4 +163,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks a letter is no error
-    app(arguments)
+    app(arguments, prog_name="hf-apar")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from enum import StrEnum
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -46,7 +47,7 @@ def known_model(name: str | None) -> str | None:
         hint = f"; did you mean {inside[0]}?" if inside else "; give the folder of a model or adapter, or a name on the Hub"
         raise typer.BadParameter(f"the folder {name} has no {' and no '.join(_MODEL_FILES)}{hint}")
     if folder.exists():
-        raise typer.BadParameter(f"{name} is a file; give the folder of a model or adapter: {folder.parent}?")
+        raise typer.BadParameter(f"{name} is a file; give the folder of a model or adapter")
     if not _HUB_NAME.fullmatch(name):
         raise typer.BadParameter(f"there is no folder {name}; give the folder of a model or adapter, or a name on the Hub")
     return name
@@ -113,8 +114,10 @@ def counted(number: int, noun: str) -> str:
 @contextmanager
 def quietly() -> Iterator[None]:
     """Load without progress bars; that of GGUF files ignores the switch of transformers, so it is redirected."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
+    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     with redirect_stderr(io.StringIO()):
@@ -136,8 +139,12 @@ def _named(name: str) -> Iterator[None]:
             not isinstance(error, AparError) and error.errno is None and not Path(name).exists()
         ):  # what transformers raises for the Hub
             first = str(error).split("\n")[0].rstrip(".")
+            raise ConfigurationError(f"there is no folder {name} here, and the Hub does not help: {first}") from error
+        raise
+    except Exception as error:
+        if type(error).__module__.startswith("safetensors"):  # from Rust, without a base class that says more
             raise ConfigurationError(
-                f"there is no folder {name} here, and it cannot be had from the Hub: {first}"
+                f"the weights of {name} are damaged or cut ({error}); copy or make them again"
             ) from error
         raise
 
@@ -156,7 +163,7 @@ def load(name: str | None, dtype: Dtype, base: str | None = None) -> "tuple[PreT
             return load_default_model(**_chosen(dtype))
     if name == DEFAULT_BASE:
         raise ConfigurationError(
-            f"{name} is the base of the default model and cannot fork; leave out --model, or add --plain"
+            f"{name} is the base of the default model and cannot fork; leave out --model, or decode it with generate --plain"
         )
     if base is not None:
         given["base"] = base
@@ -208,7 +215,7 @@ def on_device(model: "PreTrainedModel", device: str = "auto") -> "PreTrainedMode
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # each back end has its own
-        reason = str(error).split("\n")[0].rstrip(".")
+        reason = shorten(str(error), 100, placeholder=" ...").rstrip(".")
         raise ConfigurationError(f"--device {device} cannot be used here ({reason}); --device cpu always works") from error
     return model if model.device == torch.device(device) else model.to(device)  # type: ignore[arg-type]
 

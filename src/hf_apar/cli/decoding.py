@@ -146,7 +146,7 @@ def _whole_or_nothing(folder: Path) -> Iterator[None]:
 def _refuse_together(name: str, given: bool, others: Mapping[str, object], why: str) -> None:
     for other, value in others.items():
         if given and value is not None and value is not False:
-            raise typer.BadParameter(f"{name} {why} and {other} does not; give one of them")
+            raise typer.BadParameter(f"{name} {why}, so that {other} means nothing; give one of them")
 
 
 def _prompt(argument: str) -> str:
