@@ -6,11 +6,13 @@ Exit codes: 0, 2 for what the user can mend, 1 for what nobody foresaw or a read
 import io
 import logging
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated, Any
 
 import typer
@@ -25,7 +27,15 @@ _UsageError: Any = typer.BadParameter.__mro__[1]  # typer has a click of its own
 
 def say(text: str) -> None:
     """Write one line to the standard error."""
-    typer.echo(f"hf-apar: {text}", err=True)
+    tell(f"hf-apar: {text}", err=True)
+
+
+def tell(text: str, *, err: bool, **style: Any) -> None:
+    """Write one line, to the standard error or output; on a terminal it is broken between words."""
+    stream = sys.stderr if err else sys.stdout
+    if stream is not None and stream.isatty():
+        text = fill(text, max(shutil.get_terminal_size().columns, 1))
+    typer.echo(typer.style(text, **style) if style else text, err=err)  # a style of nothing would write a reset
 
 
 @contextmanager

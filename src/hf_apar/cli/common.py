@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hf_apar.cli.application import app, errors_in_one_line, say
+from hf_apar.cli.application import app, errors_in_one_line, say, tell
 from hf_apar.errors import AparError, ConfigurationError, ControlTokenError, UnsupportedModelError
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["app", "errors_in_one_line", "say"]  # for the commands
+__all__ = ["app", "errors_in_one_line", "say", "tell"]  # for the commands
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _MODEL_FILES = ("config.json", "adapter_config.json")

@@ -26,6 +26,7 @@ from hf_apar.cli.common import (
     load_any,
     on_device,
     say,
+    tell,
     template_arguments,
 )
 from hf_apar.errors import ConfigurationError
@@ -231,8 +232,9 @@ def _summarise(one: "Result | None", many: "AparResult | None", *, err: bool) ->
     """Write what the answer cost; to the standard error where the output is the answer alone."""
     if many is not None:
         stats, threads = many.stats, len(many.tree["threads"])  # type: ignore[arg-type]
-        typer.secho(
-            f"\n{counted(threads, 'thread')}, {counted(stats.tokens, 'token')} in {counted(stats.steps, 'step')} "
+        typer.echo(err=err)
+        tell(
+            f"{counted(threads, 'thread')}, {counted(stats.tokens, 'token')} in {counted(stats.steps, 'step')} "
             f"({stats.tokens_per_step:.2f} a step), {many.seconds:.2f} s; peak KV cache {counted(stats.peak_kv, 'slot')}, "
             f"{stats.peak_kv / stats.kv_if_sequential:.0%} of sequential",
             dim=True, err=err,
@@ -240,9 +242,9 @@ def _summarise(one: "Result | None", many: "AparResult | None", *, err: bool) ->
     for name, result in (("plain", one), ("APAR", many)):
         if result is not None:
             speed = f"{result.tokens_per_second:7.1f} tokens/s"
-            typer.echo(f"{name:>5}: {result.tokens:5d} tokens {result.seconds:8.2f} s {speed}", err=err)
+            tell(f"{name:>5}: {result.tokens:5d} tokens {result.seconds:8.2f} s {speed}", err=err)
     if one is not None and many is not None and one.tokens and many.tokens:
-        typer.secho(
+        tell(
             f"APAR is {many.tokens_per_second / one.tokens_per_second:.2f} times as fast per token, "
             f"{one.seconds / many.seconds:.2f} times in all",
             bold=True, err=err,
