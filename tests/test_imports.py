@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "hf_apar"
 ORDER = (
     "releases", "errors", "made_with", "config", "sources", "adapters", "generation_settings", "tokens", "text", "tree",
     "slots", "growth", "masks", "attention", "cache", "layout", "streaming", "checks", "chat", "prompts", "paths", "purity",
-    "sampling", "speculation", "stopping", "results", "decoding", "generation", "hub", "checkpoints", "readiness", "data",
-    "training", "serving", "evaluation", "visual",
+    "sampling", "speculation", "stopping", "results", "decoding", "generation", "hub", "conversion", "checkpoints",
+    "readiness", "data", "training", "serving", "evaluation", "visual",
     "comparison", "cli",
 )  # fmt: skip
 

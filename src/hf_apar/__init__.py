@@ -1,17 +1,26 @@
-"""APAR, auto-parallel auto-regressive decoding (arXiv 2401.06761), for Hugging Face transformers."""
+"""APAR, auto-parallel auto-regressive decoding (arXiv 2401.06761), for Hugging Face transformers.
 
-from hf_apar.chat import encode_chat
-from hf_apar.checkpoints import AparModelForCausalLM, load_default_heads, load_default_model
-from hf_apar.config import AparConfig
-from hf_apar.decoding import apar_decode
-from hf_apar.errors import AparError, ConfigurationError, ControlTokenError, DataError, UnsupportedModelError
-from hf_apar.generation import AparGenerationMixin, disable_apar, enable_apar
-from hf_apar.hub import export_custom_generate
-from hf_apar.readiness import check_model
-from hf_apar.results import AparOutput, AparStats
-from hf_apar.streaming import AparStreamer
-from hf_apar.tokens import add_control_tokens
-from hf_apar.tree import ParagraphTree, Thread
+Names are imported when they are first asked for: ``hf-apar --help`` need not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hf_apar.chat import encode_chat
+    from hf_apar.checkpoints import AparModelForCausalLM, load_default_heads, load_default_model
+    from hf_apar.config import AparConfig
+    from hf_apar.decoding import apar_decode
+    from hf_apar.errors import AparError, ConfigurationError, ControlTokenError, DataError, UnsupportedModelError
+    from hf_apar.generation import AparGenerationMixin, disable_apar, enable_apar
+    from hf_apar.hub import export_custom_generate
+    from hf_apar.readiness import check_model
+    from hf_apar.results import AparOutput, AparStats
+    from hf_apar.streaming import AparStreamer
+    from hf_apar.tokens import add_control_tokens
+    from hf_apar.tree import ParagraphTree, Thread
+
+    __version__: str
 
 __all__ = [
     "AparConfig",
@@ -37,3 +46,43 @@ __all__ = [
     "load_default_heads",
     "load_default_model",
 ]
+
+_MODULES = {
+    "chat": ("encode_chat",),
+    "checkpoints": ("AparModelForCausalLM", "load_default_heads", "load_default_model"),
+    "config": ("AparConfig",),
+    "decoding": ("apar_decode",),
+    "errors": ("AparError", "ConfigurationError", "ControlTokenError", "DataError", "UnsupportedModelError"),
+    "generation": ("AparGenerationMixin", "disable_apar", "enable_apar"),
+    "hub": ("export_custom_generate",),
+    "readiness": ("check_model",),
+    "results": ("AparOutput", "AparStats"),
+    "streaming": ("AparStreamer",),
+    "tokens": ("add_control_tokens",),
+    "tree": ("ParagraphTree", "Thread"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        value: object = _version()
+    elif name in _HOME:
+        value = getattr(import_module(f"hf_apar.{_HOME[name]}"), name)
+    else:
+        raise AttributeError(f"module 'hf_apar' has no attribute {name!r}")
+    globals()[name] = value  # the next time it is found without this function
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("hf_apar")
+    except PackageNotFoundError:  # the source without an installation
+        return "0+unknown"

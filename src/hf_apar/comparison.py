@@ -4,21 +4,26 @@ import time
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_apar.config import AparConfig
+from hf_apar.generation_settings import eos_token_ids
 from hf_apar.results import AparStats
 from hf_apar.speculation.proposer import Proposer
-from hf_apar.visual import LiveTree
+from hf_apar.visual import LiveText, LiveTree
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one way of decoding gave: the answer, its tokens without control tokens and EOS, the wall-clock seconds."""
+    """What one way of decoding gave: the answer, its tokens without control tokens and EOS, the wall-clock seconds.
+
+    ``unfinished`` counts the threads that the limit of tokens cut; plain decoding has one thread.
+    """
 
     text: str
     tokens: int
     seconds: float
+    unfinished: int
 
     @property
     def tokens_per_second(self) -> float:
@@ -40,6 +45,7 @@ class Decoder:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     prompt: list[int]
+    max_new_tokens: int
     options: dict[str, object]
     seed: int
     show: bool
@@ -52,28 +58,36 @@ class Decoder:
 
     def plain(self) -> Result:
         """Decode token by token, with the model's own ``generate``."""
-        streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if self.show else None
-        output, seconds = self._generate(streamer=streamer)
+        view = LiveText(self.tokenizer) if self.show else None
+        output, seconds = self._shown(view)
         new = output.sequences[0, len(self.prompt) :].tolist()  # type: ignore[attr-defined]
         tokens = sum(token not in self.tokenizer.all_special_ids for token in new)  # as APAR's statistics count
-        return Result(str(self.tokenizer.decode(new, skip_special_tokens=True)), tokens, seconds)
+        assert self.model.generation_config is not None
+        cut = len(new) >= self.max_new_tokens and new[-1] not in eos_token_ids(self.model.generation_config)
+        return Result(str(self.tokenizer.decode(new, skip_special_tokens=True)), tokens, seconds, int(cut))
 
     def apar(self, config: AparConfig) -> AparResult:
         """Decode with forks."""
         view = LiveTree(self.tokenizer) if self.show else None
+        output, seconds = self._shown(view, apar=config, proposer=self.proposer)
+        tree, stats = output.trees[0], output.stats[0]  # type: ignore[attr-defined]
+        unfinished = sum(thread.finish_reason == "length" for thread in tree.threads)
+        return AparResult(tree.text(self.tokenizer), stats.tokens, seconds, unfinished, stats, tree.to_dict())
+
+    def _shown(self, view: LiveText | LiveTree | None, **options: object) -> tuple[object, float]:
+        """Generate, and leave on the screen what was written, also where something stops it."""
         try:
-            output, seconds = self._generate(streamer=view, apar=config, proposer=self.proposer)
+            return self._generate(streamer=view, **options)
         finally:
             if view is not None:
                 view.close()
-        tree, stats = output.trees[0], output.stats[0]  # type: ignore[attr-defined]
-        return AparResult(tree.text(self.tokenizer), stats.tokens, seconds, stats, tree.to_dict())
 
     def _generate(self, **options: object) -> tuple[object, float]:
         ids = torch.tensor([self.prompt], device=self.model.device)
         torch.manual_seed(self.seed)
         start = time.perf_counter()
+        given = {"max_new_tokens": self.max_new_tokens} | self.options | options
         output = self.model.generate(  # type: ignore[operator]
-            input_ids=ids, attention_mask=torch.ones_like(ids), return_dict_in_generate=True, **self.options | options
+            input_ids=ids, attention_mask=torch.ones_like(ids), return_dict_in_generate=True, **given
         )
         return output, time.perf_counter() - start

@@ -1,5 +1,6 @@
 """A live view of an answer while its threads write it, for terminals (needs ``rich``)."""
 
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -7,6 +8,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hf_apar.streaming import AparStreamer
@@ -111,10 +113,10 @@ class TreeView(AparStreamer):
 
 
 class LiveTree(TreeView):
-    """Shows the answer on ``console`` while it grows, and the whole of it once it is finished.
+    """Shows the answer on ``console`` while it grows, and the whole of it once it is finished or interrupted.
 
-    While it grows, only the last lines that fit the terminal are shown. Where the output is no terminal, only the
-    finished text is written.
+    While it grows, only the last lines that fit the terminal are shown; lines end between words. Where the output is no
+    terminal, only the finished text is written, byte for byte.
 
     Args:
         tokenizer: turns tokens into text.
@@ -131,11 +133,12 @@ class LiveTree(TreeView):
         refresh_seconds: float = 0.1,
     ) -> None:
         super().__init__(tokenizer, row=row)
-        self.console = console or Console(highlight=False)
+        self.console = console or _standard_output()
         self.refresh_seconds = refresh_seconds
         live = Live(console=self.console, auto_refresh=False, transient=True)
-        self._live = live if self.console.is_terminal else None
+        self._live = live if self.console.is_terminal and not self.console.is_dumb_terminal else None
         self._drawn = 0.0
+        self._left = False
 
     def put_token(self, row: int, thread: int, parent: int | None, token: int) -> None:
         super().put_token(row, thread, parent, token)
@@ -147,19 +150,58 @@ class LiveTree(TreeView):
 
     def end(self) -> None:
         super().end()
-        self.close()
+        self._leave()
+
+    def close(self) -> None:
+        """Leave what was written on the console, if the answer did not end by itself; safe to call twice."""
+        super().end()
+        if self.token_ids():
+            self._leave()
+
+    def _leave(self) -> None:
+        """Put the text in the place of the live picture, once."""
+        if self._left:
+            return
+        self._left = True
+        if self._live is not None:
+            self._live.stop()
         # decoded as a whole: a tokenizer may drop the space that a lone segment starts with
         text = str(self.tokenizer.decode(self.token_ids(), skip_special_tokens=True))
         if self.console.is_terminal:
-            self.console.print(Text(text), soft_wrap=True)
+            self.console.print(Text(text))
         else:
             self.console.file.write(f"{text}\n")  # as it is: rich drops control characters, such as a carriage return
-
-    def close(self) -> None:
-        """Take the live picture away, if there is one; safe to call twice, and after an interrupted answer."""
-        if self._live is not None:
-            self._live.stop()
+            self.console.file.flush()
 
     def _visible(self) -> Text:
         lines = self.render().wrap(self.console, self.console.width)
         return Text("\n").join(lines[-max(self.console.height - 1, 1) :])
+
+
+class LiveText:
+    """A plain streamer, as ``TextStreamer``, that shows the answer as :class:`LiveTree` does: a tree of one thread."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, console: Console | None = None) -> None:
+        self.view = LiveTree(tokenizer, console=console)
+        self._prompt_passed = False
+
+    def put(self, value: Tensor) -> None:
+        """Take the prompt first, which is not shown, then each token: (1,) or (1, tokens)."""
+        if not self._prompt_passed:
+            self._prompt_passed = True
+            self.view.begin_thread(self.view.row, 0, None)
+            return
+        for token in value.flatten().tolist():
+            self.view.put_token(self.view.row, 0, None, token)
+
+    def end(self) -> None:
+        self.view.end()
+
+    def close(self) -> None:
+        """Leave what was written on the console; safe to call twice."""
+        self.view.close()
+
+
+def _standard_output() -> Console:
+    """Return a console that is a terminal where it really is one: ``FORCE_COLOR`` must not put pictures into a file."""
+    return Console(highlight=False, force_terminal=sys.stdout is not None and sys.stdout.isatty())

@@ -4,6 +4,6 @@ What is slow to import is imported inside the commands, so that ``--help`` is qu
 """
 
 from hf_apar.cli import data, decoding, evaluation, training
-from hf_apar.cli.common import app
+from hf_apar.cli.application import app, main
 
-__all__ = ["app", "data", "decoding", "evaluation", "training"]
+__all__ = ["app", "data", "decoding", "evaluation", "main", "training"]

@@ -1,122 +1,217 @@
-"""What the commands share: the application, options, loading, errors in one line, a progress bar."""
+"""What the commands share: options, loading, where to compute, a progress bar."""
 
 import io
 import json
+import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from enum import StrEnum
+from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hf_apar.errors import AparError, ConfigurationError
+from hf_apar.cli.application import app, errors_in_one_line, say, tell
+from hf_apar.errors import AparError, ConfigurationError, ControlTokenError, UnsupportedModelError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-app = typer.Typer(
-    name="hf-apar",
-    help="Auto-parallel auto-regressive decoding: one answer, written by many threads.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_show_locals=False,
-    rich_markup_mode=None,  # an error is one line, not a box
-)
+__all__ = ["app", "errors_in_one_line", "say", "tell"]  # for the commands
+
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_MODEL_FILES = ("config.json", "adapter_config.json")
 
 
 class Dtype(StrEnum):
-    """Number formats that a model is loaded in."""
+    """Number formats that a model is loaded in; ``auto`` is the one that it was saved in."""
 
+    auto = "auto"
     float32 = "float32"
     bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def known_model(name: str | None) -> str | None:
+    """Return ``name`` if it is a folder with a model, or could be a name on the Hub; a path never goes to the Hub."""
+    if name is None:
+        return None
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if any((folder / file).is_file() for file in _MODEL_FILES):
+            return str(folder)
+        inside = sorted(one.parent for file in _MODEL_FILES for one in folder.glob(f"*/{file}"))
+        hint = f"; did you mean {inside[0]}?" if inside else "; give the folder of a model or adapter, or a name on the Hub"
+        raise typer.BadParameter(f"the folder {name} has no {' and no '.join(_MODEL_FILES)}{hint}")
+    if folder.exists():
+        raise typer.BadParameter(f"{name} is a file; give the folder of a model or adapter")
+    if not _HUB_NAME.fullmatch(name):
+        raise typer.BadParameter(f"there is no folder {name}; give the folder of a model or adapter, or a name on the Hub")
+    return name
+
+
+def finite(value: float | None) -> float | None:
+    """Refuse ``nan`` and ``inf``, which pass for numbers on a command line."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no number to compute with")
+    return value
 
 
 ModelOption = Annotated[
-    str | None, typer.Option("--model", help="Folder or hub id of a model or adapter; default: the one that ships.")
+    str | None,
+    typer.Option(
+        "--model", callback=known_model, help="Folder or Hub name of a model or adapter; default: the one that ships."
+    ),
 ]
-DtypeOption = Annotated[Dtype, typer.Option(help="Number format of the weights.")]
+BaseOption = Annotated[
+    str | None,
+    typer.Option("--base", callback=known_model, help="Where an adapter's base is now: folder or Hub name."),
+]
+DtypeOption = Annotated[Dtype, typer.Option(help="Number format of the weights; auto: as they were saved.")]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1, mps ...; auto: a GPU if there is one.")
+]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of whatever is drawn at random.")]
 TemplateArgumentsOption = Annotated[
     str | None,
     typer.Option(
-        "--chat-template-kwargs",
-        help="Variables of the chat template, as JSON: '{\"enable_thinking\": false}'; default: none.",
+        "--chat-template-kwargs", help='Arguments of the chat template, as a JSON object: {"enable_thinking": false}.'
     ),
 ]
-SeedOption = Annotated[int, typer.Option(help="Seed of whatever is drawn at random.")]
 
 
-def template_arguments(text: str | None) -> dict[str, object]:
+def template_arguments(text: str | None) -> dict[str, object] | None:
     """Return what ``--chat-template-kwargs`` says.
 
     Raises:
         ConfigurationError: if it is no JSON object.
     """
+    if text is None:
+        return None
     try:
-        values = json.loads(text) if text else {}
+        values = json.loads(text)
     except json.JSONDecodeError:
         values = None
     if not isinstance(values, dict):
         raise ConfigurationError(
-            f"--chat-template-kwargs is {text}; give a JSON object in quotes, such as '{{\"enable_thinking\": false}}'"
+            f'--chat-template-kwargs takes a JSON object such as {{"enable_thinking": false}}, got {text}'
         )
     return values
 
 
-@contextmanager
-def errors_in_one_line() -> Iterator[None]:
-    """Turn an error that the user can mend into one line on the standard error and exit code 2."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        typer.echo(f"hf-apar: {error.name} is not installed; pip install 'hf_apar[cli,train,default]'", err=True)
-        raise typer.Exit(2) from error
-    except (AparError, OSError) as error:
-        typer.echo(f"hf-apar: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from error
+def counted(number: int, noun: str) -> str:
+    """Say how many.
+
+    >>> counted(1, "thread"), counted(2, "thread")
+    ('1 thread', '2 threads')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
     """Load without progress bars; that of GGUF files ignores the switch of transformers, so it is redirected."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
+    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     with redirect_stderr(io.StringIO()):
         yield
 
 
-def load(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Load a model that can fork, and its tokenizer."""
-    import torch
-    from transformers import AutoTokenizer
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Say in the words of the command line what is wrong with the model ``name``."""
+    try:
+        yield
+    except ControlTokenError as error:
+        raise ConfigurationError(
+            f"{name} was not tuned for APAR ({str(error).split(';')[0]}); decode it with generate --plain, or teach it: "
+            f"hf-apar recipe --model {name} --output DIR"
+        ) from error
+    except OSError as error:
+        if (
+            not isinstance(error, AparError) and error.errno is None and not Path(name).exists()
+        ):  # what transformers raises for the Hub
+            first = str(error).split("\n")[0].rstrip(".")
+            raise ConfigurationError(f"there is no folder {name} here, and the Hub does not help: {first}") from error
+        raise
+    except Exception as error:
+        if type(error).__module__.startswith("safetensors"):  # from Rust, without a base class that says more
+            raise ConfigurationError(
+                f"the weights of {name} are damaged or cut ({error}); copy or make them again"
+            ) from error
+        raise
 
-    import hf_apar
-    from hf_apar.checkpoints import load_default_model
 
-    torch_dtype = getattr(torch, dtype.value)
-    with quietly():
-        if name is None:
-            return load_default_model(dtype=torch_dtype)
-        model = hf_apar.AparModelForCausalLM.from_pretrained(name, dtype=torch_dtype)
-        return model, AutoTokenizer.from_pretrained(name)
+def load(name: str | None, dtype: Dtype, base: str | None = None) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load a model that can fork, and its tokenizer; ``base`` is where an adapter's base is now."""
+    from hf_apar.checkpoints import DEFAULT_BASE, AparModelForCausalLM, load_default_model, load_tokenizer
+
+    if name is None:
+        if base is not None:
+            raise ConfigurationError("--base is for an adapter of yours; name it with --model")
+        with quietly():
+            return load_default_model() if dtype is Dtype.auto else load_default_model(dtype=_chosen(dtype))  # type: ignore[arg-type]
+    if name == DEFAULT_BASE:
+        raise ConfigurationError(
+            f"{name} is the base of the default model and cannot fork; leave out --model, or decode it with generate --plain"
+        )
+    with quietly(), _named(name):
+        return AparModelForCausalLM.from_pretrained(name, base=base, dtype=_chosen(dtype)), load_tokenizer(name)
 
 
 def load_base(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load any model, without APAR, and its tokenizer."""
-    import torch
-
     from hf_apar import checkpoints
 
-    with quietly():
-        return checkpoints.load_base(name or checkpoints.DEFAULT_BASE, dtype=getattr(torch, dtype.value))
+    name = name or checkpoints.DEFAULT_BASE
+    with quietly(), _named(name):
+        return checkpoints.load_base(name, dtype=_chosen(dtype))
 
 
-def on_device(model: "PreTrainedModel") -> "PreTrainedModel":
-    """Move ``model`` to the GPU, if there is one; ``CUDA_VISIBLE_DEVICES=`` hides it."""
+def load_any(name: str | None, dtype: Dtype, base: str | None = None) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load a model for plain decoding, whether it can fork or not, and its tokenizer."""
+    from hf_apar.checkpoints import DEFAULT_BASE
+
+    if name == DEFAULT_BASE or (name is not None and (Path(name) / "config.json").is_file()):
+        return load_base(name, dtype)
+    try:
+        return load(name, dtype, base)
+    except (ConfigurationError, UnsupportedModelError) as error:
+        if name is None or base is not None or not isinstance(error.__cause__, ControlTokenError | UnsupportedModelError):
+            raise
+        return load_base(name, dtype)
+
+
+def _chosen(dtype: Dtype) -> "torch.dtype | str":
+    """Return ``dtype`` as transformers takes it."""
     import torch
 
-    return model.to("cuda") if torch.cuda.is_available() else model  # type: ignore[arg-type]  # the decorator of `to` hides it
+    return "auto" if dtype is Dtype.auto else getattr(torch, dtype.value)
+
+
+def on_device(model: "PreTrainedModel", device: str = "auto") -> "PreTrainedModel":
+    """Move ``model`` to ``device``; ``auto`` is a CUDA GPU, if there is one: ``CUDA_VISIBLE_DEVICES=`` hides it.
+
+    Raises:
+        ConfigurationError: if there is no such device here.
+    """
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else model.device.type
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # each back end has its own
+        reason = shorten(str(error), 100, placeholder=" ...").rstrip(".")
+        raise ConfigurationError(f"--device {device} cannot be used here ({reason}); --device cpu always works") from error
+    return model if model.device == torch.device(device) else model.to(device)  # type: ignore[arg-type]
 
 
 @contextmanager

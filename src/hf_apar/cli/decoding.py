@@ -2,13 +2,34 @@
 
 import json
 import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hf_apar.cli.common import Dtype, DtypeOption, ModelOption, SeedOption, app, errors_in_one_line, load, on_device
+from hf_apar.cli.common import (
+    BaseOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    ModelOption,
+    SeedOption,
+    TemplateArgumentsOption,
+    app,
+    counted,
+    finite,
+    load,
+    load_any,
+    on_device,
+    say,
+    tell,
+    template_arguments,
+)
+from hf_apar.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,68 +44,139 @@ _LOOKED_UP = 5  # tokens that `generate` looks up for a draft
 def generate(
     prompt: Annotated[str, typer.Argument(help="The question, as one user turn; - reads it from the standard input.")],
     model: ModelOption = None,
+    base: BaseOption = None,
+    system: Annotated[str | None, typer.Option(help="What the model is told before the question.")] = None,
+    chat_template_kwargs: TemplateArgumentsOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Bound on all tokens of all threads together.")] = 512,
     max_threads: Annotated[int | None, typer.Option(min=1, help="Threads that may live at once.")] = None,
-    fork_bias: Annotated[float | None, typer.Option(help="Added to the logit of [Fork]: more forks, or fewer.")] = None,
+    fork_bias: Annotated[
+        float | None, typer.Option(callback=finite, help="Added to the logit of [Fork]: more forks, or fewer.")
+    ] = None,
     do_sample: Annotated[bool, typer.Option("--do-sample", help="Sample, instead of the likeliest token.")] = False,
-    temperature: Annotated[float | None, typer.Option(help="Temperature; implies --do-sample.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, callback=finite, help="Of the sampling; 0 takes the likeliest token.")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, callback=finite, help="Sample of the likeliest tokens that have this share together."),
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(min=0, help="Sample of so many likeliest tokens; 0 for all.")] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(min=0.01, callback=finite, help="Above 1: say again less; 1 for none.")
+    ] = None,
     seed: SeedOption = 0,
     compare: Annotated[bool, typer.Option("--compare", help="Decode plainly first, and show both times.")] = False,
-    plain: Annotated[bool, typer.Option("--plain", help="Decode plainly only, without APAR.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Decode plainly only; any chat model will do.")] = False,
     heads: Annotated[
-        Path | None, typer.Option(help="Folder of Medusa heads; default: those that lie with the model, if any.")
+        Path | None,
+        typer.Option(
+            exists=True, file_okay=False, help="Folder of Medusa heads; default: those that lie with the model, if any."
+        ),
     ] = None,
     no_heads: Annotated[bool, typer.Option("--no-heads", help="Write without Medusa heads.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object and nothing else.")] = False,
-    dtype: DtypeOption = Dtype.float32,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = Dtype.auto,
 ) -> None:
-    """Answer PROMPT with many threads, and watch them write."""
-    if plain and compare:
-        raise typer.BadParameter("--plain leaves APAR out and --compare needs it; give one of them")
-    with errors_in_one_line():
-        from hf_apar.comparison import Decoder
-        from hf_apar.config import AparConfig
+    """Answer PROMPT with many threads, and watch them write. Sampling options sample; without one it is greedy."""
+    only_apar = {"--compare": compare, "--max-threads": max_threads, "--fork-bias": fork_bias, "--heads": heads}
+    _refuse_together("--plain", plain, only_apar, "leaves APAR out")
+    _refuse_together("--no-heads", no_heads, {"--heads": heads}, "leaves the heads out")
+    _refuse_together("--do-sample", do_sample, {"--temperature 0": temperature == 0}, "draws")
+    text = _prompt(prompt)
+    drawn = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+    options = _sampling(do_sample, drawn, repetition_penalty)
+    arguments = template_arguments(chat_template_kwargs)
 
-        loaded, tokenizer = load(model, dtype)
-        on_device(loaded)
-        config = AparConfig(max_threads=max_threads, fork_bias=fork_bias)
-        options: dict[str, object] = {"max_new_tokens": max_new_tokens, "do_sample": do_sample}
-        if temperature is not None:
-            options |= {"do_sample": True, "temperature": temperature}
-        text = typer.get_text_stream("stdin").read() if prompt == "-" else prompt
-        proposer = None if no_heads else _heads(model, heads)
-        decoder = Decoder(loaded, tokenizer, _encode(tokenizer, text), options, seed, not as_json, proposer)
-        if compare:
-            decoder.warm_up(config)
-            _title("Plain decoding", decoder.show)
-        one = decoder.plain() if plain or compare else None
-        if compare:
-            _title("APAR", decoder.show)
-        many = None if plain else decoder.apar(config)
+    loaded, tokenizer = (load_any if plain else load)(model, dtype, base)
+    from hf_apar.comparison import Decoder
+    from hf_apar.config import AparConfig
+
+    loaded = on_device(loaded, device)
+    config = AparConfig(max_threads=max_threads, fork_bias=fork_bias)
+    proposer = None if no_heads or plain else _heads(model, heads)
+    ids = _encode(tokenizer, text, system, arguments)
+    decoder = Decoder(loaded, tokenizer, ids, max_new_tokens, options, seed, not as_json, proposer)
+    if compare:
+        decoder.warm_up(config)
+        _title("Plain decoding", decoder.show)
+    one = decoder.plain() if plain or compare else None
+    if compare:
+        _title("APAR", decoder.show)
+    many = None if plain else decoder.apar(config)
     if as_json:
-        typer.echo(json.dumps(_record(text, one, many), ensure_ascii=False))
+        typer.echo(json.dumps(_record(text, one, many), ensure_ascii=not _unicode_output()))
     else:
-        _summarise(one, many)
+        _summarise(one, many, err=not compare)
+    _say_what_was_cut(one, many, max_new_tokens)
 
 
 @app.command()
 def merge(
     output: Annotated[Path, typer.Argument(help="A new folder.", file_okay=False)],
     model: ModelOption = None,
+    base: BaseOption = None,
     dtype: DtypeOption = Dtype.bfloat16,
 ) -> None:
     """Write an adapter and its base as one ordinary checkpoint in OUTPUT, which loads anywhere; its heads go along."""
-    with errors_in_one_line():
-        from hf_apar.checkpoints import DEFAULT_ADAPTER
-        from hf_apar.hub import save_merged
-        from hf_apar.speculation.medusa import HEADS_FILE
+    if output.exists() and any(output.iterdir()):
+        raise typer.BadParameter(f"{output} is not empty; name a new folder", param_hint="OUTPUT")
+    loaded, tokenizer = load(model, dtype, base)
+    from hf_apar.checkpoints import DEFAULT_ADAPTER
+    from hf_apar.hub import save_merged
+    from hf_apar.speculation.medusa import HEADS_FILE
 
-        loaded, tokenizer = load(model, dtype)
+    with _whole_or_nothing(output):
         save_merged(loaded, tokenizer, output)
         heads = (DEFAULT_ADAPTER if model is None else Path(model)) / HEADS_FILE
         if heads.is_file():
             shutil.copy(heads, output)
     typer.echo(f"{output} decodes plainly with AutoModelForCausalLM, and with threads through hf_apar")
+
+
+@contextmanager
+def _whole_or_nothing(folder: Path) -> Iterator[None]:
+    """Remove what was written into ``folder``, which was new, if it could not be finished: half a model helps nobody."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _refuse_together(name: str, given: bool, others: Mapping[str, object], why: str) -> None:
+    for other, value in others.items():
+        if given and value is not None and value is not False:
+            raise typer.BadParameter(f"{name} {why}, so that {other} means nothing; give one of them")
+
+
+def _prompt(argument: str) -> str:
+    """Return the question, read from the standard input for ``-``."""
+    text = argument
+    if argument == "-":
+        if sys.stdin is None:
+            raise ConfigurationError("the prompt is -, and there is no standard input; give the prompt itself")
+        if sys.stdin.isatty():
+            say("type the prompt, and end it with Ctrl-D on a line of its own")
+        text = typer.get_text_stream("stdin", encoding="utf-8", errors="strict").read()
+    if not text.strip():
+        raise ConfigurationError("the prompt is empty; give a question, or - and one on the standard input")
+    text.encode()  # what the shell passed on need not be UTF-8
+    return text
+
+
+def _sampling(do_sample: bool, drawn: dict[str, float | None], repetition_penalty: float | None) -> dict[str, object]:
+    """Return the options of ``generate``: any of ``drawn`` asks for sampling, and temperature 0 for the likeliest token.
+
+    >>> _sampling(False, {"temperature": None, "top_p": 0.9}, None)
+    {'do_sample': True, 'top_p': 0.9}
+    >>> _sampling(False, {"temperature": 0.0, "top_p": 0.9}, 1.1)
+    {'do_sample': False, 'repetition_penalty': 1.1}
+    """
+    given = {name: value for name, value in drawn.items() if value is not None}
+    sampled = given.get("temperature") != 0 and (do_sample or bool(given))
+    options: dict[str, object] = {"do_sample": sampled, **(given if sampled else {})}
+    return options if repetition_penalty is None else options | {"repetition_penalty": repetition_penalty}
 
 
 def _heads(model: str | None, folder: Path | None) -> "Proposer | None":
@@ -100,13 +192,22 @@ def _heads(model: str | None, folder: Path | None) -> "Proposer | None":
     return Together(MedusaDrafts(MedusaHeads.load(folder or lies_with_model)), PromptLookup(_LOOKED_UP))
 
 
-def _encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+def _encode(
+    tokenizer: "PreTrainedTokenizerBase", text: str, system: str | None, arguments: dict[str, object] | None
+) -> list[int]:
     """Return ``text`` as a user turn, or as it stands where the model is no chat model."""
     from hf_apar.chat import encode_chat
 
     if tokenizer.chat_template is None:
+        if system is not None or arguments is not None:
+            raise ConfigurationError(
+                "this model has no chat template for --system and --chat-template-kwargs; write it into the prompt"
+            )
         return list(tokenizer.encode(text, split_special_tokens=True))
-    return encode_chat(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True)
+    chat = [{"role": "user", "content": text}]
+    if system is not None:
+        chat.insert(0, {"role": "system", "content": system})
+    return encode_chat(tokenizer, chat, chat_template_kwargs=arguments)
 
 
 def _record(prompt: str, one: "Result | None", many: "AparResult | None") -> dict[str, object]:
@@ -115,6 +216,7 @@ def _record(prompt: str, one: "Result | None", many: "AparResult | None") -> dic
         assert one is not None
         return {"prompt": prompt, **asdict(one)}
     record: dict[str, object] = {"prompt": prompt, "text": many.text, "tokens": many.tokens, "seconds": many.seconds}
+    record["unfinished"] = many.unfinished
     record["stats"] = asdict(many.stats) | {"tokens_per_step": many.stats.tokens_per_step}
     record["tree"] = many.tree
     return record if one is None else record | {"plain": asdict(one)}
@@ -125,22 +227,36 @@ def _title(text: str, show: bool) -> None:
         typer.secho(f"--- {text}", bold=True)
 
 
-def _summarise(one: "Result | None", many: "AparResult | None") -> None:
+def _summarise(one: "Result | None", many: "AparResult | None", *, err: bool) -> None:
+    """Write what the answer cost; to the standard error where the output is the answer alone."""
     if many is not None:
         stats, threads = many.stats, len(many.tree["threads"])  # type: ignore[arg-type]
-        typer.secho(
-            f"\n{threads} threads, {stats.tokens} tokens in {stats.steps} steps ({stats.tokens_per_step:.2f} a step), "
-            f"{many.seconds:.2f} s; peak KV cache {stats.peak_kv} slots, "
+        typer.echo(err=err)
+        tell(
+            f"{counted(threads, 'thread')}, {counted(stats.tokens, 'token')} in {counted(stats.steps, 'step')} "
+            f"({stats.tokens_per_step:.2f} a step), {many.seconds:.2f} s; peak KV cache {counted(stats.peak_kv, 'slot')}, "
             f"{stats.peak_kv / stats.kv_if_sequential:.0%} of sequential",
-            dim=True,
-        )
+            dim=True, err=err,
+        )  # fmt: skip
     for name, result in (("plain", one), ("APAR", many)):
         if result is not None:
             speed = f"{result.tokens_per_second:7.1f} tokens/s"
-            typer.echo(f"{name:>5}: {result.tokens:5d} tokens {result.seconds:8.2f} s {speed}")
-    if one is not None and many is not None:
-        typer.secho(
+            tell(f"{name:>5}: {result.tokens:5d} tokens {result.seconds:8.2f} s {speed}", err=err)
+    if one is not None and many is not None and one.tokens and many.tokens:
+        tell(
             f"APAR is {many.tokens_per_second / one.tokens_per_second:.2f} times as fast per token, "
             f"{one.seconds / many.seconds:.2f} times in all",
-            bold=True,
-        )
+            bold=True, err=err,
+        )  # fmt: skip
+
+
+def _say_what_was_cut(one: "Result | None", many: "AparResult | None", limit: int) -> None:
+    if many is not None and many.unfinished:
+        threads = counted(len(many.tree["threads"]), "thread")  # type: ignore[arg-type]
+        say(f"cut at {counted(limit, 'token')}: {many.unfinished} of {threads} unfinished; give --max-new-tokens more")
+    if one is not None and one.unfinished:
+        say(f"the plain answer was cut at {counted(limit, 'token')}; give --max-new-tokens more")
+
+
+def _unicode_output() -> bool:
+    return sys.stdout is not None and (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")

@@ -1,27 +1,53 @@
 """The command that judges a tuned model by what it writes: evaluate."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hf_apar.cli.common import (
+    DeviceOption,
     Dtype,
     DtypeOption,
     ModelOption,
     TemplateArgumentsOption,
     app,
-    errors_in_one_line,
+    counted,
+    known_model,
     load,
     load_base,
     on_device,
+    say,
     template_arguments,
 )
 from hf_apar.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hf_apar.training.evaluation import Judged
+
+FIGURES = {
+    "forked_in_parts": "share of the prompts that ask for parts whose answer forks; 1 is best",
+    "forked_whole": "of the prompts that do not; 0 is best",
+    "forked_either": "of the prompts that either suits",
+    "ended_in_parts": "share of the prompts that ask for parts whose answer ends by itself; 1 is best",
+    "ended_whole": "of the prompts that do not; 1 is best",
+    "ended_either": "of the prompts that either suits; 1 is best",
+    "looped": "share of the answers that repeat themselves; 0 is best",
+    "plain_in_parts": "share of the prompts that ask for parts whose plain answer has titles with details",
+    "plain_ended": "share of the plain answers that end by themselves",
+    "false_forks": "share of the forks that are empty or repeat a sibling; 0 is best",
+    "tokens_per_step": "tokens per step, all prompts; plain decoding has 1",
+    "tokens_per_step_in_parts": "tokens per step, prompts that ask for parts",
+    "tokens_per_step_either": "tokens per step, prompts that either suits",
+    "nll": "nats a token that the base gives the answers in threads; close to the next two is best",
+    "nll_plain": "that it gives the plain answers",
+    "nll_base": "that it gives its own",
+}
+"""What each of :func:`hf_apar.training.evaluation.summary`'s figures, and of ``likelihoods``', says."""
 
 
 @app.command()
@@ -34,48 +60,96 @@ def evaluate(
         list[float] | None, typer.Option(help="In place of the checkpoint's; may be given again, to compare.")
     ] = None,
     base: Annotated[
-        str | None, typer.Option(help="The model before its tuning: say how likely it finds the answers, and its own.")
+        str | None,
+        typer.Option(
+            callback=known_model,
+            help="The model before its tuning: say how likely it finds the answers, and its own. An adapter is put on it.",
+        ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Sampled tokens of an answer.")] = 512,
     output: Annotated[Path | None, typer.Option(help="JSON for the last figures and answers.", dir_okay=False)] = None,
     chat_template_kwargs: TemplateArgumentsOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write a JSON object a line, one for each setting.")] = False,
+    device: DeviceOption = "auto",
     dtype: DtypeOption = Dtype.bfloat16,
 ) -> None:
     """Answer 40 prompts that no recipe trains on: what forks, ends, loops, is kept by plain decoding, tokens per step."""
-    with errors_in_one_line():
-        from hf_apar.training import evaluation
+    variables = template_arguments(chat_template_kwargs)
+    loaded, tokenizer, judge = _load_both(model, base, dtype)
+    from hf_apar.training import evaluation
 
-        variables = template_arguments(chat_template_kwargs)
-        loaded, tokenizer = load(model, dtype)
-        on_device(loaded)
-        judge = None if base is None else _judge(base, tokenizer, dtype)
-        biases: Sequence[float | None] = fork_bias or [None]
-        penalties: Sequence[float | None] = repetition_penalty or [None]
-        for penalty in penalties:
-            own: list[str] = []
+    loaded, judge = on_device(loaded, device), None if judge is None else on_device(judge, device)
+    biases: Sequence[float | None] = fork_bias or [None]
+    penalties: Sequence[float | None] = repetition_penalty or [None]
+    for penalty in penalties:
+        own: list[str] = []
+        if judge is not None:
+            say(f"the base answers {len(evaluation.PROMPTS)} prompts")
+            own = evaluation.plain_answers(
+                judge, tokenizer, evaluation.PROMPTS, max_new_tokens=max_new_tokens,
+                repetition_penalty=penalty or loaded.generation_config.repetition_penalty or 1.0,
+                chat_template_kwargs=variables,
+            )  # fmt: skip
+        for bias in biases:
+            say(f"the model answers {len(evaluation.PROMPTS)} prompts, in threads and plainly")
+            judged = evaluation.evaluate(
+                loaded, tokenizer, fork_bias=bias, repetition_penalty=penalty, max_new_tokens=max_new_tokens,
+                chat_template_kwargs=variables,
+            )  # fmt: skip
+            figures = evaluation.summary(judged)
             if judge is not None:
-                own = evaluation.plain_answers(
-                    judge, tokenizer, evaluation.PROMPTS, max_new_tokens=max_new_tokens,
-                    repetition_penalty=penalty or loaded.generation_config.repetition_penalty or 1.0,
-                    chat_template_kwargs=variables,
-                )  # fmt: skip
-            for bias in biases:
-                judged = evaluation.evaluate(
-                    loaded, tokenizer, fork_bias=bias, repetition_penalty=penalty, max_new_tokens=max_new_tokens,
-                    chat_template_kwargs=variables,
-                )  # fmt: skip
-                figures = evaluation.summary(judged)
-                if judge is not None:
-                    figures |= evaluation.likelihoods(judged, judge, tokenizer, own, chat_template_kwargs=variables)
-                chosen = [f"{name} {value:g}" for name, value in (("bias", bias), ("penalty", penalty)) if value is not None]
-                typer.echo(", ".join([*chosen, *(f"{name} {value:.3f}" for name, value in figures.items())]))
-                if output is not None:
-                    evaluation.write_evaluation(judged, figures, output)
+                figures |= evaluation.likelihoods(judged, judge, tokenizer, own, chat_template_kwargs=variables)
+            _show({"fork_bias": bias, "repetition_penalty": penalty}, figures, judged, as_json)
+            _warn_of_cuts(judged, max_new_tokens)
+            if output is not None:
+                evaluation.write_evaluation(judged, figures, output)
 
 
-def _judge(base: str, tokenizer: "PreTrainedTokenizerBase", dtype: Dtype) -> "PreTrainedModel":
-    """Load ``base``, whose vocabulary must be that of ``tokenizer`` before the control tokens came."""
+def _load_both(
+    model: str | None, base: str | None, dtype: Dtype
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, PreTrainedModel | None]":
+    """Load the model, put on ``base`` where it is an adapter that names another one, its tokenizer, and the base."""
+    if base is None:
+        return *load(model, dtype), None
     judge, own = load_base(base, dtype)
-    if not own.get_vocab().items() <= tokenizer.get_vocab().items():
-        raise ConfigurationError(f"--base {base} has another vocabulary; name the model that the tuned one was made from")
-    return on_device(judge)
+    config = Path(model or "") / "adapter_config.json"
+    moved = config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path") != base
+    if moved:
+        from transformers import AutoTokenizer
+
+        _check_vocabulary(base, own, AutoTokenizer.from_pretrained(model))
+    loaded, tokenizer = load(model, dtype, base if moved else None)
+    _check_vocabulary(base, own, tokenizer)
+    return loaded, tokenizer, judge
+
+
+def _check_vocabulary(name: str, base: "PreTrainedTokenizerBase", tuned: "PreTrainedTokenizerBase") -> None:
+    """Refuse a base whose vocabulary is not that of the model before the control tokens came."""
+    if not base.get_vocab().items() <= tuned.get_vocab().items():
+        raise ConfigurationError(f"--base {name} has another vocabulary; name the model that the tuned one was made from")
+
+
+def _show(
+    settings: Mapping[str, float | None], figures: Mapping[str, float], judged: "Sequence[Judged]", as_json: bool
+) -> None:
+    """Write the figures of one setting: a line each with what it means, or one JSON object."""
+    if as_json:
+        cut = {"cut": sum(not one.ended for one in judged), "plain_cut": sum(not one.plain_ended for one in judged)}
+        typer.echo(json.dumps({"settings": settings, "answers": len(judged), **cut, "figures": figures}))
+        return
+    if chosen := [f"{name} {value:g}" for name, value in settings.items() if value is not None]:
+        typer.secho(", ".join(chosen), bold=True)
+    width = max(map(len, figures))
+    for name, value in figures.items():
+        typer.echo(f"{name:<{width}}  {value:6.3f}  {FIGURES[name]}")
+
+
+def _warn_of_cuts(judged: "Sequence[Judged]", limit: int) -> None:
+    """Say that the figures are worth nothing where the limit, and no model, ended the answers."""
+    cut, plain = sum(not one.ended for one in judged), sum(not one.plain_ended for one in judged)
+    if max(cut, plain) < len(judged) / 2:
+        return
+    say(
+        f"{cut} of {len(judged)} answers and {plain} of the plain ones were cut at {counted(limit, 'token')}: they count as "
+        "1 token per step, so these figures are no result; give --max-new-tokens more"
+    )

