@@ -42,8 +42,8 @@ def main(wheel: Path, environment: Path) -> None:
         (_, commands), *_ = blocks("Command line")
         for line in commands.splitlines():
             words = shlex.split(line, comments=True)
-            if words and not {"FOLDER", "..."} & set(words):
-                run([str(environment / "bin" / words[0]), *words[1:]], folder)
+            if words[:1] == ["hf-apar"] and not {"FOLDER", "..."} & set(words):  # those that name nothing of the user's
+                run([str(environment / "bin" / "hf-apar"), *words[1:]], folder)
     print("the README runs in what pip installs")
 
 
