@@ -201,6 +201,8 @@ def test_other_ids_than_the_tokenizers_are_refused():
         ({"pad_token_id": -1, "eos_token_id": 2}, {"eos_token_id": 2}),  # the first Llama's
         ({"top_k": 7, "pad_token_id": -1}, {"top_k": 7, "do_sample": True}),
         ({"length_penalty": 2.0, "early_stopping": True}, {}),
+        ({"temperature": 0.0, "top_p": 0.6}, {}),  # greedy, as some say it
+        ({"top_k": 0}, {}),
         ({"num_beams": 2, "length_penalty": 2.0}, {"num_beams": 2, "length_penalty": 2.0}),
         ({"do_sample": True, "temperature": 0.6}, {"do_sample": True, "temperature": 0.6}),
         ({"output_scores": True, "repetition_penalty": 1.2}, {"repetition_penalty": 1.2}),

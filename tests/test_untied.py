@@ -35,7 +35,7 @@ from hf_apar.training.recipe import train
 torch.set_num_threads(1)
 
 LIST = "- A: a b c d e\n- B: f g h i j\n- C: k l m n o"
-ANSWERS = [Answer("list", LIST)] * 16 + [Answer("say", "no list")] * 40
+ANSWERS = [Answer(f"list {n:02}", LIST) for n in range(16)] + [Answer(f"say {n:02}", "no list") for n in range(40)]
 OPTIONS = {"rank": 8, "learning_rate": 2e-2, "token_rate": 2.0, "max_length": 256, "save_steps": 40, "eval_steps": 40}
 
 
@@ -96,7 +96,7 @@ import hf_apar
 for folder in sys.argv[1:]:
     model = hf_apar.AparModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = hf_apar.encode_chat(tokenizer, [{"role": "user", "content": "list"}])
+    ids = hf_apar.encode_chat(tokenizer, [{"role": "user", "content": "list 03"}])
     out = model.generate(torch.tensor([ids]), apar=True, do_sample=False, max_new_tokens=120, return_dict_in_generate=True)
     print(json.dumps([out.trees[0].text(tokenizer), len(out.trees[0].threads), out.stats[0].steps]))
 """

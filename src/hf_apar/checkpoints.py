@@ -189,6 +189,8 @@ def load_tokenizer(name_or_adapter: str | Path, **options: Any) -> PreTrainedTok
     Raises:
         CheckpointError: if ``name_or_adapter`` is nowhere.
     """
+    if name_or_adapter == DEFAULT_BASE:
+        return load_default_base()[1]
     source = find_source(name_or_adapter, {key: options.pop(key) for key in HUB_OPTIONS if key in options})
     config = source.file("adapter_config.json")
     if config is None:

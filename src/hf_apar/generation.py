@@ -51,7 +51,7 @@ class AparGenerationMixin(GenerationMixin):
             ConfigurationError: for a generation option that threads cannot follow.
             UnsupportedModelError: for a model whose layers cannot attend along a tree.
         """
-        generate: Callable[..., Any] = super().generate  # type: ignore[misc]  # its self is a protocol of transformers' own
+        generate: Callable[..., Any] = super().generate
         if apar is None or apar is False:
             if proposer is not None:
                 raise ConfigurationError("proposer needs apar; pass apar=True too")

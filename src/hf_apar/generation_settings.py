@@ -23,7 +23,7 @@ def make_savable(config: GenerationConfig) -> list[str]:
 
     transformers saves no config with a setting that its mode leaves unused, once anything else in it was changed: published
     ones hold such settings all the same. Settings for sampling in a config that says nothing of ``do_sample`` were meant to
-    be used, so it samples from now on; any other unused setting is taken out.
+    be used, so it samples from now on, unless one of them is 0; any other unused setting is taken out.
 
     Raises:
         ConfigurationError: if it cannot be saved for another reason.
@@ -38,7 +38,9 @@ def make_savable(config: GenerationConfig) -> list[str]:
     if config.do_sample is None:
         sampling = copy.copy(config)
         sampling.do_sample = True
-        if used := [name for name in unused if name not in _unused(sampling)]:
+        used = [name for name in unused if name not in _unused(sampling)]
+        # a temperature of 0 asks for the likeliest token, and penalty_alpha for another search
+        if used and all(getattr(config, name) for name in used) and not config.penalty_alpha:
             config.do_sample = True
             changes.append(f"do_sample=True was added, since {' and '.join(used)} {'is' if len(used) == 1 else 'are'} set")
     for name in _unused(config):

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -23,7 +23,12 @@ _PROBE = [{"role": "user", "content": "Hello"}]
 
 
 def check_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, chat: bool = True, token_rows: bool = True
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    chat: bool = True,
+    token_rows: bool = True,
+    chat_template_kwargs: Mapping[str, object] | None = None,
 ) -> None:
     """Raise one error that lists all that keeps ``model`` from being taught to fork, or from forking afterwards.
 
@@ -34,7 +39,9 @@ def check_model(
     Args:
         model: any causal LM, with or without control tokens, a PEFT model's base or the PEFT model.
         chat: prompts are put in the tokenizer's chat template.
-        token_rows: the rows of the control tokens are trained alone, as with LoRA, not whole layers.
+        token_rows: the rows of the control tokens are trained alone, as with LoRA; ``False`` for a model that only writes,
+            or whose layers are trained whole.
+        chat_template_kwargs: as for :func:`~hf_apar.encode_chat`.
 
     Raises:
         UnsupportedModelError: one sentence or two for each problem, with the way out.
@@ -42,7 +49,7 @@ def check_model(
     base = _without_adapter(model)
     problems = [
         *_layers(model, base), *_rows(base, token_rows), *_generation(base), *_vocabulary(base, tokenizer),
-        *_control_tokens(base, tokenizer), *(_chat(base, tokenizer) if chat else ()),
+        *_control_tokens(base, tokenizer), *(_chat(base, tokenizer, chat_template_kwargs) if chat else ()),
     ]  # fmt: skip
     if len(problems) == 1:
         raise UnsupportedModelError(problems[0])
@@ -71,7 +78,7 @@ def _rows(model: PreTrainedModel, alone: bool) -> Iterator[str]:
         weight = getattr(layer, "weight", None)
         if not isinstance(weight, torch.Tensor):
             yield f"{name} has no {role} with a weight; APAR needs a causal language model"
-        elif not weight.is_floating_point() or weight.dim() != 2:
+        elif alone and (not weight.is_floating_point() or weight.dim() != 2):
             yield (
                 f"the {role} of {name} are packed ({type(layer).__name__}, {weight.dtype}), so that [Fork] and [Child] have "
                 "no rows to train; keep them out of quantisation (llm_int8_skip_modules, modules_to_not_convert), or load a "
@@ -135,15 +142,17 @@ def _control_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
         )
 
 
-def _chat(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    if not getattr(tokenizer, "chat_template", None):
+def _chat(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: Mapping[str, object] | None
+) -> Iterator[str]:
+    if not getattr(tokenizer, "chat_template", None) and "chat_template" not in (chat_template_kwargs or {}):
         yield (
             "the tokenizer has no chat template, so that no prompt can be put to the model; set tokenizer.chat_template to "
             "the format that the model was tuned with and save it beside the model (chat_template.jinja)"
         )
         return
     try:
-        ids = encode_chat(tokenizer, _PROBE)
+        ids = encode_chat(tokenizer, _PROBE, chat_template_kwargs=chat_template_kwargs)
     except Exception as error:  # a template is a program of its own
         yield f"the tokenizer's chat template fails on a user's message ({' '.join(str(error).split())}); correct it first"
         return

@@ -106,7 +106,7 @@ def reads_as(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text: str) 
 
 
 def _folded(text: str) -> str:
-    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return "".join(unicodedata.normalize("NFKC", text.replace("▁", " ")).casefold().split())  # sentencepiece writes ▁ for it
 
 
 @lru_cache(maxsize=32)

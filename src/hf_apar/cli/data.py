@@ -90,7 +90,8 @@ def distill(
             raise DataError("there are no prompts; name a file of them, or ask for some with --templates N")
         from hf_apar.data.distill import distill as answer
 
-        with _sampler(model, dtype, engine, batch_size, temperature, repetition_penalty, seed) as (sample, tokenizer, said):
+        ready = _sampler(model, dtype, engine, batch_size, temperature, repetition_penalty, seed, variables)
+        with ready as (sample, tokenizer, said):
             steps = answer(
                 sample, tokenizer, questions, output, batch_size=batch_size, max_new_tokens=max_new_tokens,
                 max_whole_tokens=max_whole_tokens, max_items=max_items,
@@ -126,7 +127,8 @@ def elaborate(
         given = read_answers(answers, rejected)
         _tell_rejected(rejected)
         variables = template_arguments(chat_template_kwargs)
-        with _sampler(model, dtype, engine, batch_size, temperature, repetition_penalty, seed) as (sample, tokenizer, said):
+        ready = _sampler(model, dtype, engine, batch_size, temperature, repetition_penalty, seed, variables)
+        with ready as (sample, tokenizer, said):
             steps = go_on(
                 sample, tokenizer, given, output, min_detail_tokens=min_detail_tokens, taper=taper,
                 closing=closing, batch_size=batch_size, made_with=said, chat_template_kwargs=variables,
@@ -178,6 +180,7 @@ def _sampler(
     temperature: float,
     repetition_penalty: float,
     seed: int,
+    chat_template_kwargs: dict[str, object] | None,
 ) -> "Iterator[tuple[Sampler, PreTrainedTokenizerBase, str]]":
     """Load what lets a model write, and say in words what it is."""
     import torch
@@ -187,7 +190,7 @@ def _sampler(
     from hf_apar.readiness import check_model
 
     loaded, tokenizer = load_base(name, dtype)
-    check_model(loaded, tokenizer)  # its answers are there to train it on
+    check_model(loaded, tokenizer, token_rows=False, chat_template_kwargs=chat_template_kwargs)
     said = f"{name or DEFAULT_BASE} {engine} {dtype} {temperature} {repetition_penalty} {seed}"
     if engine is Engine.transformers:
         torch.manual_seed(seed)

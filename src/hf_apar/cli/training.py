@@ -15,6 +15,7 @@ from hf_apar.cli.common import (
     app,
     errors_in_one_line,
     load,
+    load_base,
     template_arguments,
 )
 from hf_apar.cli.data import (
@@ -238,6 +239,8 @@ def recipe(
         "evaluation": [adapter / "evaluation.json"],
     }, restart=restart)  # fmt: skip
     with errors_in_one_line():
+        if not weights.is_file():
+            _check(model, chat_template_kwargs)
         with stages.stage("answers", asking, [] if prompts == "-" else [Path(prompts)]) as wanted:
             if _stage(1, "the model answers prompts in its own words", wanted):
                 distill(prompts, answers, batch_size=batch_size, **asking)
@@ -259,6 +262,13 @@ def recipe(
             if _stage(6, "it answers prompts that it has not seen", wanted):
                 _evaluate(adapter, model, dtype, chat_template_kwargs)
     typer.echo(f'done: hf-apar generate --model {adapter} "..."')
+
+
+def _check(model: str | None, chat_template_kwargs: str | None) -> None:
+    """Raise what keeps ``model`` from being taught, before it answers for hours."""
+    from hf_apar.readiness import check_model
+
+    check_model(*load_base(model, Dtype.float32), chat_template_kwargs=template_arguments(chat_template_kwargs))
 
 
 def _evaluate(adapter: Path, base: str | None, dtype: Dtype, chat_template_kwargs: str | None) -> None:

@@ -80,7 +80,7 @@ def train_medusa(
     config = AparConfig.from_dict(getattr(model.generation_config, "apar_config", None) or {})
     if config.fork_token_id is None or config.child_token_id is None:
         raise ControlTokenError("the model has no control tokens; train it to fork first, see docs/training.md")
-    check_model(model, tokenizer)
+    check_model(model, tokenizer, token_rows=False, chat_template_kwargs=chat_template_kwargs)
     assert model.generation_config is not None
     end_as_taught(model.generation_config, tokenizer)
     rejected = Rejections(answers, output / "rejected.jsonl")

@@ -93,7 +93,7 @@ def train(
     }  # fmt: skip
     set_seed(seed)  # the Trainer's own comes after LoRA's first weights
     base, tokenizer = load_base(model, dtype=torch.float32)
-    check_model(base, tokenizer)
+    check_model(base, tokenizer, chat_template_kwargs=chat_template_kwargs)
     control_ids = add_control_tokens(base, tokenizer)
     if start is not None:
         adapter_settings(start, control_ids)  # is it one of this base?
