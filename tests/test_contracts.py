@@ -5,8 +5,10 @@ FIELD L7: each is taken with ``apar=True``, or refused by name; and who keeps st
 
 import asyncio
 import inspect
+import itertools
 import threading
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -286,7 +288,80 @@ def allowed():
     return function
 
 
+class Inner:
+    def __init__(self):
+        self.left = 5
+
+
+class Outer(Budget):
+    def __init__(self):
+        self.inner = Inner()
+
+    def __call__(self, input_ids, scores):
+        self.inner.left -= 1
+        return scores
+
+
+class Slotted:
+    __slots__ = ("left",)
+
+    def __init__(self):
+        self.left = 5
+
+    def __call__(self, input_ids, scores):
+        self.left -= 1
+        return scores
+
+
+def counting():
+    numbers = itertools.count()
+
+    def function(input_ids, scores):
+        next(numbers)
+        return scores
+
+    return function
+
+
+def spend(left, input_ids, scores):
+    left["tokens"] -= 1
+    return scores
+
+
+def by_default():
+    def function(input_ids, scores, left=[5]):  # noqa: B006 - that is the case
+        left[0] -= 1
+        return scores
+
+    return function
+
+
+LEFT = 5
+
+
+def by_global(input_ids, scores):
+    global LEFT
+    LEFT -= 1
+    return scores
+
+
+def unset():
+    if False:
+        late = 0
+
+    def function(input_ids, scores):
+        return scores if True else late
+
+    return function
+
+
 STATEFUL = {
+    "an object within": (lambda: {"logits_processor": [Outer()]}, "Outer changed its inner"),
+    "slots": (lambda: {"logits_processor": [Slotted()]}, "Slotted changed its left"),
+    "a count": (lambda: {"logits_processor": [counting()]}, "function changed its numbers"),
+    "a partial": (lambda: {"logits_processor": [partial(spend, {"tokens": 5})]}, "partial changed its args"),
+    "a default": (lambda: {"logits_processor": [by_default()]}, "function changed its defaults"),
+    "a global": (lambda: {"logits_processor": [by_global]}, "by_global changed its LEFT"),
     "an attribute": (lambda: {"logits_processor": [Budget()]}, "Budget changed its left"),
     "a list in a dict": (lambda: {"logits_processor": [Rows()]}, "Rows changed its lefts"),
     "a tensor in place": (lambda: {"logits_processor": [Counts()]}, "Counts changed its counts"),
@@ -323,6 +398,10 @@ class Memo(LogitsProcessor):
 
 class Says(Budget):
     stateless = True
+
+
+def test_l7_a_variable_without_a_value_is_no_state(apar_llama):
+    assert apar_llama.generate(**PROMPTS, apar=True, max_new_tokens=5, logits_processor=[unset()]).shape[1] > WIDTH
 
 
 def test_l7_what_answers_by_its_arguments_alone_may_prepare_keep_and_record(plain_llama, apar_llama):

@@ -35,6 +35,7 @@ def breaks(kind, call, result=None):
             raise kind("broken on purpose")
         return None if result is None else result(*args)
 
+    function.stateless = True  # it is not: the count of its calls is what the tests want of it
     return function
 
 

@@ -166,5 +166,11 @@ def _grouped(
 def _plain(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
+    if attention_mask is not None and not isinstance(attention_mask, Tensor):
+        # another thread's pass began with flex attention, before the run that switched the model
+        from transformers.integrations.flex_attention import flex_attention_forward
+
+        output, _ = flex_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return output, None
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     return output, None

@@ -5,7 +5,12 @@ or a counter that goes by its calls would mix up the threads in silence.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
+from itertools import count
+from types import FunctionType
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +20,9 @@ from hf_apar.errors import ConfigurationError
 _STATEFUL_PACKAGES = ("xgrammar", "outlines.backends", "transformers_cfg")
 """Packages whose processors follow one sequence by their calls, in objects that cannot be looked into."""
 
+_PLAIN = (bool, int, float, str, bytes)
+_LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")  # whose objects are compared as such, not looked into
+_HOLDERS = (list, tuple, deque, set, dict)
 _LARGEST = 100  # entries of a list, set or dict that is compared
 
 
@@ -22,8 +30,9 @@ class Pure:
     """Calls ``function``, and refuses it where a call changes what an earlier call left behind.
 
     The first call may prepare something. Later ones may add to lists, sets and dicts (a record, or what is kept for paths
-    seen before), but not change an attribute or entry, a variable of an enclosing function, or a tensor in place. An object
-    that does so and yet answers by its arguments alone says so: ``stateless = True``.
+    seen before), but not change an attribute or entry, a variable of an enclosing function, or a tensor in place, nor may
+    the objects that they hold, three deep; what native code and iterators keep cannot be seen. An object that does so and
+    yet answers by its arguments alone says so: ``stateless = True``.
 
     Raises:
         ConfigurationError: when called, and at once for packages whose processors are known to keep state.
@@ -53,12 +62,34 @@ _ADVICE = (
 
 
 def _state(owner: object) -> Mapping[str, object]:
-    """Return what ``owner`` remembers, by name: the attributes of an object, the enclosing variables of a function."""
+    """Return what ``owner`` remembers, by name: an object's attributes, a function's variables from around it."""
+    if isinstance(owner, partial):
+        return {"func": _snapshot(owner.func), "args": _snapshot(owner.args), "keywords": _snapshot(owner.keywords)}
     if inspect.ismethod(owner):
         return _state(owner.__self__)
-    if inspect.isfunction(owner):
-        return {name: _snapshot(value) for name, value in inspect.getclosurevars(owner).nonlocals.items()}
-    return {name: _snapshot(value) for name, value in getattr(owner, "__dict__", {}).items()}
+    found = _variables(owner) if inspect.isfunction(owner) else _attributes(owner)
+    return {name: _snapshot(value) for name, value in found.items()}
+
+
+def _variables(function: FunctionType) -> Mapping[str, object]:
+    """Return the enclosing variables of ``function``, its defaults, and the numbers and texts among its globals."""
+    found: dict[str, object] = {"defaults": (function.__defaults__, function.__kwdefaults__)}
+    known = function.__globals__
+    found |= {name: known[name] for name in function.__code__.co_names if isinstance(known.get(name), _PLAIN)}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # it has no value yet
+            found[name] = cell.cell_contents
+    return found
+
+
+def _attributes(owner: object) -> Mapping[str, object]:
+    slots = [name for one in type(owner).__mro__ for name in _as_names(vars(one).get("__slots__", ()))]
+    return {name: getattr(owner, name) for name in slots if hasattr(owner, name)} | getattr(owner, "__dict__", {})
+
+
+def _as_names(slots: str | Iterable[str]) -> Iterable[str]:
+    """Return the names that a class gives as ``__slots__``: one text stands for one name."""
+    return (slots,) if isinstance(slots, str) else slots
 
 
 class _Same:
@@ -73,15 +104,23 @@ class _Same:
 
 def _snapshot(value: object, depth: int = 3) -> object:
     """Return something that equals a later snapshot of ``value`` as long as nothing in it has changed."""
-    if isinstance(value, bool | int | float | str | bytes | None):
+    if value is None or isinstance(value, _PLAIN):
         return value
-    if depth and (inspect.isfunction(value) or inspect.ismethod(value)):
+    if isinstance(value, count):
+        return repr(value)
+    if not depth:
+        return _Same(value)
+    if inspect.isfunction(value) or inspect.ismethod(value) or isinstance(value, partial):
         return {"": _Same(value), **_state(value)}
-    if depth and isinstance(value, list | tuple) and len(value) <= _LARGEST:
-        return {place: _snapshot(one, depth - 1) for place, one in enumerate(value)}
-    if depth and isinstance(value, dict) and len(value) <= _LARGEST:
+    if isinstance(value, list | tuple | deque | set) and len(value) <= _LARGEST:
+        places = ((one, True) for one in value) if isinstance(value, set) else enumerate(value)
+        return {place: _snapshot(one, depth - 1) for place, one in places}
+    if isinstance(value, dict) and len(value) <= _LARGEST:
         return {name: _snapshot(one, depth - 1) for name, one in value.items()}
-    return _Same(value)
+    if type(value).__module__.partition(".")[0] in _LIBRARIES:
+        return _Same(value)
+    own = _attributes(value)
+    return {"": _Same(value), **{name: _snapshot(one, depth - 1) for name, one in own.items()}} if own else _Same(value)
 
 
 def _changed(before: Mapping[Any, object], after: Mapping[Any, object]) -> str | None:
@@ -91,7 +130,7 @@ def _changed(before: Mapping[Any, object], after: Mapping[Any, object]) -> str |
         if isinstance(value, Mapping) and isinstance(later, Mapping):
             if _changed(value, later) is not None:
                 return str(name)
-        elif isinstance(value, Mapping) and isinstance(later, _Same) and isinstance(later.value, list | tuple | dict):
+        elif isinstance(value, Mapping) and isinstance(later, _Same) and isinstance(later.value, _HOLDERS):
             continue  # it has outgrown what is compared
         elif later != value:
             return str(name)
