@@ -108,7 +108,7 @@ def _snapshot(value: object, depth: int = 3) -> object:
         return value
     if isinstance(value, count):
         return repr(value)
-    if not depth:
+    if not depth or getattr(value, "stateless", False) is True:
         return _Same(value)
     if inspect.isfunction(value) or inspect.ismethod(value) or isinstance(value, partial):
         return {"": _Same(value), **_state(value)}
