@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 import hf_apar
 from byte_tokenizer import byte_tokenizer
+from hf_apar import cli
 from hf_apar.cli import app
 from hf_apar.cli.application import IDLE_THREADS_SLEEP
 from hf_apar.cli.evaluation import FIGURES
@@ -200,6 +201,33 @@ def test_damaged_weights_are_named(checkpoint, tmp_path):
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     result = run("generate", PROMPT, "--model", str(folder))
     assert result.exit_code == 2 and str(folder) in result.stderr and "damaged or cut" in result.stderr
+
+
+def test_merge_leaves_what_others_wrote_while_it_loaded(checkpoint, tmp_path, monkeypatch):
+    """FIELD, first hour: an error in writing removed a folder that was empty before the loading, and was not any more."""
+    output, load = tmp_path / "race", cli.decoding.load
+
+    def slow_load(*arguments):
+        output.mkdir()
+        (output / "precious.txt").write_text("precious")
+        return load(*arguments)
+
+    monkeypatch.setattr(cli.decoding, "load", slow_load)  # what another process does in these seconds
+    result = run("merge", str(output), "--model", checkpoint)
+    assert result.exit_code == 2 and "name a new folder" in result.stderr
+    assert [one.name for one in tmp_path.rglob("*")] == ["race", "precious.txt"]
+
+
+def test_merge_writes_the_whole_or_nothing(checkpoint, tmp_path, monkeypatch):
+    output = tmp_path / "new" / "merged"
+    with monkeypatch.context() as patch:
+        patch.setattr(cli.decoding.shutil, "copy", lambda *_: {}["a key"])
+        patch.setattr("hf_apar.speculation.medusa.HEADS_FILE", "config.json")  # it lies there: it is copied, and fails
+        assert run("merge", str(output), "--model", checkpoint).exit_code == 1
+    assert not list(output.parent.iterdir())
+    output.mkdir()
+    assert run("merge", str(output), "--model", checkpoint).exit_code == 0
+    assert list(output.parent.iterdir()) == [output] and (output / "config.json").is_file()
 
 
 def test_a_device_that_is_not_there_is_refused(checkpoint):
