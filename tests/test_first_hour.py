@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 import hf_apar
 from byte_tokenizer import byte_tokenizer
-from hf_apar import cli
+from hf_apar import cli, releases
 from hf_apar.cli import app
 from hf_apar.cli.application import IDLE_THREADS_SLEEP
 from hf_apar.cli.evaluation import FIGURES
@@ -228,6 +228,17 @@ def test_merge_writes_the_whole_or_nothing(checkpoint, tmp_path, monkeypatch):
     output.mkdir()
     assert run("merge", str(output), "--model", checkpoint).exit_code == 0
     assert list(output.parent.iterdir()) == [output] and (output / "config.json").is_file()
+
+
+def test_an_untested_release_of_transformers_is_told_once_on_the_command_line(checkpoint, monkeypatch):
+    """FIELD H1: the warning was swallowed with the progress bars, and is given once in a process."""
+    monkeypatch.setattr(releases.transformers, "__version__", "6.0.0")
+    releases.warn_outside_range.cache_clear()
+    results = [run("generate", PROMPT, "--model", checkpoint, "--max-new-tokens", "2") for _ in range(2)]
+    releases.warn_outside_range.cache_clear()
+    lines = [line for result in results for line in result.stderr.splitlines() if "is tested with transformers" in line]
+    (line,) = lines
+    assert line.startswith("hf-apar: ") and "6.0.0 is installed" in line
 
 
 def test_a_device_that_is_not_there_is_refused(checkpoint):
