@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ from hf_apar.cli.application import IDLE_THREADS_SLEEP
 from hf_apar.cli.evaluation import FIGURES
 from hf_apar.comparison import Decoder
 from hf_apar.training.evaluation import Judged, likelihoods, summary
-from hf_apar.visual import LiveText, LiveTree
+from hf_apar.tree import ParagraphTree, Thread
+from hf_apar.visual import CURSOR, LiveText, LiveTree
 
 PROMPT = "Name two rivers."
 TEMPLATE = (
@@ -393,6 +395,62 @@ def test_the_final_text_breaks_between_words(width):
     text = output.getvalue().rsplit("\x1b[2K", 1)[-1].rsplit("\x1b[?25h", 1)[-1]
     assert text.split() == "one two three four five".split() or width < 5
     assert all(len(line) <= width for line in text.replace("\r", "").split("\n"))
+
+
+def title_with_detail(live: LiveTree, detail: str = "detail") -> None:
+    """Write ``Title``, fork ``detail`` after it, and go on with ``Next``; the last thread to end is the child."""
+    live.begin_thread(0, 0, None)
+    for letter in "Title":
+        live.put_token(0, 0, None, ord(letter))
+    live.begin_thread(0, 1, 0)
+    for thread, text in ((0, "Next"), (1, detail)):
+        for letter in text:
+            live.put_token(0, thread, None if not thread else 0, ord(letter))
+
+
+def test_the_view_joins_segments_as_the_tree_does():
+    """The oracle is ``ParagraphTree.text``: without the joint the two showed different answers."""
+    threads = [
+        Thread(0, None, 0, 1, [], tokens=[*map(ord, "TitleNext")]),
+        Thread(1, 0, 5, 2, [], tokens=[*map(ord, "detail")]),
+    ]
+    wanted = ParagraphTree(threads, joint="\n").text(Letters())
+    assert wanted == "Title\ndetail\nNext"
+    for terminal in (True, False):
+        output = io.StringIO()
+        live = LiveTree(Letters(), console=Console(file=output, force_terminal=terminal, width=40), joint="\n")
+        title_with_detail(live)
+        assert live.render().plain == f"Title\ndetail{CURSOR}\nNext{CURSOR}"
+        live.end()
+        assert live.render().plain == live.text() == wanted
+        assert output.getvalue().endswith(f"{wanted}\n")
+
+
+def test_the_output_of_generate_is_the_text_of_json_with_a_joint(tmp_path):
+    checkpoint = save(tmp_path, control_tokens=True)
+    settings = json.loads((tmp_path / "generation_config.json").read_text())
+    settings["apar_config"]["joint"] = "/"
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+    arguments = ("generate", PROMPT, "--model", checkpoint, "--max-new-tokens", "24", "--fork-bias", "50")
+    text = json.loads(run(*arguments, "--json").stdout)["text"]
+    assert "/" in text and run(*arguments).stdout_bytes.decode() == f"{text}\n"
+
+
+def test_a_terminal_gets_no_commands_from_the_text_of_a_model():
+    hostile = "a\x1b]0;owned\x07\x1b[2J\x9b2J\x7f\r\tb\nc"
+    for terminal in (True, False):
+        output = io.StringIO()
+        console = Console(file=output, force_terminal=terminal, width=40, color_system=None)
+        live = LiveTree(Letters(), console=console, refresh_seconds=1e9)  # no picture: its own commands would be in the way
+        title_with_detail(live, hostile)
+        shown = live.render().plain
+        live.end()
+        left = "Title" + hostile + "Next\n"
+        if terminal:
+            assert {one for one in shown + output.getvalue() if unicodedata.category(one) == "Cc"} <= {"\n", "\t"}
+            assert "a]0;owned[2J2J" in shown and "a]0;owned[2J2J" in output.getvalue()
+        else:
+            assert output.getvalue() == left
 
 
 def test_plain_text_is_shown_as_a_tree_of_one_thread():
