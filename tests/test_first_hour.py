@@ -128,6 +128,7 @@ def test_every_name_of_the_package_is_there_and_only_when_asked_for():
 
 @pytest.mark.parametrize("set_by_user", [{}, {"OMP_WAIT_POLICY": "active"}])
 def test_h5_the_command_lets_idle_threads_sleep_unless_the_user_says_otherwise(set_by_user):
+    """FIELD H5: set before torch is loaded, which reads them then; two processes on two cores slowed each other tenfold."""
     code = (
         "import os, sys, hf_apar\n"
         f"print([os.environ.get(name) for name in {list(IDLE_THREADS_SLEEP)}])\n"
@@ -230,6 +231,24 @@ def test_merge_writes_the_whole_or_nothing(checkpoint, tmp_path, monkeypatch):
     output.mkdir()
     assert run("merge", str(output), "--model", checkpoint).exit_code == 0
     assert list(output.parent.iterdir()) == [output] and (output / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "way_out"),
+    [
+        (["--system", "Sing."], "; leave out --system"),
+        (["--chat-template-kwargs", '{"mood": "x"}'], "; leave out --chat-template-kwargs"),
+        (["--system", "", "--chat-template-kwargs", "{}"], "; leave out --system or --chat-template-kwargs"),
+        ([], ""),
+    ],
+)
+def test_what_a_template_refuses_names_the_option_to_leave_out(tmp_path, options, way_out):
+    """FIELD, first hour: "System role not supported" and no word of ``--system``."""
+    folder = save(tmp_path, control_tokens=True, template="{{ raise_exception('System role not supported.') }}")
+    result = run("generate", PROMPT, "--model", folder, *options)
+    assert result.exit_code == 2
+    said = result.stderr.splitlines()[-1]
+    assert said == f"hf-apar: the chat template refuses this chat: System role not supported{way_out}"
 
 
 def test_an_untested_release_of_transformers_is_told_once_on_the_command_line(checkpoint, monkeypatch):

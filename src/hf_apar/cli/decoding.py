@@ -31,7 +31,7 @@ from hf_apar.cli.common import (
     tell,
     template_arguments,
 )
-from hf_apar.errors import ConfigurationError
+from hf_apar.errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -217,7 +217,13 @@ def _encode(
     chat = [{"role": "user", "content": text}]
     if system is not None:
         chat.insert(0, {"role": "system", "content": system})
-    return encode_chat(tokenizer, chat, chat_template_kwargs=arguments)
+    try:
+        return encode_chat(tokenizer, chat, chat_template_kwargs=arguments)
+    except DataError as error:
+        given = [name for name, value in (("--system", system), ("--chat-template-kwargs", arguments)) if value is not None]
+        if error.__cause__ is None or not given:  # it is not the template that refuses, or nothing can be left out
+            raise
+        raise DataError(f"{str(error).rstrip('.')}; leave out {' or '.join(given)}") from error
 
 
 def _record(prompt: str, one: "Result | None", many: "AparResult | None") -> dict[str, object]:
