@@ -42,6 +42,7 @@ class Converter:
         config = LlamaConfig(
             vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
         )
+        config._attn_implementation = options.get("attn_implementation")
         return LlamaForCausalLM(config).eval(), tokenizer
 
 
@@ -97,6 +98,28 @@ def test_where_nothing_can_be_kept_everything_works(tmp_path, source, monkeypatc
             model, _ = converted("tiny", [source], convert, torch.bfloat16, {})
             assert convert.calls == calls and model.dtype == torch.bfloat16
     assert "cannot be kept" in caplog.text
+
+
+def test_an_error_of_the_options_is_no_damage(cache, source):
+    """A wrong option threw the good entry away, converted twice, and was told after half a minute."""
+    convert = Converter()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="nonsense"):
+            converted("tiny", [source], convert, torch.float32, {"attn_implementation": "nonsense"})
+    made = entry(cache).stat().st_ino
+    converted("tiny", [source], convert, torch.float32, {})
+    assert convert.calls == 1 and entry(cache).stat().st_ino == made
+
+
+@pytest.mark.parametrize("place", ["off", "/proc/cache", "cache"])
+def test_options_and_a_dtype_hold_wherever_it_is_kept_after_one_conversion(tmp_path, source, monkeypatch, place):
+    """Without a cache the weights stayed float32 under a config that said bfloat16, and were converted twice."""
+    monkeypatch.setenv("HF_APAR_CACHE", place if place != "cache" else str(tmp_path / place))
+    convert = Converter()
+    model, _ = converted("tiny", [source], convert, torch.bfloat16, {"attn_implementation": "eager"})
+    assert convert.calls == 1
+    assert {one.dtype for one in model.parameters()} == {model.config.dtype} == {torch.bfloat16}
+    assert model.config._attn_implementation == "eager"
 
 
 def test_a_full_disk_leaves_nothing_behind(cache, source, monkeypatch):

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -20,12 +21,14 @@ from typer.testing import CliRunner
 
 import hf_apar
 from byte_tokenizer import byte_tokenizer
+from hf_apar import cli, releases
 from hf_apar.cli import app
 from hf_apar.cli.application import IDLE_THREADS_SLEEP
 from hf_apar.cli.evaluation import FIGURES
 from hf_apar.comparison import Decoder
 from hf_apar.training.evaluation import Judged, likelihoods, summary
-from hf_apar.visual import LiveText, LiveTree
+from hf_apar.tree import ParagraphTree, Thread
+from hf_apar.visual import CURSOR, LiveText, LiveTree
 
 PROMPT = "Name two rivers."
 TEMPLATE = (
@@ -125,6 +128,7 @@ def test_every_name_of_the_package_is_there_and_only_when_asked_for():
 
 @pytest.mark.parametrize("set_by_user", [{}, {"OMP_WAIT_POLICY": "active"}])
 def test_h5_the_command_lets_idle_threads_sleep_unless_the_user_says_otherwise(set_by_user):
+    """FIELD H5: set before torch is loaded, which reads them then; two processes on two cores slowed each other tenfold."""
     code = (
         "import os, sys, hf_apar\n"
         f"print([os.environ.get(name) for name in {list(IDLE_THREADS_SLEEP)}])\n"
@@ -200,6 +204,62 @@ def test_damaged_weights_are_named(checkpoint, tmp_path):
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     result = run("generate", PROMPT, "--model", str(folder))
     assert result.exit_code == 2 and str(folder) in result.stderr and "damaged or cut" in result.stderr
+
+
+def test_merge_leaves_what_others_wrote_while_it_loaded(checkpoint, tmp_path, monkeypatch):
+    """FIELD, first hour: an error in writing removed a folder that was empty before the loading, and was not any more."""
+    output, load = tmp_path / "race", cli.decoding.load
+
+    def slow_load(*arguments):
+        output.mkdir()
+        (output / "precious.txt").write_text("precious")
+        return load(*arguments)
+
+    monkeypatch.setattr(cli.decoding, "load", slow_load)  # what another process does in these seconds
+    result = run("merge", str(output), "--model", checkpoint)
+    assert result.exit_code == 2 and "name a new folder" in result.stderr
+    assert [one.name for one in tmp_path.rglob("*")] == ["race", "precious.txt"]
+
+
+def test_merge_writes_the_whole_or_nothing(checkpoint, tmp_path, monkeypatch):
+    output = tmp_path / "new" / "merged"
+    with monkeypatch.context() as patch:
+        patch.setattr(cli.decoding.shutil, "copy", lambda *_: {}["a key"])
+        patch.setattr("hf_apar.speculation.medusa.HEADS_FILE", "config.json")  # it lies there: it is copied, and fails
+        assert run("merge", str(output), "--model", checkpoint).exit_code == 1
+    assert not list(output.parent.iterdir())
+    output.mkdir()
+    assert run("merge", str(output), "--model", checkpoint).exit_code == 0
+    assert list(output.parent.iterdir()) == [output] and (output / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "way_out"),
+    [
+        (["--system", "Sing."], "; leave out --system"),
+        (["--chat-template-kwargs", '{"mood": "x"}'], "; leave out --chat-template-kwargs"),
+        (["--system", "", "--chat-template-kwargs", "{}"], "; leave out --system or --chat-template-kwargs"),
+        ([], ""),
+    ],
+)
+def test_what_a_template_refuses_names_the_option_to_leave_out(tmp_path, options, way_out):
+    """FIELD, first hour: "System role not supported" and no word of ``--system``."""
+    folder = save(tmp_path, control_tokens=True, template="{{ raise_exception('System role not supported.') }}")
+    result = run("generate", PROMPT, "--model", folder, *options)
+    assert result.exit_code == 2
+    said = result.stderr.splitlines()[-1]
+    assert said == f"hf-apar: the chat template refuses this chat: System role not supported{way_out}"
+
+
+def test_an_untested_release_of_transformers_is_told_once_on_the_command_line(checkpoint, monkeypatch):
+    """FIELD H1: the warning was swallowed with the progress bars, and is given once in a process."""
+    monkeypatch.setattr(releases.transformers, "__version__", "6.0.0")
+    releases.warn_outside_range.cache_clear()
+    results = [run("generate", PROMPT, "--model", checkpoint, "--max-new-tokens", "2") for _ in range(2)]
+    releases.warn_outside_range.cache_clear()
+    lines = [line for result in results for line in result.stderr.splitlines() if "is tested with transformers" in line]
+    (line,) = lines
+    assert line.startswith("hf-apar: ") and "6.0.0 is installed" in line
 
 
 def test_a_device_that_is_not_there_is_refused(checkpoint):
@@ -354,6 +414,62 @@ def test_the_final_text_breaks_between_words(width):
     text = output.getvalue().rsplit("\x1b[2K", 1)[-1].rsplit("\x1b[?25h", 1)[-1]
     assert text.split() == "one two three four five".split() or width < 5
     assert all(len(line) <= width for line in text.replace("\r", "").split("\n"))
+
+
+def title_with_detail(live: LiveTree, detail: str = "detail") -> None:
+    """Write ``Title``, fork ``detail`` after it, and go on with ``Next``; the last thread to end is the child."""
+    live.begin_thread(0, 0, None)
+    for letter in "Title":
+        live.put_token(0, 0, None, ord(letter))
+    live.begin_thread(0, 1, 0)
+    for thread, text in ((0, "Next"), (1, detail)):
+        for letter in text:
+            live.put_token(0, thread, None if not thread else 0, ord(letter))
+
+
+def test_the_view_joins_segments_as_the_tree_does():
+    """The oracle is ``ParagraphTree.text``: without the joint the two showed different answers."""
+    threads = [
+        Thread(0, None, 0, 1, [], tokens=[*map(ord, "TitleNext")]),
+        Thread(1, 0, 5, 2, [], tokens=[*map(ord, "detail")]),
+    ]
+    wanted = ParagraphTree(threads, joint="\n").text(Letters())
+    assert wanted == "Title\ndetail\nNext"
+    for terminal in (True, False):
+        output = io.StringIO()
+        live = LiveTree(Letters(), console=Console(file=output, force_terminal=terminal, width=40), joint="\n")
+        title_with_detail(live)
+        assert live.render().plain == f"Title\ndetail{CURSOR}\nNext{CURSOR}"
+        live.end()
+        assert live.render().plain == live.text() == wanted
+        assert output.getvalue().endswith(f"{wanted}\n")
+
+
+def test_the_output_of_generate_is_the_text_of_json_with_a_joint(tmp_path):
+    checkpoint = save(tmp_path, control_tokens=True)
+    settings = json.loads((tmp_path / "generation_config.json").read_text())
+    settings["apar_config"]["joint"] = "/"
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+    arguments = ("generate", PROMPT, "--model", checkpoint, "--max-new-tokens", "24", "--fork-bias", "50")
+    text = json.loads(run(*arguments, "--json").stdout)["text"]
+    assert "/" in text and run(*arguments).stdout_bytes.decode() == f"{text}\n"
+
+
+def test_a_terminal_gets_no_commands_from_the_text_of_a_model():
+    hostile = "a\x1b]0;owned\x07\x1b[2J\x9b2J\x7f\r\tb\nc"
+    for terminal in (True, False):
+        output = io.StringIO()
+        console = Console(file=output, force_terminal=terminal, width=40, color_system=None)
+        live = LiveTree(Letters(), console=console, refresh_seconds=1e9)  # no picture: its own commands would be in the way
+        title_with_detail(live, hostile)
+        shown = live.render().plain
+        live.end()
+        left = "Title" + hostile + "Next\n"
+        if terminal:
+            assert {one for one in shown + output.getvalue() if unicodedata.category(one) == "Cc"} <= {"\n", "\t"}
+            assert "a]0;owned[2J2J" in shown and "a]0;owned[2J2J" in output.getvalue()
+        else:
+            assert output.getvalue() == left
 
 
 def test_plain_text_is_shown_as_a_tree_of_one_thread():

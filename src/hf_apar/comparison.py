@@ -10,6 +10,7 @@ from hf_apar.config import AparConfig
 from hf_apar.generation_settings import eos_token_ids
 from hf_apar.results import AparStats
 from hf_apar.speculation.proposer import Proposer
+from hf_apar.tokens import checkpoint_config
 from hf_apar.visual import LiveText, LiveTree
 
 
@@ -68,7 +69,8 @@ class Decoder:
 
     def apar(self, config: AparConfig) -> AparResult:
         """Decode with forks."""
-        view = LiveTree(self.tokenizer) if self.show else None
+        joint = config.filled_from(checkpoint_config(self.model)).joint or ""
+        view = LiveTree(self.tokenizer, joint=joint) if self.show else None
         output, seconds = self._shown(view, apar=config, proposer=self.proposer)
         tree, stats = output.trees[0], output.stats[0]  # type: ignore[attr-defined]
         unfinished = sum(thread.finish_reason == "length" for thread in tree.threads)

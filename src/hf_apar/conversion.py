@@ -56,6 +56,7 @@ def converted(
     folder = None if parent is None else parent / f"{name}-{_key(sources)}"
     pair = None if folder is None else _read(folder, dtype, options)
     if pair is None:
+        folder = None if folder is None or not _can_be_kept(folder) else folder
         logger.info("converting the weights of %s%s", name, "" if folder is None else "; only the first time takes so long")
         pair = _made(convert, folder, dtype, options)
     pair[0].config.dtype = dtype
@@ -63,13 +64,15 @@ def converted(
 
 
 def _made(convert: Callable[..., Pair], folder: Path | None, dtype: torch.dtype, options: Mapping[str, Any]) -> Pair:
-    damaged = folder is not None and folder.exists()
-    pair = convert()
-    if folder is not None:
-        _keep(pair, folder, damaged)
-    if options:
-        kept = None if folder is None else _read(folder, dtype, options)
-        return convert(**options) if kept is None else kept
+    if folder is None:
+        pair = convert(**options)
+    else:
+        pair = convert()  # what is kept serves any options
+        _keep(pair, folder)
+        if options:
+            if kept := _read(folder, dtype, options):
+                return kept
+            pair = convert(**options)  # the disk is full
     for parameter in pair[0].parameters():  # and no buffers, as `from_pretrained` does: those of RoPE stay precise
         parameter.data = parameter.data.to(dtype)
     return pair
@@ -93,26 +96,47 @@ def _digest(file: Path) -> str:
 
 def _read(folder: Path, dtype: torch.dtype, options: Mapping[str, Any]) -> Pair | None:
     """Return the entry in ``folder``, or ``None`` where it is missing, damaged or gone while it was read."""
-    if not folder.is_dir():
+    if not _is_whole(folder):
         return None
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        damaged = [name for name, digest in manifest.items() if _digest(folder / name) != digest]
-        if damaged:
-            raise ValueError(f"{', '.join(damaged)} is not what was written")
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # whatever it is: it can be made again
-        logger.info("%s cannot be used and is made again: %s", folder, error)
+    except Exception:
+        if _is_whole(folder):  # then it is the options
+            raise
         return None
     with suppress(OSError):
         os.utime(folder)  # it is in use
     return model, tokenizer
 
 
-def _keep(pair: Pair, folder: Path, damaged: bool) -> None:
+def _is_whole(folder: Path) -> bool:
+    """Does ``folder`` hold what was written?"""
+    if not folder.is_dir():
+        return False
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        if damaged := [name for name, digest in manifest.items() if _digest(folder / name) != digest]:
+            raise ValueError(f"{', '.join(damaged)} is not what was written")
+    except (OSError, ValueError, AttributeError) as error:  # gone, changed or no JSON, JSON of another kind
+        logger.info("%s cannot be used and is made again: %s", folder, error)
+        return False
+    return True
+
+
+def _can_be_kept(folder: Path) -> bool:
+    """Can anything be written beside ``folder``? Asked before minutes are spent on what is to lie there."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder.parent):
+            return True
+    except OSError as error:  # a read-only home
+        logger.info("%s cannot be kept: %s", folder, error)
+        return False
+
+
+def _keep(pair: Pair, folder: Path) -> None:
+    try:
         _forget_unused(folder)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}-") as temporary:
             new = Path(temporary) / "new"
@@ -120,11 +144,12 @@ def _keep(pair: Pair, folder: Path, damaged: bool) -> None:
                 part.save_pretrained(new)
             digests = {file.name: _digest(file) for file in sorted(new.iterdir())}
             (new / _MANIFEST).write_text(json.dumps(digests, indent=1), encoding="utf-8")
-            if damaged and folder.exists():
+            if _is_whole(folder):  # another process was faster
+                return
+            if folder.exists():
                 os.rename(folder, Path(temporary) / "old")
-            if not folder.exists():  # else another process was faster
-                os.rename(new, folder)
-    except (OSError, SafetensorError) as error:  # a read-only home, a full disk
+            os.rename(new, folder)
+    except (OSError, SafetensorError) as error:  # a full disk, or another process was faster after all
         logger.info("%s cannot be kept: %s", folder, error)
 
 

@@ -1,6 +1,6 @@
 """Threads and the paragraph tree that they write: plain Python (paper, section 3.1)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, Self
 
@@ -134,15 +134,7 @@ class ParagraphTree:
             joint: in place of the tree's own.
         """
         joint = self.joint if joint is None else joint
-        if not joint:
-            return tokenizer.decode(self.token_ids, skip_special_tokens=True)
-        ids, whole, text = list[int](), "", ""
-        for _, tokens in self.reading_order():  # decoded from the start: a segment alone may lose its first space
-            ids += tokens
-            new = tokenizer.decode(ids, skip_special_tokens=True)[len(whole) :]
-            whole += new
-            text += joined(text, new, joint)
-        return text
+        return segments_text((tokens for _, tokens in self.reading_order()), tokenizer, joint)
 
     def to_dict(self) -> dict[str, object]:
         """Return plain lists and numbers that JSON can hold, all but ``scores`` and ``logits``; see :meth:`from_dict`."""
@@ -155,6 +147,19 @@ class ParagraphTree:
         threads: Sequence[Mapping[str, object]] = values["threads"]  # type: ignore[assignment]
         joint = str(values.get("joint", ""))
         return cls([Thread(**thread) for thread in threads], values.get("stopped_by"), joint)  # type: ignore[arg-type]
+
+
+def segments_text(segments: Iterable[list[int]], tokenizer: Decodes, joint: str) -> str:
+    """Return the text of segments in reading order, with ``joint`` between two neither of which has a space there."""
+    if not joint:
+        return tokenizer.decode([token for tokens in segments for token in tokens], skip_special_tokens=True)
+    ids, whole, text = list[int](), "", ""
+    for tokens in segments:  # decoded from the start: a segment alone may lose its first space
+        ids += tokens
+        new = tokenizer.decode(ids, skip_special_tokens=True)[len(whole) :]
+        whole += new
+        text += joined(text, new, joint)
+    return text
 
 
 def joined(text: str, new: str, joint: str) -> str:

@@ -13,10 +13,12 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_apar.streaming import AparStreamer
 from hf_apar.text import answer_text, decode_text
+from hf_apar.tree import joined, segments_text
 
 COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red", "bright_cyan", "bright_magenta", "bright_yellow")
 CURSOR = "▌"
 UNFINISHED_CHARACTER = "\ufffd"
+_CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])  # all but tab and newline
 
 
 @dataclass
@@ -58,10 +60,11 @@ class TreeView(AparStreamer):
     Args:
         tokenizer: turns tokens into text.
         row: which answer of the batch is followed; the others are ignored.
+        joint: of :attr:`AparConfig.joint <hf_apar.AparConfig>`: what stands between two segments without a space.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, row: int = 0) -> None:
-        self.tokenizer, self.row = tokenizer, row
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, row: int = 0, joint: str = "") -> None:
+        self.tokenizer, self.row, self.joint = tokenizer, row, joint
         self._branches: dict[int, _Branch] = {}
 
     def begin_thread(self, row: int, thread: int, parent: int | None) -> None:
@@ -85,7 +88,10 @@ class TreeView(AparStreamer):
             branch.live = False
 
     def render(self) -> Text:
-        """Return the answer so far: a live thread in its colour with a cursor where it grows, finished text plain."""
+        """Return the answer so far: a live thread in its colour with a cursor where it grows, finished text plain.
+
+        Control characters are left out: a model's text shall not command a terminal.
+        """
         text = Text()
         if self._branches:
             self._append(text, next(iter(self._branches.values())))
@@ -93,11 +99,21 @@ class TreeView(AparStreamer):
 
     def token_ids(self) -> list[int]:
         """Return the tokens of the answer so far, in reading order."""
-        return list(self._read(next(iter(self._branches.values())))) if self._branches else []
+        return [token for tokens in self._segments() for token in tokens]
 
-    def _read(self, branch: _Branch) -> Iterator[int]:
+    def text(self) -> str:
+        """Return the text of the answer so far, as :meth:`ParagraphTree.text <hf_apar.ParagraphTree.text>` does."""
+        return segments_text(self._segments(), self.tokenizer, self.joint)  # type: ignore[arg-type]
+
+    def _segments(self) -> Iterator[list[int]]:
+        return self._read(next(iter(self._branches.values()))) if self._branches else iter(())
+
+    def _read(self, branch: _Branch) -> Iterator[list[int]]:
         for part in branch.parts:
-            yield from self._read(part) if isinstance(part, _Branch) else part.tokens
+            if isinstance(part, _Branch):
+                yield from self._read(part)
+            else:
+                yield part.tokens
 
     def _append(self, text: Text, branch: _Branch) -> None:
         style = branch.colour if branch.live else ""
@@ -107,7 +123,9 @@ class TreeView(AparStreamer):
             else:
                 words = part.read(self.tokenizer)
                 words = words if text else answer_text(self.tokenizer, words)
-                text.append(words.rstrip(UNFINISHED_CHARACTER) if branch.live else words, style=style)
+                words = words.rstrip(UNFINISHED_CHARACTER) if branch.live else words
+                words = joined(text.plain.rstrip(CURSOR), words, self.joint) if self.joint else words
+                text.append(words.translate(_CONTROLS), style=style)
         if branch.live:
             text.append(CURSOR, style=f"{branch.colour} blink")
 
@@ -116,7 +134,7 @@ class LiveTree(TreeView):
     """Shows the answer on ``console`` while it grows, and the whole of it once it is finished or interrupted.
 
     While it grows, only the last lines that fit the terminal are shown; lines end between words. Where the output is no
-    terminal, only the finished text is written, byte for byte.
+    terminal, only the finished text is written, byte for byte; a terminal gets no control characters but tab and newline.
 
     Args:
         tokenizer: turns tokens into text.
@@ -130,9 +148,10 @@ class LiveTree(TreeView):
         *,
         console: Console | None = None,
         row: int = 0,
+        joint: str = "",
         refresh_seconds: float = 0.1,
     ) -> None:
-        super().__init__(tokenizer, row=row)
+        super().__init__(tokenizer, row=row, joint=joint)
         self.console = console or _standard_output()
         self.refresh_seconds = refresh_seconds
         live = Live(console=self.console, auto_refresh=False, transient=True)
@@ -165,10 +184,9 @@ class LiveTree(TreeView):
         self._left = True
         if self._live is not None:
             self._live.stop()
-        # decoded as a whole: a tokenizer may drop the space that a lone segment starts with
-        text = str(self.tokenizer.decode(self.token_ids(), skip_special_tokens=True))
+        text = self.text()
         if self.console.is_terminal:
-            self.console.print(Text(text))
+            self.console.print(Text(text.translate(_CONTROLS)))
         else:
             self.console.file.write(f"{text}\n")  # as it is: rich drops control characters, such as a carriage return
             self.console.file.flush()

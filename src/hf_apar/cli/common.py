@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from enum import StrEnum
@@ -117,6 +118,12 @@ def quietly() -> Iterator[None]:
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
+    from hf_apar.releases import warn_outside_range
+
+    with warnings.catch_warnings(record=True) as caught:
+        warn_outside_range()  # once, and here, where it can be seen
+    for warning in caught:
+        say(str(warning.message))
     hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()
     logging.set_verbosity_error()

@@ -1,8 +1,10 @@
 """Commands that use a model which can fork: ``generate``, ``merge``."""
 
 import json
+import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -29,7 +31,7 @@ from hf_apar.cli.common import (
     tell,
     template_arguments,
 )
-from hf_apar.errors import ConfigurationError
+from hf_apar.errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -126,22 +128,30 @@ def merge(
     from hf_apar.hub import save_merged
     from hf_apar.speculation.medusa import HEADS_FILE
 
-    with _whole_or_nothing(output):
-        save_merged(loaded, tokenizer, output)
+    with _whole_or_nothing(output) as unfinished:
+        save_merged(loaded, tokenizer, unfinished)
         heads = (DEFAULT_ADAPTER if model is None else Path(model)) / HEADS_FILE
         if heads.is_file():
-            shutil.copy(heads, output)
+            shutil.copy(heads, unfinished)
     typer.echo(f"{output} decodes plainly with AutoModelForCausalLM, and with threads through hf_apar")
 
 
 @contextmanager
-def _whole_or_nothing(folder: Path) -> Iterator[None]:
-    """Remove what was written into ``folder``, which was new, if it could not be finished: half a model helps nobody."""
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+def _whole_or_nothing(folder: Path) -> Iterator[Path]:
+    """Yield where to write what becomes ``folder`` once it is finished: half a model helps nobody.
+
+    Raises:
+        ConfigurationError: if somebody else has written into ``folder`` meanwhile, which stays as it is.
+    """
+    target = folder.resolve()  # a link, or the working directory, has another parent
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}-") as temporary:
+        unfinished = Path(temporary) / "unfinished"
+        yield unfinished
+        try:
+            os.rename(unfinished, target)  # replaces an empty folder and no other
+        except OSError as error:
+            raise ConfigurationError(f"{folder} cannot be written ({error.strerror}); name a new folder") from error
 
 
 def _refuse_together(name: str, given: bool, others: Mapping[str, object], why: str) -> None:
@@ -207,7 +217,13 @@ def _encode(
     chat = [{"role": "user", "content": text}]
     if system is not None:
         chat.insert(0, {"role": "system", "content": system})
-    return encode_chat(tokenizer, chat, chat_template_kwargs=arguments)
+    try:
+        return encode_chat(tokenizer, chat, chat_template_kwargs=arguments)
+    except DataError as error:
+        given = [name for name, value in (("--system", system), ("--chat-template-kwargs", arguments)) if value is not None]
+        if error.__cause__ is None or not given:  # it is not the template that refuses, or nothing can be left out
+            raise
+        raise DataError(f"{str(error).rstrip('.')}; leave out {' or '.join(given)}") from error
 
 
 def _record(prompt: str, one: "Result | None", many: "AparResult | None") -> dict[str, object]:

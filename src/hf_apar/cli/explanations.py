@@ -23,8 +23,6 @@ def explain(error: Exception) -> tuple[str, bool]:
     library, name = type(error).__module__.split(".")[0], type(error).__name__
     if library.startswith("safetensors"):  # this comes from Rust: it has no base class that says more
         return f"a safetensors file cannot be read or written ({message}); it is damaged or cut: copy or make it again", True
-    if library == "jinja2":
-        return f"the model's chat template refuses this chat ({message}); leave out --system or --chat-template-kwargs", True
     if isinstance(error, MemoryError) or name == "OutOfMemoryError":
         return f"out of memory ({message}); try --dtype bfloat16, a shorter --max-new-tokens or another --device", True
     if isinstance(error, UnicodeError):
