@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 import hf_apar
@@ -325,6 +325,23 @@ def test_plain_decoding_takes_any_chat_model_and_compare_says_what_is_missing(un
     assert plain.exit_code == 0 and plain.stdout.strip()
     compared = run(*arguments, "--compare")
     assert compared.exit_code == 2 and "--plain" in compared.stderr and "add_control_tokens" not in compared.stderr
+
+
+def test_control_tokens_that_the_tokenizer_alone_knows_fork_and_are_kept_out_of_plain_answers(tmp_path):
+    """As in the paper's checkpoints: nothing in the settings. One of the two is the likeliest token everywhere."""
+    folder = save(tmp_path, control_tokens=False)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["[SplitMask]", "[SplitSop]"], special_tokens=True)
+    model.resize_token_embeddings(len(tokenizer))
+    with torch.no_grad():
+        model.lm_head.weight[-2] = 1000 * torch.randn(32)
+        model.lm_head.weight[-1] = -model.lm_head.weight[-2]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    arguments = ("generate", PROMPT, "--model", folder, "--max-new-tokens", "8", "--json")
+    threads = run(*arguments, "--fork-bias", "10000")
+    assert threads.exit_code == 0 and len(json.loads(threads.stdout)["tree"]["threads"]) == 2, threads.stderr
+    assert json.loads(run(*arguments, "--plain").stdout)["text"], "control tokens are no text"
 
 
 def test_an_answer_that_is_cut_says_so(checkpoint):

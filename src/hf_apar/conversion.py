@@ -22,6 +22,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_apar.errors import ConfigurationError
+
 Pair = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 logger = logging.getLogger(__name__)
@@ -41,17 +43,50 @@ def cache_directory() -> Path | None:
         return None
 
 
+def taken_dtype(dtype: torch.dtype | str, options: dict[str, Any]) -> torch.dtype | str:
+    """Return the number format that ``from_pretrained`` is asked for, and take its former name out of ``options``.
+
+    >>> taken_dtype("bfloat16", {}), taken_dtype("auto", {"torch_dtype": torch.float16}), taken_dtype("auto", {})
+    (torch.bfloat16, torch.float16, 'auto')
+
+    Raises:
+        ConfigurationError: if it is a text, and no name of a format.
+    """
+    former = options.pop("torch_dtype", None)
+    chosen = dtype if former is None else former
+    if not isinstance(chosen, str) or chosen == "auto":
+        return chosen
+    found = getattr(torch, chosen.removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype):
+        raise ConfigurationError(f"dtype is {chosen!r}; give 'auto', or a number format such as 'bfloat16'")
+    return found
+
+
+def cast_parameters(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Cast the weights of ``model`` as ``from_pretrained`` does: neither buffers, as RoPE's, nor what stays in float32."""
+    kept = {*(model._keep_in_fp32_modules_strict or ())}
+    if dtype == torch.float16:
+        kept |= {*(model._keep_in_fp32_modules or ())}
+    for name, parameter in model.named_parameters():
+        precise = any(f".{part}." in f".{name}." for part in kept)
+        parameter.data = parameter.data.to(torch.float32 if precise else dtype)
+    model.config.dtype = dtype
+    return model
+
+
 def converted(
-    name: str, sources: Sequence[Path], convert: Callable[..., Pair], dtype: torch.dtype, options: Mapping[str, Any]
+    name: str, sources: Sequence[Path], convert: Callable[..., Pair], dtype: torch.dtype | str, options: Mapping[str, Any]
 ) -> Pair:
     """Return what ``convert`` gives, cast to ``dtype``: from the cache where it is there and whole, else made and kept.
 
     Args:
         name: of the entry in the cache.
         sources: the files that ``convert`` reads: where one has changed it is called again.
+        dtype: ``"auto"`` is float32, in which the entry is kept.
         convert: gives a model in float32 that can be saved, and its tokenizer; it takes ``options``, too.
         options: those of ``AutoModelForCausalLM.from_pretrained``, for what is loaded from the cache.
     """
+    dtype = torch.float32 if isinstance(dtype, str) else dtype
     parent = cache_directory()
     folder = None if parent is None else parent / f"{name}-{_key(sources)}"
     pair = None if folder is None else _read(folder, dtype, options)
@@ -73,8 +108,7 @@ def _made(convert: Callable[..., Pair], folder: Path | None, dtype: torch.dtype,
             if kept := _read(folder, dtype, options):
                 return kept
             pair = convert(**options)  # the disk is full
-    for parameter in pair[0].parameters():  # and no buffers, as `from_pretrained` does: those of RoPE stay precise
-        parameter.data = parameter.data.to(dtype)
+    cast_parameters(pair[0], dtype)
     return pair
 
 

@@ -74,8 +74,16 @@ def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
 
     Without hf_apar it decodes whole answers plainly, since both control tokens are suppressed in its generation config;
     with hf_apar it forks.
+
+    Raises:
+        ConfigurationError: if ``folder`` is not empty, or an adapter is still beside the weights, as on a quantised base.
     """
     target = Path(folder)
+    if not isinstance(model, PreTrainedModel) or any(name.endswith("base_layer") for name, _ in model.named_modules()):
+        raise ConfigurationError(
+            "the adapter is not merged into its base, as on a quantised one; load it onto the unquantised base with "
+            "AparModelForCausalLM.from_pretrained, where it is merged: pass base= (--base) if it records the quantised one"
+        )
     if target.exists() and any(target.iterdir()):
         raise ConfigurationError(f"{target} is not empty; name a new folder")
     assert model.generation_config is not None

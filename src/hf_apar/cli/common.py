@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hf_apar.cli.application import app, errors_in_one_line, say, tell
-from hf_apar.errors import AparError, ConfigurationError, ControlTokenError, UnsupportedModelError
+from hf_apar.errors import AparError, ConfigurationError, ControlTokenError
 
 if TYPE_CHECKING:
     import torch
@@ -164,13 +164,13 @@ def load(name: str | None, dtype: Dtype, base: str | None = None) -> "tuple[PreT
         if base is not None:
             raise ConfigurationError("--base is for an adapter of yours; name it with --model")
         with quietly():
-            return load_default_model() if dtype is Dtype.auto else load_default_model(dtype=_chosen(dtype))  # type: ignore[arg-type]
+            return load_default_model(dtype=_chosen(dtype))
     if name == DEFAULT_BASE:
         raise ConfigurationError(
             f"{name} is the base of the default model and cannot fork; leave out --model, or decode it with generate --plain"
         )
     with quietly(), _named(name):
-        return AparModelForCausalLM.from_pretrained(name, base=base, dtype=_chosen(dtype)), load_tokenizer(name)
+        return AparModelForCausalLM.from_pretrained(name, base=base, dtype=_chosen(dtype)), load_tokenizer(name, base=base)
 
 
 def load_base(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
@@ -183,17 +183,28 @@ def load_base(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrai
 
 
 def load_any(name: str | None, dtype: Dtype, base: str | None = None) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Load a model for plain decoding, whether it can fork or not, and its tokenizer."""
-    from hf_apar.checkpoints import DEFAULT_BASE
-
-    if name == DEFAULT_BASE or (name is not None and (Path(name) / "config.json").is_file()):
-        return load_base(name, dtype)
-    try:
+    """Load a model for plain decoding, whether it can fork or not, and its tokenizer; control tokens are suppressed."""
+    if name is None or base is not None or adapter_config(name) is not None:
         return load(name, dtype, base)
-    except (ConfigurationError, UnsupportedModelError) as error:
-        if name is None or base is not None or not isinstance(error.__cause__, ControlTokenError | UnsupportedModelError):
-            raise
-        return load_base(name, dtype)
+    model, tokenizer = load_base(name, dtype)
+    from hf_apar.tokens import checkpoint_config, completed
+
+    found = completed(checkpoint_config(model), tokenizer)
+    ids = {token for token in (found.fork_token_id, found.child_token_id) if token is not None}
+    if ids and (generation := model.generation_config) is not None:
+        generation.suppress_tokens = sorted({*(generation.suppress_tokens or ()), *ids})
+    return model, tokenizer
+
+
+def adapter_config(name: str | None) -> Path | None:
+    """Return the file that tells of the base of ``name``, a folder or a name on the Hub; ``None`` if it is no adapter."""
+    from hf_apar.checkpoints import DEFAULT_BASE
+    from hf_apar.sources import find_source
+
+    if name is None or name == DEFAULT_BASE:
+        return None
+    with quietly(), _named(name):
+        return find_source(name).file("adapter_config.json")
 
 
 def _chosen(dtype: Dtype) -> "torch.dtype | str":

@@ -13,6 +13,7 @@ from hf_apar.cli.common import (
     DtypeOption,
     ModelOption,
     TemplateArgumentsOption,
+    adapter_config,
     app,
     counted,
     known_model,
@@ -112,12 +113,13 @@ def _load_both(
     if base is None:
         return *load(model, dtype), None
     judge, own = load_base(base, dtype)
-    config = Path(model or "") / "adapter_config.json"
-    moved = config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path") != base
+    config = adapter_config(model)
+    moved = config is not None and json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path") != base
     if moved:
-        from transformers import AutoTokenizer
+        from hf_apar.checkpoints import load_tokenizer
 
-        _check_vocabulary(base, own, AutoTokenizer.from_pretrained(model))
+        assert model is not None
+        _check_vocabulary(base, own, load_tokenizer(model, base=base))
     loaded, tokenizer = load(model, dtype, base if moved else None)
     _check_vocabulary(base, own, tokenizer)
     return loaded, tokenizer, judge
