@@ -74,7 +74,7 @@ def test_t7_a_record_without_an_answer_is_set_aside_with_its_number(tmp_path, ca
     assert [example.record for example in read_examples(source, rejected)] == [1, 4]
     lines = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").open()]
     assert [(line["line"], line["reason"]) for line in lines] == [
-        (2, "the response is no text"), (3, "the line is no JSON in UTF-8"), (5, "the response is no text"),
+        (2, "the response is no text"), (3, "the line or record is no JSON in UTF-8"), (5, "the response is no text"),
         (6, "it is nested too deeply"),
     ]  # fmt: skip
     assert not caplog.records, "whoever takes them tells of them"

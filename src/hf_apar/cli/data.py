@@ -167,6 +167,9 @@ def extract(
             typer.echo(f"{title:>12} {count:8d}  {reason}")
     if report.rejected:
         typer.echo(f"what was rejected, with line and reason: {output}.rejected.jsonl")
+    if report.unread:
+        with errors_in_one_line():
+            raise DataError(f"{source} has not been read to its end, see {output}.rejected.jsonl; what came before is written")
 
 
 @contextmanager
