@@ -104,6 +104,52 @@ def test_t4_what_the_template_refuses_is_set_aside_and_not_an_error(tmp_path, ca
             refused()
 
 
+CALL = {"type": "function", "function": {"name": "find", "arguments": {"a": 1}}}
+CALLING = [
+    *chat("Q", system="S"), {"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "tool", "content": "1"},
+    {"role": "assistant", "content": LIST},
+]  # fmt: skip
+EACH = "{% for m in messages %}{% if m.role != 'tool' and m.role != 'system' %}{{ m.content }}{% endif %}%s{% endfor %}"
+TELL = {
+    "the tool call of message 3": "{% for c in m.tool_calls or [] %}{{ c.function.name | trim }}{% endfor %}",
+    "the system message (message 1)": "{% if m.role == 'system' %}{{ m.content | trim }}{% endif %}",
+    "the tool message (message 4)": "{% if m.role == 'tool' %}<{{ m.content | trim }}>{% endif %}",
+    "the tools": "{% if loop.first %}{% for t in tools or [] %}{{ t | tojson }}{% endfor %}{% endif %}",
+}
+
+
+@pytest.mark.parametrize("missing", [None, *TELL])
+def test_t4_what_a_template_leaves_out_sets_the_record_aside(missing, tmp_path):
+    """FIELD T4: system messages and calls of tools vanished where the template does not write them, in silence."""
+    template = EACH.replace("%s", "".join(text for what, text in TELL.items() if what != missing))
+    plain, ids = tokenizer(template)
+    whole = [{"messages": chat(f"Q {number}", LIST, system="")} for number in range(3)]
+    record = {"messages": CALLING, "tools": [{"type": "function", "function": {"name": "find"}}]}
+    source = write(tmp_path / "in.jsonl", [*whole, record])
+    rejected = Rejections(source)
+    mixture = mix(read_examples(source, rejected), plain, ids, Selection(unforked_share=0), rejected=rejected)
+    assert len(mixture.train) + len(mixture.held_out) == 3 + (missing is None)
+    reason = f"the chat template leaves out {missing}; take a template that writes it, or remove it from the record"
+    assert rejected.reasons == ({} if missing is None else {reason: 1})
+
+
+def test_t11_one_question_about_many_documents_is_many_prompts(caplog):
+    """They were one prompt, and refused, where the documents stand in the system's message."""
+    plain, ids = tokenizer()
+    answers = [ChatAnswer(tuple(chat("Summarise it.", system=f"Document {number}")), extract(LIST)) for number in range(20)]
+    mixture = mix(answers, plain, ids, Selection(unforked_share=0, held_out=0.1))
+    assert (len(mixture.train), len(mixture.held_out)) == (18, 2)
+    assert not caplog.records
+
+
+def test_t11_far_more_than_asked_for_is_told(caplog):
+    assert held_out_places(["a"] * 9 + ["b"] * 7, 1) == list(range(9, 16))
+    assert "7 of 16 answers are held out, where 1 were asked for" in caplog.text
+    caplog.clear()
+    assert held_out_places(["a"] * 9 + ["b"] * 7 + ["c"], 1) == [16]
+    assert not caplog.records
+
+
 KEYS = st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=40).filter(lambda keys: len(set(keys)) > 1)
 
 

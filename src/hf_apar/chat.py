@@ -55,6 +55,58 @@ def encode_chat(
     return _with_typed(template, values, typed) if typed else template.ids(values)
 
 
+def left_out(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, object]],
+    *,
+    chat_template_kwargs: Mapping[str, object] | None = None,
+) -> list[str]:
+    """Return what the chat template says nothing of, in words: system messages, results and calls of tools, the tools.
+
+    Templates write what they know and pass over the rest. Each of these is marked, and looked for in what is rendered. An
+    empty message is never left out, and where the marks make the template refuse the chat nothing is known.
+
+    Args:
+        messages, chat_template_kwargs: as for :func:`encode_chat`, which takes them.
+    """
+    marks: dict[str, str] = {}
+
+    def marked(what: str) -> str:
+        return marks.setdefault(what, secrets.token_hex(8))
+
+    chat = [_with_marks(dict(message), number, marked) for number, message in enumerate(messages, start=1)]
+    given = dict(chat_template_kwargs or {})
+    if isinstance(tools := given.get("tools"), list):
+        given["tools"] = [_renamed(tool, lambda: marked("the tools")) for tool in tools]
+    if not marks:
+        return []
+    template = _Template(tokenizer, add_generation_prompt=True)
+    try:
+        text = template.text(template.readable({"messages": chat, **given}))
+    except DataError:
+        return []
+    return [what for what, mark in marks.items() if mark not in text]
+
+
+def _with_marks(message: dict[str, object], number: int, marked: Callable[[str], str]) -> dict[str, object]:
+    role, content, calls = message.get("role"), message.get("content"), message.get("tool_calls")
+    if role in ("system", "developer", "tool") and content:
+        mark = marked(f"the {role} message (message {number})")
+        message["content"] = content + mark if isinstance(content, str) else [*content, {"type": "text", "text": mark}]  # type: ignore[misc]
+    if isinstance(calls, list):
+        message["tool_calls"] = [_renamed(call, lambda: marked(f"the tool call of message {number}")) for call in calls]
+    return message
+
+
+def _renamed(item: object, mark: Callable[[], str]) -> object:
+    """Return a tool, or a call of one, with a mark at the end of its name."""
+    if isinstance(item, Mapping) and isinstance(item.get("function"), Mapping):
+        return {**item, "function": _renamed(item["function"], mark)}
+    if isinstance(item, Mapping) and isinstance(item.get("name"), str):
+        return {**item, "name": item["name"] + mark()}
+    return item
+
+
 @dataclass(frozen=True)
 class _Template:
     """The tokenizer's chat template; it takes ``values``: the messages and its other variables."""

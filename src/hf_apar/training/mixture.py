@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from hf_apar.chat import encode_chat
+from hf_apar.chat import encode_chat, left_out
 from hf_apar.data.batches import Answer
 from hf_apar.data.chats import ChatAnswer, Message, chat_answers
 from hf_apar.data.collator import pack
@@ -273,7 +273,9 @@ def _with_features(
     chat_template_kwargs: Mapping[str, object] | None,
     rejected: Rejections,
 ) -> list[_Tree]:
-    """Return the examples with their features; what the template refuses goes to ``rejected``, of which a warning tells.
+    """Return the examples with their features; what the template refuses, or leaves out in part, goes to ``rejected``.
+
+    A warning tells of these.
 
     Raises:
         DataError: if nothing is left.
@@ -297,4 +299,10 @@ def _prompt(
     example: ChatAnswer, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: Mapping[str, object] | None
 ) -> list[int]:
     tools = {"tools": list(example.tools)} if example.tools else {}
-    return encode_chat(tokenizer, example.before, chat_template_kwargs={**(chat_template_kwargs or {}), **tools})
+    variables = {**(chat_template_kwargs or {}), **tools}
+    prompt = encode_chat(tokenizer, example.before, chat_template_kwargs=variables)
+    if missing := left_out(tokenizer, example.before, chat_template_kwargs=variables):
+        raise DataError(
+            f"the chat template leaves out {', '.join(missing)}; take a template that writes it, or remove it from the record"
+        )
+    return prompt
