@@ -129,7 +129,7 @@ def test_t4_what_a_template_leaves_out_sets_the_record_aside(missing, tmp_path):
     rejected = Rejections(source)
     mixture = mix(read_examples(source, rejected), plain, ids, Selection(unforked_share=0), rejected=rejected)
     assert len(mixture.train) + len(mixture.held_out) == 3 + (missing is None)
-    reason = f"the chat template leaves out {missing}; take a template that writes it, or remove it from the record"
+    reason = f"the chat template leaves out {missing}; give a template that writes it, or leave the record out"
     assert rejected.reasons == ({} if missing is None else {reason: 1})
 
 

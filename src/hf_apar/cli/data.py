@@ -169,7 +169,7 @@ def extract(
         typer.echo(f"what was rejected, with line and reason: {output}.rejected.jsonl")
     if report.unread:
         with errors_in_one_line():
-            raise DataError(f"{source} has not been read to its end, see {output}.rejected.jsonl; what came before is written")
+            raise DataError(f"{source} is not read to its end, see {output}.rejected.jsonl; what came before is written")
 
 
 @contextmanager

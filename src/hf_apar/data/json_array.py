@@ -30,12 +30,12 @@ def array_items(file: BinaryIO, chunk: int = CHUNK) -> Iterator[object]:
         yield from _items(text)
     except ValueError:
         yield UnreadError(
-            f"the array breaks off, or is no JSON from here on: nothing from byte {text.byte} on has been read; mend it there"
+            f"the array breaks off, or is no JSON here: nothing from byte {text.byte} on has been read; mend it there"
         )
     else:
         if text.next_letter():
             yield UnreadError(
-                f"more follows the array, and from byte {text.byte} on has not been read; give one array, or one object a line"
+                f"more follows the array, and is not read from byte {text.byte} on; give one array, or one object a line"
             )
 
 

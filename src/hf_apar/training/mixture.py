@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from hf_apar.chat import encode_chat, left_out
+from hf_apar.chat import check_written, encode_chat
 from hf_apar.data.batches import Answer
 from hf_apar.data.chats import ChatAnswer, Message, chat_answers
 from hf_apar.data.collator import pack
@@ -300,9 +300,5 @@ def _prompt(
 ) -> list[int]:
     tools = {"tools": list(example.tools)} if example.tools else {}
     variables = {**(chat_template_kwargs or {}), **tools}
-    prompt = encode_chat(tokenizer, example.before, chat_template_kwargs=variables)
-    if missing := left_out(tokenizer, example.before, chat_template_kwargs=variables):
-        raise DataError(
-            f"the chat template leaves out {', '.join(missing)}; take a template that writes it, or remove it from the record"
-        )
-    return prompt
+    check_written(tokenizer, example.before, chat_template_kwargs=variables)
+    return encode_chat(tokenizer, example.before, chat_template_kwargs=variables)
