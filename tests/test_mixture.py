@@ -193,6 +193,22 @@ def test_t11_answers_to_one_prompt_cannot_be_held_out():
         mix([Answer("Q", LIST)] * 9, plain, ids)
 
 
+def test_what_is_not_trained_on_is_counted(tmp_path, caplog):
+    """The commands said nothing of answers that are too long, filtered, not drawn or of repaired chats."""
+    caplog.set_level("INFO", "hf_apar.training.mixture")
+    strict, ids = tokenizer(REFUSE + TEMPLATE)
+    chats = [
+        *(chat(f"Q {number}", LIST) for number in range(4)), *(chat(f"R {number}", "No list.") for number in range(5)),
+        chat("Long", LIST + "".join(f" q{number}" for number in range(99))), chat("Twice", "one two three four five. " * 9), chat("System", LIST, system="S"),
+        [*chat("Led", LIST), *chat("Thanks")],
+    ]  # fmt: skip
+    source = write(tmp_path / "in.jsonl", [{"messages": messages} for messages in chats])
+    mix(read_examples(source), strict, ids, max_length=300)
+    counts = "of 13 answers (chats repaired: 1) the filters keep 12 and the template 11; 10 of these have at most 300 tokens"
+    assert counts in caplog.text
+    assert "5 answers that fork and 2 others are drawn of 10, and 1 of all are held out" in caplog.text
+
+
 def test_t8_thoughts_may_repeat_what_the_answer_says():
     """The answer is judged for repetition, not what is thought before it."""
     plain, ids = tokenizer()

@@ -66,12 +66,14 @@ class ChatAnswer:
 
     Attributes:
         record: the number of the record that it stands in, by which it is named where a template refuses it.
+        repairs: what was done to its chat, see :class:`Chat`.
     """
 
     before: tuple[Message, ...]
     tree: TextThread
     tools: tuple[dict[str, object], ...] = ()
     record: int = field(default=0, compare=False)
+    repairs: tuple[str, ...] = field(default=(), compare=False)
 
 
 def read_chat(record: object) -> Chat:
@@ -230,7 +232,7 @@ def chat_answers(record: object, number: int = 0) -> Iterator[ChatAnswer]:
     plain = tuple(without_tree(message) for message in chat.messages)
     for index, message in enumerate(chat.messages):
         if is_answer(message):
-            yield ChatAnswer(plain[:index], _tree(message), chat.tools, number)
+            yield ChatAnswer(plain[:index], _tree(message), chat.tools, number, chat.repairs)
 
 
 def without_tree(message: Message) -> Message:
