@@ -199,7 +199,8 @@ def test_what_is_not_trained_on_is_counted(tmp_path, caplog):
     strict, ids = tokenizer(REFUSE + TEMPLATE)
     chats = [
         *(chat(f"Q {number}", LIST) for number in range(4)), *(chat(f"R {number}", "No list.") for number in range(5)),
-        chat("Long", LIST + "".join(f" q{number}" for number in range(99))), chat("Twice", "one two three four five. " * 9), chat("System", LIST, system="S"),
+        chat("Long", LIST + "".join(f" q{number}" for number in range(99))),
+        chat("Twice", "one two three four five. " * 9), chat("System", LIST, system="S"),
         [*chat("Led", LIST), *chat("Thanks")],
     ]  # fmt: skip
     source = write(tmp_path / "in.jsonl", [{"messages": messages} for messages in chats])
