@@ -129,8 +129,29 @@ def test_content_parts_reach_a_template_that_knows_them_and_others_get_their_tex
     assert adding.decode(encode_chat(adding, chat)).replace("<s> ", "<s>") == "<s>USER: Oak\nand [Fork] ASSISTANT:"
     knowing = prepared(byte_level, "{% for part in messages[0].content %}({{ part.text }}){% endfor %}")
     assert knowing.decode(encode_chat(knowing, chat)) == "(Oak)(and [Fork])"
-    with pytest.raises(DataError, match="content parts without text"):
+    with pytest.raises(DataError, match="a part that is no text but 'image', and the chat template takes text alone"):
         encode_chat(plain, [{"role": "user", "content": [*parts, {"type": "image", "url": "x"}]}])
+
+
+SHOWN = "{% for m in messages %}{{ m.content @ }}{% endfor %}"
+ONLY_TEXT = "{% for p in messages[0].content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}"
+EITHER = "{% set c = messages[0].content %}{% if c is string %}{{ c }}{% else %}" + ONLY_TEXT + "{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "kind", "expected"),
+    [
+        *((SHOWN.replace("@", how), kind, "A'\nB") for how in ("", "| trim", "| string") for kind in ("text", "input_text")),
+        (SHOWN.replace("@", "| tojson"), "text", json.dumps("A'\nB")),
+        (EITHER, "text", "A'B"),
+        (EITHER, "input_text", "A'\nB"),
+    ],
+)
+def test_parts_never_reach_a_model_as_a_list_is_written(template, kind, expected):
+    """FIELD T8: parts of another type than text were written as Python's lists are, and others were left out."""
+    tokenizer = prepared(byte_level, template)
+    chat = [{"role": "user", "content": [{"type": kind, "text": text} for text in ("A'", "B")]}]
+    assert tokenizer.decode(encode_chat(tokenizer, chat)) == expected
 
 
 @pytest.mark.parametrize(

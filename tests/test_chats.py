@@ -53,7 +53,11 @@ def sharegpt(*messages, **more):
         ({"instruction": "Q", "context": "I", "response": "A"}, turns("Q\n\nI", "A")),
         ({"instruction": "Q", "output": "A", "history": [["q", "a"], ["r", "b"]]}, turns("q", "a", "r", "b", "Q", "A")),
         ({"prompt": turns("Q", system="S"), "completion": turns("Q", "A")[1:]}, turns("Q", "A", system="S")),
+        ({"prompt": turns("Q", system="S"), "completion": "A"}, turns("Q", "A", system="S")),
+        ({"prompt": "Q", "completion": turns("Q", "A")[1:]}, turns("Q", "A")),
         ({"messages": turns("Q", "A", system="S")}, turns("Q", "A", system="S")),
+        ({"messages": turns("Q", "A", system="S"), "system": "S"}, turns("Q", "A", system="S")),
+        ({"prompt": "Q", "response": "A", "system": "S", "system_prompt": "S"}, turns("Q", "A", system="S")),
         ({"conversation": turns("Q", "A")}, turns("Q", "A")),
         (sharegpt(("human", "Q"), ("gpt", "A")), turns("Q", "A")),
         (sharegpt(("user", "Q"), ("bing", "A"), ("Human", "R"), ("bard", "B")), turns("Q", "A", "R", "B")),
@@ -63,7 +67,7 @@ def sharegpt(*messages, **more):
         (
             {"messages": [{"role": "user", "content": [{"type": "text", "text": "Q"}, {"type": "text", "text": "R"}]},
                           {"role": "assistant", "content": [{"type": "text", "text": "A"}]}]},
-            turns("QR", "A"),
+            turns("Q\nR", "A"),
         ),
         ({"messages": [{"role": "developer", "content": "S"}, *turns("Q", "A")]}, turns("Q", "A", system="S")),
     ],
@@ -108,6 +112,8 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{
         (sharegpt(("human", None), ("gpt", "A")), "a message has no text under 'value'"),
         ({"messages": [{"role": "user", "content": IMAGE}, *turns("Q", "A")[1:]]}, "a part that is no text but 'image_url'"),
         ({"messages": [*turns("Q"), {"role": "assistant", "content": "A", "reasoning_content": "h"}]}, "a field of its own"),
+        *(({"messages": [*turns("Q"), {"role": "assistant", "content": "A", name: "h"}]}, f"of its own, {name}; write")
+          for name in ("reasoning_content", "reasoning", "thinking")),
         ({"messages": [*turns("Q"), {"role": "assistant", "tool_calls": [CALL]}]}, "the record has no answer of the"),
         ({"messages": [*turns("Q"), {"role": "assistant", "tool_calls": [{}]}]}, "a tool call names no function"),
         ({"prompt": "x", "response": None}, "the response is no text"),  # T7
@@ -196,6 +202,18 @@ def test_t4_calls_of_tools_survive_and_are_what_a_template_renders(kind, tmp_pat
     assert told == 'user: What is a?\nassistant: f({"a": 1})\ntool: 1\n'
 
 
+def test_t4_what_a_table_fills_with_nulls_is_left_out_at_any_depth():
+    """Columns of Parquet have the fields of all rows: a tool had parameters that it has not."""
+    full = {"a": {"type": "string", "enum": None}, "b": None}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"properties": full}}}]
+    function = {"name": "f", "arguments": {"a": [{"c": 1, "d": None}], "b": None}}
+    call = {"role": "assistant", "tool_calls": [{"id": None, "type": "function", "function": function}]}
+    chat = read_chat({"messages": [*turns("Q"), call, *WITH_TOOLS[2:]], "tools": tools})
+    assert chat.tools[0]["function"] == {"name": "f", "parameters": {"properties": {"a": {"type": "string"}}}}
+    stripped = {"name": "f", "arguments": {"a": [{"c": 1}]}}
+    assert chat.messages[1]["tool_calls"] == [{"type": "function", "function": stripped}]
+
+
 def test_t4_calls_before_there_were_tools_are_read_too():
     old = [*turns("Q"), {"role": "assistant", "content": None, "function_call": CALL["function"]},
            {"role": "function", "name": "f", "content": "1"}, {"role": "assistant", "content": "A"}]  # fmt: skip
@@ -266,17 +284,75 @@ def test_t4_an_array_is_read_as_json_does_whatever_its_chunks(values, chunk, ind
         ("[1, 2", [1, 2], "breaks off"),
         ("[1, 2,", [1, 2], "breaks off"),
         ('[1, {"a": "b', [1], "breaks off"),
-        ("[1 2]", [1], "no JSON from here"),
-        ("[1, nul, 3]", [1], "no JSON from here"),
+        ("[1 2]", [1], "no JSON here"),
+        ("[1, nul, 3]", [1], "no JSON here"),
         ("[", [], "breaks off"),
         ("[1]\n[2]\n", [1], "more follows the array"),
-        ("[1, " + "[" * 200_000, [1], "nested too deeply"),
+        ("[1, " + "[" * 200_000, [1], "nothing from byte 4 on"),
+        ('[1, "é", {"a": 1, {"b": 2}]', [1, "é"], "nothing from byte 10 on"),
     ],
 )
 def test_t4_what_breaks_an_array_off_is_told_and_what_came_before_is_kept(text, values, reason):
     *got, error = array_items(io.BytesIO(text.encode()), 8 if len(text) < 100 else 1 << 20)
     assert got == values
     assert isinstance(error, DataError) and reason in str(error)
+
+
+BAD = {
+    "an escape that JSON lacks": r'{"prompt": "C:\dir }]", "response": "A"}',
+    "no comma": '{"prompt": "Q" "response": ["A"]}',
+    "a bracket left open": '{"prompt": ["Q", "response": "A"}',
+    "a number": '{"prompt": nul, "response": "A"}',
+    "nested too deeply": '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}",
+    "a number of too many digits": '{"a": ' + "9" * 5000 + "}",
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+def test_a_record_that_is_no_json_spoils_itself_alone(kind, chunk):
+    """One with an invalid escape lost all records after it, and extract ended with 0."""
+    good = {"prompt": "Q", "response": "A"}
+    text = "[" + ", ".join([json.dumps(good), BAD[kind], *[json.dumps(good)] * 100]) + "]"
+    items = list(array_items(io.BytesIO(text.encode()), chunk))
+    assert items == [good, BAD[kind].encode(), *[good] * 100]
+
+
+@pytest.mark.parametrize("form", ["array", "lines"])
+def test_bad_records_of_an_array_and_of_lines_are_set_aside_alike(form, tmp_path):
+    records = [json.dumps(DIRTY[0]), BAD["no comma"], '{"prompt": "a\tb", "response": "A"}', *[json.dumps(DIRTY[4])] * 3]
+    source, output = tmp_path / "in.json", tmp_path / "out.jsonl"
+    source.write_text("[" + ",\n".join(records) + "]" if form == "array" else "\n".join(records))
+    result = CliRunner().invoke(app, ["extract", str(source), str(output)])
+    assert result.exit_code == 0
+    assert "6 records, 1 of them rejected; 5 answers" in result.stdout
+    (aside,) = map(json.loads, (tmp_path / "out.jsonl.rejected.jsonl").open())
+    assert aside == {"line": 2, "reason": "the line or record is no JSON in UTF-8", "record": BAD["no comma"]}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_left_unread_is_told_and_no_success(workers, tmp_path):
+    """A file that breaks off passed for one that was read."""
+    source, output = tmp_path / "in.json", tmp_path / "out.jsonl"
+    source.write_text("[" + json.dumps(DIRTY[0]) + ', {"prompt": "Q", ')
+    result = CliRunner().invoke(app, ["extract", str(source), str(output), "--workers", str(workers)])
+    assert result.exit_code == 2 and "is not read to its end" in " ".join(result.stderr.split())
+    assert len(output.read_text().splitlines()) == 1
+    (aside,) = map(json.loads, (tmp_path / "out.jsonl.rejected.jsonl").open())
+    assert f"nothing from byte {source.read_text().rindex(', {') + 2} on has been read" in aside["reason"]
+
+
+@pytest.mark.parametrize("depth", [300, 900, 100_000])
+def test_a_deep_record_of_an_array_fares_the_same_in_other_processes(depth, tmp_path):
+    """At 900 a worker's file ended in a RecursionError of pickle, while one process read it."""
+    deep = json.dumps(DIRTY[0])[:-1] + ', "more": ' + "[" * depth + "]" * depth + "}"
+    (tmp_path / "in.json").write_text("[" + ", ".join([json.dumps(DIRTY[0]), deep, json.dumps(DIRTY[4])]) + "]")
+    one, two = (
+        extract_file(tmp_path / "in.json", tmp_path / f"{workers}.jsonl", workers=workers) for workers in (1, 2)
+    )
+    assert (tmp_path / "1.jsonl").read_bytes() == (tmp_path / "2.jsonl").read_bytes()
+    assert (one.answers, one.rejected) == (two.answers, two.rejected)
+    assert one.answers == (3 if depth < 1000 else 2)
 
 
 def test_bytes_that_are_no_utf_8_spoil_their_record_alone(tmp_path):
@@ -309,7 +385,7 @@ def test_t4_an_array_is_streamed(tmp_path):
         ("\n\n", "holds no records"),
         ("[]", "holds no records"),
         ("{}\n{}\n[1]\n", "of 3, 2 because the record has neither messages nor"),
-        ('{\n "messages": []\n}', "because the line is no JSON in UTF-8 (first: record 1)"),
+        ('{\n "messages": []\n}', "because the line or record is no JSON in UTF-8 (first: record 1)"),
         ('[{"prompt": "x", "response": null}]', "of 1, 1 because the response is no text (first: record 1)"),
     ],
 )

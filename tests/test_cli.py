@@ -182,6 +182,32 @@ def test_a_line_that_is_no_prompt_is_set_aside(untuned, tmp_path):
     assert "of 1, 1 because the record has no text under `prompt`" in result.stderr and "(first: record 1)" in result.stderr
 
 
+def test_a_prompt_with_more_to_it_is_set_aside(untuned, tmp_path):
+    """Its system message was left out in silence."""
+    path, answers = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    turn = {"role": "user", "content": "Hi"}
+    more = [
+        {"id": 1, "source": "x", "system": "", "tools": None, "messages": []}, {"system": "Answer in French."},
+        {"messages": [turn]}, {"messages": [{"role": "system", "content": "Be brief."}, turn]}, {"history": [["a", "b"]]},
+        {"input": "x"}, {"tools": "[{}]"},
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps({"prompt": "Hi", **fields}) + "\n" for fields in more))
+    result = run("distill", str(path), str(answers), "--model", untuned, "--max-new-tokens", "400")
+    assert result.exit_code == 0, result.output
+    aside = [json.loads(line) for line in (tmp_path / "answers.jsonl.rejected.jsonl").open()]
+    assert [(one["line"], one["reason"].split("`")[1]) for one in aside] == [
+        (2, "system"), (4, "messages"), (5, "history"), (6, "input"), (7, "tools")
+    ]  # fmt: skip
+
+
+def test_prompts_of_the_recipe_in_a_folder_are_refused_in_a_sentence(tmp_path):
+    """It said "Is a directory" and no more."""
+    result = run("recipe", "--output", str(tmp_path / "out"), "--prompts", str(tmp_path))
+    assert result.exit_code == 2
+    assert f"{tmp_path} is a folder; give a file of prompts, JSON Lines or one array" in " ".join(result.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
 def test_distill_goes_through_all_prompts_once(untuned, tmp_path):
     prompts, answers = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"{number}?"}) + "\n" for number in range(5)))
@@ -234,6 +260,7 @@ def test_heads_are_trained_and_used_and_change_no_text(checkpoint, tmp_path):
     small = ("--inner-size", "16", "--draft-vocabulary", "64", "--length", "2", "--max-steps", "2", "--dtype", "float32")
     result = run("train-medusa", str(answers), str(heads), "--model", checkpoint, *small)
     assert result.exit_code == 0, result.output
+    assert "answers (chats repaired: 0) the filters keep" in result.stderr, "what is not trained on was told to nobody"
     options = ("generate", PROMPT, "--model", checkpoint, "--max-new-tokens", "24")
     alone, drafted = run_json(*options), run_json(*options, "--heads", str(heads))
     assert drafted["text"] == alone["text"]

@@ -102,8 +102,8 @@ def test_several_processes_write_what_one_does(tmp_path):
 
 
 BAD = {
-    b"{not json": "the line is no JSON in UTF-8",
-    b'{"prompt": "\xff", "response": "a"}': "the line is no JSON in UTF-8",
+    b"{not json": "the line or record is no JSON in UTF-8",
+    b'{"prompt": "\xff", "response": "a"}': "the line or record is no JSON in UTF-8",
     b"[" * 100_000: "it is nested too deeply",
     b"[1]": "the record is no object",
     b'{"prompt": "a"}': "the record has neither messages nor conversations nor a prompt and a response",

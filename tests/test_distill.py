@@ -292,7 +292,7 @@ TWO_TURNS = {"messages": [{"role": role, "content": role} for role in ("user", "
     [
         ('{"messages": []}', "the record has no answer of the assistant"),
         ('{"prompt": "?", "response": null}', "the response is no text"),
-        ('{"prompt": "?", "resp', "the line is no JSON in UTF-8"),  # a run that was killed as it wrote
+        ('{"prompt": "?", "resp', "the line or record is no JSON in UTF-8"),  # a run that was killed as it wrote
         (json.dumps(TWO_TURNS), "the record is not one prompt and one response to it"),
     ],
 )

@@ -7,6 +7,7 @@ A Gemma-like one: a template that refuses systems, and a turn that ends with ano
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -33,11 +34,20 @@ from hf_apar.training.recipe import train
 
 torch.set_num_threads(1)
 
-LIST = (
-    "Here are three:\n\n1. **Oak**: it grows very slowly indeed.\n2. **Ash**: it burns well, even green.\n"
-    "3. **Elm**: it is rare by now."
-)
+TREES = ("Oak", "Ash", "Elm", "Fir", "Yew")
+KINDS = ("tall", "old", "rare", "wet", "green", "hard", "black")
+PART = r"\d\. \*\*[^*]*\w[^*]*\*\*: .*\w.*"  # a tiny model may misspell words that it puts together anew
 PLAIN = "It depends on you."
+
+
+def listed(number):
+    """Return the answer of that number; no two of thirty-five in a row are the same."""
+    parts = [
+        f"{k}. **{TREES[(number + k) % 5]}**: it is very {KINDS[(number + 3 * k) % 7]} in these parts." for k in (1, 2, 3)
+    ]
+    return "Here are three:\n\n" + "\n".join(parts)
+
+
 SIZES = {
     "hidden_size": 48,
     "intermediate_size": 96,
@@ -78,7 +88,7 @@ def gemma3():
 
 
 BASES = {"vicuna": vicuna, "qwen3": qwen3, "gemma": gemma3}
-OPTIONS = {"rank": 8, "learning_rate": 2e-2, "token_rate": 2.0, "max_length": 256, "max_steps": 90, "batch_size": 2}
+OPTIONS = {"rank": 8, "learning_rate": 2e-2, "token_rate": 2.0, "max_length": 256, "max_steps": 150, "batch_size": 2}
 
 
 def share_gpt():
@@ -87,11 +97,11 @@ def share_gpt():
     def chat(*turns, **fields):
         return {"id": str(len(turns)), "conversations": [{"from": who, "value": text} for who, text in turns], **fields}
 
-    asked = [(f"Which trees, {number}?", LIST) for number in range(36)] + [(f"And {n}?", PLAIN) for n in range(24)]
+    asked = [(f"Which trees, {number}?", listed(number)) for number in range(33)] + [(f"And {n}?", PLAIN) for n in range(24)]
     clean = [chat(("human", prompt), ("gpt", answer)) for prompt, answer in asked]
     odd = [
-        chat(("gpt", "Welcome back."), ("human", "Which trees, 40?"), ("gpt", LIST), ("human", "Thanks!")),
-        chat(("human", "Which"), ("human", "trees, 41?"), ("gpt", LIST), system="You know trees."),
+        chat(("gpt", "Welcome back."), ("human", "Which trees, 40?"), ("gpt", listed(33)), ("human", "Thanks!")),
+        chat(("human", "Which"), ("human", "trees, 41?"), ("gpt", listed(34)), system="You know trees."),
     ]
     useless = [
         chat(), chat(("human", "Hi"), ("gpt", None)), chat(("human", "Hi"), ("gpt", "One."), ("gpt", "Two.")), {"id": "x"},
@@ -111,7 +121,7 @@ def made(request, tmp_path_factory):
     check_model(AutoModelForCausalLM.from_pretrained(folder / "base"), AutoTokenizer.from_pretrained(folder / "base"))
     (folder / "sharegpt.json").write_text(json.dumps(share_gpt(), indent=2), encoding="utf-8")
     report = extract_file(folder / "sharegpt.json", folder / "answers.jsonl")
-    assert (report.answers, report.structured, report.rejected.total()) == (60 + 2, 36 + 2, 4)
+    assert (report.answers, report.structured, report.rejected.total()) == (57 + 2, 33 + 2, 4)
     selection = Selection(held_out=0.2, unforked_share=0.5)
     metrics = train(folder / "answers.jsonl", folder / "adapter", selection, model=str(folder / "base"), **OPTIONS)
     save_merged(AparModelForCausalLM.from_pretrained(folder / "adapter"), tokenizer_of(folder), folder / "merged")
@@ -123,6 +133,8 @@ def tokenizer_of(folder):
 
 
 def test_it_forks_on_held_out_records(made):
+    """No answer stands twice, so that none of the held-out ones can be known by heart."""
+    assert len({listed(number) for number in range(35)}) == 35
     _, metrics = made
     assert metrics["eval_fork_recall"] >= 0.9 and metrics["eval_fork_precision"] >= 0.9
 
@@ -157,11 +169,14 @@ def test_another_process_in_another_folder_loads_it_and_it_forks_and_decodes_pla
     assert len(found) == 9
     steps = {"apar": [], "plain": []}
     for kind, prompt, text, threads, count in found:
-        wanted = PLAIN if prompt.startswith("And") else LIST
-        assert text == wanted, (kind, prompt)
-        assert threads == (4 if kind == "apar" and wanted == LIST else 1)
-        if wanted == LIST:
-            steps[kind].append(count)
+        if prompt.startswith("And"):
+            assert (text, threads) == (PLAIN, 1), (kind, prompt)
+            continue
+        lead, empty, *parts = text.split("\n")
+        assert (lead, empty, len(parts)) == ("Here are three:", "", 3), (kind, prompt, text)
+        assert all(re.fullmatch(PART, part) for part in parts), (kind, prompt, text)
+        assert threads == (4 if kind == "apar" else 1)
+        steps[kind].append(count)
     assert max(steps["apar"]) < 0.8 * min(steps["plain"]), "threads save steps"
 
 

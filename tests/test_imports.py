@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "hf_apar"
 # From the ground up: a module may import what stands before it in this list, and its own part; nothing imports the CLI.
 ORDER = (
     "releases", "errors", "made_with", "config", "sources", "adapters", "generation_settings", "tokens", "text", "tree",
-    "slots", "growth", "masks", "attention", "cache", "layout", "streaming", "checks", "chat", "prompts", "paths", "purity",
-    "sampling", "speculation", "stopping", "results", "decoding", "generation", "hub", "conversion", "checkpoints",
+    "slots", "growth", "masks", "attention", "cache", "layout", "streaming", "checks", "content", "chat", "prompts", "paths",
+    "purity", "sampling", "speculation", "stopping", "results", "decoding", "generation", "hub", "conversion", "checkpoints",
     "readiness", "data", "training", "serving", "evaluation", "visual",
     "comparison", "cli",
 )  # fmt: skip

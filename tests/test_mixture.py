@@ -74,7 +74,7 @@ def test_t7_a_record_without_an_answer_is_set_aside_with_its_number(tmp_path, ca
     assert [example.record for example in read_examples(source, rejected)] == [1, 4]
     lines = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").open()]
     assert [(line["line"], line["reason"]) for line in lines] == [
-        (2, "the response is no text"), (3, "the line is no JSON in UTF-8"), (5, "the response is no text"),
+        (2, "the response is no text"), (3, "the line or record is no JSON in UTF-8"), (5, "the response is no text"),
         (6, "it is nested too deeply"),
     ]  # fmt: skip
     assert not caplog.records, "whoever takes them tells of them"
@@ -102,6 +102,52 @@ def test_t4_what_the_template_refuses_is_set_aside_and_not_an_error(tmp_path, ca
     for refused in (lambda: mix(read_examples(source), strict, ids), lambda: packed_rows(source, strict, ids)):
         with pytest.raises(DataError, match="of 3, 3 because the chat template refuses this chat: System"):
             refused()
+
+
+CALL = {"type": "function", "function": {"name": "find", "arguments": {"a": 1}}}
+CALLING = [
+    *chat("Q", system="S"), {"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "tool", "content": "1"},
+    {"role": "assistant", "content": LIST},
+]  # fmt: skip
+EACH = "{% for m in messages %}{% if m.role != 'tool' and m.role != 'system' %}{{ m.content }}{% endif %}%s{% endfor %}"
+TELL = {
+    "the tool call of message 3": "{% for c in m.tool_calls or [] %}{{ c.function.name | trim }}{% endfor %}",
+    "the system message (message 1)": "{% if m.role == 'system' %}{{ m.content | trim }}{% endif %}",
+    "the tool message (message 4)": "{% if m.role == 'tool' %}<{{ m.content | trim }}>{% endif %}",
+    "the tools": "{% if loop.first %}{% for t in tools or [] %}{{ t | tojson }}{% endfor %}{% endif %}",
+}
+
+
+@pytest.mark.parametrize("missing", [None, *TELL])
+def test_t4_what_a_template_leaves_out_sets_the_record_aside(missing, tmp_path):
+    """FIELD T4: system messages and calls of tools vanished where the template does not write them, in silence."""
+    template = EACH.replace("%s", "".join(text for what, text in TELL.items() if what != missing))
+    plain, ids = tokenizer(template)
+    whole = [{"messages": chat(f"Q {number}", LIST, system="")} for number in range(3)]
+    record = {"messages": CALLING, "tools": [{"type": "function", "function": {"name": "find"}}]}
+    source = write(tmp_path / "in.jsonl", [*whole, record])
+    rejected = Rejections(source)
+    mixture = mix(read_examples(source, rejected), plain, ids, Selection(unforked_share=0), rejected=rejected)
+    assert len(mixture.train) + len(mixture.held_out) == 3 + (missing is None)
+    reason = f"the chat template leaves out {missing}; give a template that writes it, or leave the record out"
+    assert rejected.reasons == ({} if missing is None else {reason: 1})
+
+
+def test_t11_one_question_about_many_documents_is_many_prompts(caplog):
+    """They were one prompt, and refused, where the documents stand in the system's message."""
+    plain, ids = tokenizer()
+    answers = [ChatAnswer(tuple(chat("Summarise it.", system=f"Document {number}")), extract(LIST)) for number in range(20)]
+    mixture = mix(answers, plain, ids, Selection(unforked_share=0, held_out=0.1))
+    assert (len(mixture.train), len(mixture.held_out)) == (18, 2)
+    assert not caplog.records
+
+
+def test_t11_far_more_than_asked_for_is_told(caplog):
+    assert held_out_places(["a"] * 9 + ["b"] * 7, 1) == list(range(9, 16))
+    assert "7 of 16 answers are held out, where 1 were asked for" in caplog.text
+    caplog.clear()
+    assert held_out_places(["a"] * 9 + ["b"] * 7 + ["c"], 1) == [16]
+    assert not caplog.records
 
 
 KEYS = st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=40).filter(lambda keys: len(set(keys)) > 1)
@@ -145,6 +191,23 @@ def test_t11_answers_to_one_prompt_cannot_be_held_out():
     plain, ids = tokenizer()
     with pytest.raises(DataError, match="all 9 answers are to one prompt"):
         mix([Answer("Q", LIST)] * 9, plain, ids)
+
+
+def test_what_is_not_trained_on_is_counted(tmp_path, caplog):
+    """The commands said nothing of answers that are too long, filtered, not drawn or of repaired chats."""
+    caplog.set_level("INFO", "hf_apar.training.mixture")
+    strict, ids = tokenizer(REFUSE + TEMPLATE)
+    chats = [
+        *(chat(f"Q {number}", LIST) for number in range(4)), *(chat(f"R {number}", "No list.") for number in range(5)),
+        chat("Long", LIST + "".join(f" q{number}" for number in range(99))),
+        chat("Twice", "one two three four five. " * 9), chat("System", LIST, system="S"),
+        [*chat("Led", LIST), *chat("Thanks")],
+    ]  # fmt: skip
+    source = write(tmp_path / "in.jsonl", [{"messages": messages} for messages in chats])
+    mix(read_examples(source), strict, ids, max_length=300)
+    counts = "of 13 answers (chats repaired: 1) the filters keep 12 and the template 11; 10 of these have at most 300 tokens"
+    assert counts in caplog.text
+    assert "5 answers that fork and 2 others are drawn of 10, and 1 of all are held out" in caplog.text
 
 
 def test_t8_thoughts_may_repeat_what_the_answer_says():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from hf_apar.content import flat, is_text
 from hf_apar.errors import DataError
 from hf_apar.text import encode_template, encode_text, token_name, untypable
 
@@ -16,7 +17,6 @@ _OWN = (
     "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs", "sanitize_control_tokens",
     "messages",
 )  # fmt: skip
-_PARTS = "'type': 'text'"  # how a list of content parts looks where a template takes it for a string
 
 
 def encode_chat(
@@ -55,6 +55,75 @@ def encode_chat(
     return _with_typed(template, values, typed) if typed else template.ids(values)
 
 
+def left_out(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, object]],
+    *,
+    chat_template_kwargs: Mapping[str, object] | None = None,
+) -> list[str]:
+    """Return what the chat template says nothing of, in words: system messages, results and calls of tools, the tools.
+
+    Templates write what they know and pass over the rest. Each of these is marked, and looked for in what is rendered. An
+    empty message is never left out, and where the marks make the template refuse the chat nothing is known.
+
+    Args:
+        messages, chat_template_kwargs: as for :func:`encode_chat`, which takes them.
+    """
+    marks: dict[str, str] = {}
+
+    def marked(what: str) -> str:
+        return marks.setdefault(what, secrets.token_hex(8))
+
+    chat = [_with_marks(dict(message), number, marked) for number, message in enumerate(messages, start=1)]
+    given = dict(chat_template_kwargs or {})
+    if isinstance(tools := given.get("tools"), list):
+        given["tools"] = [_renamed(tool, lambda: marked("the tools")) for tool in tools]
+    if not marks:
+        return []
+    template = _Template(tokenizer, add_generation_prompt=True)
+    try:
+        text = template.text(template.readable({"messages": chat, **given}))
+    except DataError:
+        return []
+    return [what for what, mark in marks.items() if mark not in text]
+
+
+def check_written(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, object]],
+    *,
+    chat_template_kwargs: Mapping[str, object] | None = None,
+) -> None:
+    """Check that the chat template writes all of a chat, see :func:`left_out`.
+
+    Raises:
+        DataError: if it does not.
+    """
+    if missing := left_out(tokenizer, messages, chat_template_kwargs=chat_template_kwargs):
+        raise DataError(
+            f"the chat template leaves out {', '.join(missing)}; give a template that writes it, or leave the record out"
+        )
+
+
+def _with_marks(message: dict[str, object], number: int, marked: Callable[[str], str]) -> dict[str, object]:
+    role, content, calls = message.get("role"), message.get("content"), message.get("tool_calls")
+    if role in ("system", "developer", "tool") and content:
+        mark = marked(f"the {role} message (message {number})")
+        message["content"] = content + mark if isinstance(content, str) else _with_mark(content, mark)
+    if isinstance(calls, list):
+        message["tool_calls"] = [_renamed(call, lambda: marked(f"the tool call of message {number}")) for call in calls]
+    return message
+
+
+def _renamed(item: object, mark: Callable[[], str]) -> object:
+    """Return a tool, or a call of one, with a mark at the end of its name."""
+    if isinstance(item, Mapping) and isinstance(item.get("function"), Mapping):
+        return {**item, "function": _renamed(item["function"], mark)}
+    if isinstance(item, Mapping) and isinstance(item.get("name"), str):
+        return {**item, "name": item["name"] + mark()}
+    return item
+
+
 @dataclass(frozen=True)
 class _Template:
     """The tokenizer's chat template; it takes ``values``: the messages and its other variables."""
@@ -72,16 +141,18 @@ class _Template:
         return str(self._apply(values, tokenize=False))
 
     def readable(self, values: dict[str, object]) -> dict[str, object]:
-        """Return ``values`` with content parts as one text, for a template that knows no parts."""
+        """Return ``values`` with content parts as one text where the template knows no parts: marks in them tell."""
         chat: list[dict[str, object]] = values["messages"]  # type: ignore[assignment]
         if not any(isinstance(message.get("content"), list) for message in chat):
             return values
+        marks = [secrets.token_hex(8) for _ in chat]
+        marked = [_with_mark(message.get("content"), mark) for message, mark in zip(chat, marks, strict=True)]
         try:
-            if _PARTS not in self.text(values):
-                return values
+            text = self.text(values | {"messages": _with_contents(chat, marked)})
         except DataError:
-            pass  # if it refuses strings too, it says so once more
-        return values | {"messages": [message | {"content": _flat(message.get("content"))} for message in chat]}
+            text = ""  # if it refuses strings too, it says so once more
+        contents = [_readable(message.get("content"), mark, text) for message, mark in zip(chat, marks, strict=True)]
+        return values | {"messages": _with_contents(chat, contents)}
 
     def _apply(self, values: Mapping[str, object], *, tokenize: bool) -> object:
         options = dict(values)
@@ -101,13 +172,33 @@ class _Template:
             raise DataError(f"the chat template refuses this chat: {error}") from error
 
 
-def _flat(content: object) -> object:
+def _with_contents(chat: Sequence[dict[str, object]], contents: Sequence[object]) -> list[dict[str, object]]:
+    return [
+        message | {"content": content} if isinstance(message.get("content"), list) else message
+        for message, content in zip(chat, contents, strict=True)
+    ]
+
+
+def _with_mark(content: object, mark: str) -> object:
+    """Return content parts with ``mark`` at the end of each text among them; if there is none, in one more part."""
     if not isinstance(content, list):
         return content
-    texts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
-    if not all(isinstance(text, str) for text in texts):
-        raise DataError("a message has content parts without text, and the chat template takes text alone; leave them out")
-    return "\n".join(map(str, texts))
+    if not any(map(is_text, content)):
+        return [*content, {"type": "text", "text": mark}]
+    return [part | {"text": part["text"] + mark} if is_text(part) else part for part in content]
+
+
+def _readable(content: object, mark: str, text: str) -> object:
+    """Return content parts as they are if ``text`` has their marks, and not within a list as Python or JSON writes it."""
+    if not isinstance(content, list):
+        return content
+    all_there = text.count(mark) >= max(1, sum(map(is_text, content)))
+    if all_there and not re.search(mark + r"""['"]\s*[,}\]]""", text):
+        return content
+    try:
+        return flat(content)
+    except DataError as error:
+        raise DataError(f"{error}, and the chat template takes text alone; leave it out") from error
 
 
 def _typed(tokenizer: PreTrainedTokenizerBase, values: object) -> list[str]:

@@ -114,17 +114,20 @@ class Group(TyperGroup):
 
 @contextmanager
 def _messages() -> Iterator[None]:
-    """Show the library's warnings, and what the conversion of the default model says, on the standard error."""
+    """Show on the standard error the library's warnings, and what conversion and the choice of answers say."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("hf-apar: %(message)s"))
-    ours, conversion = logging.getLogger("hf_apar"), logging.getLogger("hf_apar.conversion")
+    ours, *talking = map(logging.getLogger, ("hf_apar", "hf_apar.conversion", "hf_apar.training.mixture"))
     ours.addHandler(handler)
-    before, conversion.level = conversion.level, logging.INFO
+    before = [logger.level for logger in talking]
+    for logger in talking:
+        logger.setLevel(logging.INFO)
     try:
         yield
     finally:
         ours.removeHandler(handler)
-        conversion.setLevel(before)
+        for logger, level in zip(talking, before, strict=True):
+            logger.setLevel(level)
 
 
 class Application(typer.Typer):

@@ -169,6 +169,9 @@ def extract(
             typer.echo(f"{title:>12} {count:8d}  {reason}")
     if report.rejected:
         typer.echo(f"what was rejected, with line and reason: {output}.rejected.jsonl")
+    if report.unread:
+        with errors_in_one_line():
+            raise DataError(f"{source} is not read to its end, see {output}.rejected.jsonl; what came before is written")
 
 
 @contextmanager
@@ -230,6 +233,8 @@ def _read_questions(path: Path, aside: Path) -> "list[Question]":
             prompt, opening = fields.get("prompt"), fields.get("opening") or ""
             if not isinstance(prompt, str) or not isinstance(opening, str):
                 raise DataError("the record has no text under `prompt`, or something else under `opening`")
+            if unasked := _unasked(fields):
+                raise DataError(f"the record has {unasked} beside `prompt`, which would not be asked; write it into that")
             questions.append(Question(prompt, opening))
         except UNUSABLE as error:
             rejected.add([Rejected.by(error, number, row)])
@@ -237,6 +242,19 @@ def _read_questions(path: Path, aside: Path) -> "list[Question]":
         raise rejected.nothing_left('{"prompt": "..."}, JSON Lines or one array')
     _tell_rejected(rejected)
     return questions
+
+
+def _unasked(fields: dict[str, object]) -> str:
+    """Name what of a record says something to a model and is not asked, "" for nothing; messages may repeat the prompt."""
+    for name in ("system", "system_prompt", "messages", "conversations", "tools", "history", "input"):
+        match fields.get(name):
+            case None | "" | []:
+                pass
+            case [{"content": text} | {"value": text}, *_] if text == fields["prompt"]:
+                pass
+            case _:
+                return f"`{name}`"
+    return ""
 
 
 def _tell_rejected(rejected: "Rejections") -> None:

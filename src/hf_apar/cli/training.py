@@ -100,8 +100,8 @@ def train(
     """Teach a model where to fork, from ANSWERS to an adapter in OUTPUT. Goes on from a checkpoint found there."""
     with errors_in_one_line():
         from hf_apar.checkpoints import DEFAULT_BASE
-        from hf_apar.training.mixture import Selection
         from hf_apar.training.recipe import train as fine_tune
+        from hf_apar.training.selection import Selection
 
         selection = Selection(
             structured_share=structured_share, unforked_share=unforked_share, held_out=held_out,
@@ -159,10 +159,18 @@ def train_medusa(
     typer.echo(json.dumps(metrics, indent=1))
 
 
+def _no_folder(prompts: str) -> str:
+    if Path(prompts).is_dir():
+        raise typer.BadParameter(f"{prompts} is a folder; give a file of prompts, JSON Lines or one array")
+    return prompts
+
+
 @app.command()
 def recipe(
     output: Annotated[Path, typer.Option(help="Folder for all that is made; the adapter lies in its `adapter`.")],
-    prompts: Annotated[str, typer.Option(help="JSON Lines of prompts; - for the package's templates alone.")] = "-",
+    prompts: Annotated[
+        str, typer.Option(callback=_no_folder, help="JSON Lines of prompts; - for the package's templates alone.")
+    ] = "-",
     templates: Annotated[int, typer.Option(min=0, help="Add so many prompts from the package's own templates.")] = 5920,
     opened_share: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the prompts without an opening whose answers must hold a list.")

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NotRequired, TypedDict
 
+from hf_apar.content import flat
 from hf_apar.data.markdown import extract
 from hf_apar.data.text_tree import TextThread
 from hf_apar.data.tool_calls import from_json, read_tools, shown, tool_calls
@@ -36,7 +37,7 @@ _PAIRS = (
     ("prompt", "response"), ("prompt", "completion"), ("instruction", "output"), ("instruction", "response"),
     ("question", "answer"), ("question", "response"),
 )  # fmt: skip
-_TEXT_PARTS = ("text", "input_text", "output_text")
+_REASONING = ("reasoning_content", "reasoning", "reasoning_details", "thinking")  # vLLM, OpenRouter, gpt-oss
 
 LED = "answers that nothing asked for, at the start, are left out"
 JOINED = "messages of one role in a row are joined by a blank line"
@@ -65,12 +66,14 @@ class ChatAnswer:
 
     Attributes:
         record: the number of the record that it stands in, by which it is named where a template refuses it.
+        repairs: what was done to its chat, see :class:`Chat`.
     """
 
     before: tuple[Message, ...]
     tree: TextThread
     tools: tuple[dict[str, object], ...] = ()
     record: int = field(default=0, compare=False)
+    repairs: tuple[str, ...] = field(default=(), compare=False)
 
 
 def read_chat(record: object) -> Chat:
@@ -92,7 +95,8 @@ def read_chat(record: object) -> Chat:
     if not isinstance(record, Mapping):
         raise DataError("the record is no object")
     given = [_message(item) for item in [*_system(record), *_turns(record)]]
-    messages, repairs = _in_order(given)
+    first = [message for place, message in enumerate(given) if message["role"] != "system" or message not in given[:place]]
+    messages, repairs = _in_order(first)  # a field may say once more what the first turn says
     tools = read_tools(record.get("tools"))
     _check_letters(shown(tools))
     return Chat(tuple(messages), tools, repairs)
@@ -131,13 +135,11 @@ def _pair(record: Mapping[str, object], prompt_key: str, answer_key: str) -> Ite
         if not isinstance(turn, Sequence) or isinstance(turn, str) or len(turn) != 2:
             raise DataError("the history is no list of pairs of texts")
         yield from ({"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]})
-    if not isinstance(prompt, str) and not isinstance(answer, str):
-        yield from [*_items(prompt), *_items(answer)]
-        return
     more = (record.get("input") or record.get("context")) if prompt_key == "instruction" else None
     if isinstance(prompt, str) and isinstance(more, str):
         prompt = "\n\n".join(text for text in (prompt, more) if text)
-    yield from ({"role": "user", "content": prompt}, {"role": "assistant", "content": answer})
+    for role, text in (("user", prompt), ("assistant", answer)):
+        yield from [{"role": role, "content": text}] if isinstance(text, str) else _items(text)
 
 
 def _message(item: object) -> Message:
@@ -148,8 +150,10 @@ def _message(item: object) -> Message:
     role = ROLES.get(given.strip().lower()) if isinstance(given, str) else None
     if role is None:
         raise DataError(f"a message has the unknown {role_key} {str(given)[:40]!r}")
-    if item.get("reasoning_content"):
-        raise DataError("a message keeps its reasoning in a field of its own; write it into the content, as the model does")
+    if name := next(filter(item.get, _REASONING), None):
+        raise DataError(
+            f"a message keeps its reasoning in a field of its own, {name}; write it into the content, as the model does"
+        )
     calls = tool_calls(item)
     message = Message(role=role, content=_text(item.get(text_key), text_key, bool(calls)))
     if calls:
@@ -178,13 +182,7 @@ def _text(content: object, key: str, may_lack: bool) -> str:
         return ""
     if not isinstance(content, Sequence) or isinstance(content, bytes) or not content:
         raise DataError(f"a message has no text under {key!r}")
-    texts = []
-    for part in content:
-        kind, text = (part.get("type"), part.get("text")) if isinstance(part, Mapping) else (type(part).__name__, None)
-        if kind not in _TEXT_PARTS or not isinstance(text, str):
-            raise DataError(f"a message has a part that is no text but {str(kind)[:40]!r}")
-        texts.append(text)
-    return "".join(texts)
+    return flat(content)
 
 
 def _in_order(given: Sequence[Message]) -> tuple[list[Message], tuple[str, ...]]:
@@ -234,7 +232,7 @@ def chat_answers(record: object, number: int = 0) -> Iterator[ChatAnswer]:
     plain = tuple(without_tree(message) for message in chat.messages)
     for index, message in enumerate(chat.messages):
         if is_answer(message):
-            yield ChatAnswer(plain[:index], _tree(message), chat.tools, number)
+            yield ChatAnswer(plain[:index], _tree(message), chat.tools, number, chat.repairs)
 
 
 def without_tree(message: Message) -> Message:

@@ -1,6 +1,7 @@
 """A file of chats to a file of trees: ``hf-apar extract`` without the command line."""
 
 import json
+import pickle
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -12,6 +13,7 @@ from time import perf_counter
 
 from hf_apar.data.chats import Chat, Message, is_answer, read_chat, without_tree
 from hf_apar.data.cues import count_words
+from hf_apar.data.json_array import UnreadError
 from hf_apar.data.markdown import MAX_DEPTH, MAX_FORKS, Extraction, extraction
 from hf_apar.data.records import Row, open_records, record_of
 from hf_apar.data.rejections import UNUSABLE, Rejected, Rejections
@@ -32,6 +34,7 @@ class ExtractionReport:
     Attributes:
         records, answers: that were read; a record may be rejected, or hold several answers.
         rejected: why records were written aside, and how many.
+        unread: of these so many stand for the rest of a file that could not be read.
         repaired: what was done to chats whose turns were in no order that every template takes, and to how many.
         structured: answers that fork.
         threads: of all answers, roots included.
@@ -44,6 +47,7 @@ class ExtractionReport:
     records: int = 0
     answers: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
+    unread: int = 0
     repaired: Counter[str] = field(default_factory=Counter)
     structured: int = 0
     threads: int = 0
@@ -150,6 +154,7 @@ class _Job:
                 line = _written(chat, found)
             except UNUSABLE as error:
                 aside.append(Rejected.by(error, number, row))
+                report.unread += isinstance(error, UnreadError)
                 continue
             for extracted in found.values():
                 _count(report, extracted)
@@ -196,11 +201,30 @@ def _chunks(rows: Iterator[Row], job: _Job, workers: int) -> Iterator[_Chunk]:
     with ProcessPoolExecutor(workers) as pool:
         running: deque[Future[_Chunk]] = deque()
         for batch in batches:
-            running.append(pool.submit(job, batch))
+            running.append(pool.submit(_unpacked, job, _packed(batch)))
             if len(running) > 3 * workers:
                 yield running.popleft().result()
         while running:
             yield running.popleft().result()
+
+
+def _packed(rows: list[Row]) -> bytes:
+    """Return ``rows`` for another process; pickle nests deeper than JSON, so that text goes where it cannot."""
+    try:
+        return pickle.dumps(rows)
+    except RecursionError:
+        return pickle.dumps([(number, _as_line(row)) for number, row in rows])
+
+
+def _as_line(row: object) -> object:
+    try:
+        return row if isinstance(row, bytes | Exception) else json.dumps(row, default=str).encode()
+    except RecursionError:
+        return DataError("it is nested too deeply")
+
+
+def _unpacked(job: _Job, rows: bytes) -> _Chunk:
+    return job(pickle.loads(rows))
 
 
 @contextmanager

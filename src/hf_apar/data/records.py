@@ -23,8 +23,9 @@ class RecordFile:
 def open_records(path: Path) -> RecordFile:
     """Open JSON Lines, one JSON array, a Parquet file (``.parquet``), or a dataset that ``save_to_disk`` wrote.
 
-    Rows are streamed, an array's too. A row of JSON Lines comes as bytes, and what breaks an array off as an exception in
-    place of a record: what cannot be read is for :func:`record_of` to say and the caller's to count.
+    Rows are streamed, an array's too. A row of JSON Lines comes as bytes, and so does one of an array that is no JSON; what
+    breaks an array off as an exception in place of a record: what cannot be read is for :func:`record_of` to say and the
+    caller's to count.
 
     Raises:
         DataError: if the folder holds several splits, or no dataset, or the file is not what its name says.
@@ -52,9 +53,9 @@ def record_of(row: object) -> object:
     if not isinstance(row, bytes):
         return row
     try:
-        return json.loads(row)
+        return json.loads(row, strict=False)
     except ValueError as error:
-        raise DataError("the line is no JSON in UTF-8") from error
+        raise DataError("the line or record is no JSON in UTF-8") from error
 
 
 def first_letter(file: BinaryIO) -> bytes:

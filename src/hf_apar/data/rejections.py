@@ -32,7 +32,10 @@ class Rejected:
         if isinstance(record, bytes):
             record = record.decode("utf-8", "replace").rstrip("\r\n")
         written = {"line": self.number, "reason": self.reason, "record": record}
-        return json.dumps(written, ensure_ascii=False, default=str)
+        try:
+            return json.dumps(written, ensure_ascii=False, default=str)
+        except RecursionError:
+            return json.dumps(written | {"record": None}, ensure_ascii=False)
 
 
 class Rejections:

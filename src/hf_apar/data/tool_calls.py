@@ -16,7 +16,7 @@ def tool_calls(item: Mapping[str, object]) -> list[dict[str, object]]:
         function = call.get("function")
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise DataError("a tool call names no function")
-        arguments = function.get("arguments")
+        arguments = _inner(function.get("arguments"))
         if isinstance(arguments, str):
             arguments = from_json(arguments, "the arguments of a tool call")
         read.append(_plain(call) | {"function": _plain(function) | {"arguments": arguments}})
@@ -45,8 +45,14 @@ def from_json(text: str, what: str) -> object:
 
 
 def _plain(item: Mapping[str, object]) -> dict[str, object]:
-    """Leave out what is null: tables give every row the fields of all."""
-    return {str(name): value for name, value in item.items() if value is not None}
+    """Leave out what is null, at any depth: tables give every row the fields of all."""
+    return {str(name): _inner(value) for name, value in item.items() if value is not None}
+
+
+def _inner(value: object) -> object:
+    if isinstance(value, Mapping):
+        return _plain(value)
+    return [_inner(item) for item in value] if isinstance(value, list) else value
 
 
 def shown(items: Sequence[object]) -> str:

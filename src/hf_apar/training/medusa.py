@@ -25,8 +25,9 @@ from hf_apar.made_with import digest
 from hf_apar.readiness import check_model
 from hf_apar.speculation.medusa import MedusaHeads, path_successors
 from hf_apar.training.metrics import final_metrics
-from hf_apar.training.mixture import Selection, mix, read_examples
+from hf_apar.training.mixture import mix, read_examples
 from hf_apar.training.resuming import keep_to_settings
+from hf_apar.training.selection import Selection
 
 logger = logging.getLogger(__name__)
 

@@ -3,14 +3,13 @@
 import json
 import logging
 import random
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from hf_apar.chat import encode_chat
+from hf_apar.chat import check_written, encode_chat
 from hf_apar.data.batches import Answer
 from hf_apar.data.chats import ChatAnswer, Message, chat_answers
 from hf_apar.data.collator import pack
@@ -18,17 +17,12 @@ from hf_apar.data.features import TreeFeatures, tree_features, truncate, unforke
 from hf_apar.data.markdown import extract
 from hf_apar.data.records import open_records, record_of
 from hf_apar.data.rejections import UNUSABLE, Rejected, Rejections
-from hf_apar.data.repetition import repeated_share, repeats_a_sibling, repeats_a_title
-from hf_apar.data.sentences import first_sentence_end
-from hf_apar.data.text_tree import TextThread
-from hf_apar.data.thinking import thinking_end
 from hf_apar.errors import DataError
 from hf_apar.text import encode_answer
 from hf_apar.training.held_out import held_out_places, prompt_key
+from hf_apar.training.selection import DEFAULT_SELECTION, Selection
 
 logger = logging.getLogger(__name__)
-
-_BOLD_ITEM = re.compile(r"^ {0,3}(?:[-*+]|\d{1,3}[.)])[ \t]+(?:\*\*|__)", re.MULTILINE)
 
 
 def packed_rows(
@@ -92,72 +86,6 @@ def read_examples(path: Path, rejected: Rejections | None = None) -> list[ChatAn
     return examples
 
 
-@dataclass(frozen=True, kw_only=True)
-class Selection:
-    """Which answers are trained on, and in which proportions.
-
-    Attributes:
-        structured_share: answers that fork, among all; of the others so many are drawn.
-        unforked_share: of the structured ones that are trained on, so many come once more as they read without forks
-            (:func:`~hf_apar.data.features.unforked`): decoded plainly, with [Fork] banned, the model must know that a
-            title's detail is followed by the next title and not by EOS.
-        held_out: kept aside for the metrics.
-        max_repetition: left out is what repeats more of its runs of five words, a title, or in one thread what a sibling
-            says; at 1 repetition is no reason.
-        max_forks: left out is what forks more often, which a model does not learn to end.
-        min_ideal_ratio: left out is what forks and is less than so many times as long as its longest path, in characters,
-            so that forking hardly pays.
-        min_elaborated: left out is what forks where a smaller share of its threads has a second sentence: else the end is
-            what is likeliest after the first.
-        likeliest: of several answers to one prompt that are not left out, one is trained on: an answer that forks where
-            there is one, and of these the one that the model finds likeliest a token before its tuning, so that it need
-            learn few words that are not its own.
-
-    Raises:
-        DataError: if a share is out of its range.
-    """
-
-    structured_share: float = 0.67
-    unforked_share: float = 0.15
-    held_out: float = 0.05
-    max_repetition: float = 0.1
-    max_forks: int | None = None
-    min_ideal_ratio: float = 1.0
-    min_elaborated: float = 0.0
-    likeliest: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 < self.structured_share <= 1 or not 0 < self.held_out < 1 or not 0 <= self.unforked_share <= 1:
-            raise DataError(
-                f"structured_share is {self.structured_share}, held_out {self.held_out} and unforked_share "
-                f"{self.unforked_share}; the first is above 0 and at most 1, the second between 0 and 1, the last one of "
-                "these or between them"
-            )
-
-    def keeps(self, tree: TextThread) -> bool:
-        """Is it an answer to learn from?"""
-        if self._is_repetitive(tree):
-            return False
-        return self._pays(tree) if tree.is_structured else not _BOLD_ITEM.search(tree.text, thinking_end(tree.text))
-
-    def _is_repetitive(self, tree: TextThread) -> bool:
-        if self.max_repetition >= 1:
-            return False
-        answer = tree.text[thinking_end(tree.text) :]  # thoughts may say beforehand what the answer says
-        return repeated_share(answer) > self.max_repetition or repeats_a_title(tree) or repeats_a_sibling(tree)
-
-    def _pays(self, tree: TextThread) -> bool:
-        """Does it fork so that it is worth it?"""
-        if self.max_forks is not None and tree.fork_count > self.max_forks:
-            return False
-        if sum(map(_goes_on, tree.children)) < self.min_elaborated * len(tree.children):
-            return False
-        return len(tree.text) >= self.min_ideal_ratio * tree.critical_path(len)
-
-
-DEFAULT_SELECTION = Selection()
-
-
 _Tree = tuple[ChatAnswer, TreeFeatures]
 
 
@@ -198,6 +126,11 @@ def mix(
         )
     trees = _with_features(kept, tokenizer, control_ids, chat_template_kwargs, rejected)
     fitting = [item for item in trees if len(item[1]) <= max_length]
+    logger.info(
+        "of %d answers (chats repaired: %d) the filters keep %d and the template %d; %d of these have at most %d tokens",
+        len(given), len({example.record for example in given if example.repairs}), len(kept), len(trees), len(fitting),
+        max_length,
+    )  # fmt: skip
     if selection.likeliest:
         fitting = _likeliest(fitting, tokenizer, nll, chat_template_kwargs)
     draw = random.Random(seed)
@@ -207,9 +140,9 @@ def mix(
         raise DataError(f"{len(chosen)} answers of at most {max_length} tokens are too few to hold some out; give more")
     aside = set(held_out_places([prompt_key(example.before) for example, _ in chosen], count))
     logger.info(
-        "%d answers, %d of them kept, %d of these fit and are chosen; %d structured and %d others drawn; %d held out",
-        len(given), len(kept), len(fitting), sum(example.tree.is_structured for example, _ in chosen),
-        sum(not example.tree.is_structured for example, _ in chosen), len(aside),
+        "%d answers that fork and %d others are drawn of %d, and %d of all are held out",
+        sum(example.tree.is_structured for example, _ in chosen),
+        sum(not example.tree.is_structured for example, _ in chosen), len(fitting), len(aside),
     )  # fmt: skip
     rest = [item for place, item in enumerate(chosen) if place not in aside]
     forked = [features for example, features in rest if example.tree.is_structured]
@@ -253,13 +186,6 @@ def _likeliest(
     return chosen
 
 
-def _goes_on(child: TextThread) -> bool:
-    """Does it go on after its first sentence?"""
-    text = child.text.strip()
-    end = first_sentence_end(text)
-    return end is not None and bool(text[end:].strip())
-
-
 def _with_tree(answer: Answer | ChatAnswer, number: int) -> ChatAnswer:
     if isinstance(answer, ChatAnswer):
         return answer
@@ -273,7 +199,9 @@ def _with_features(
     chat_template_kwargs: Mapping[str, object] | None,
     rejected: Rejections,
 ) -> list[_Tree]:
-    """Return the examples with their features; what the template refuses goes to ``rejected``, of which a warning tells.
+    """Return the examples with their features; what the template refuses, or leaves out in part, goes to ``rejected``.
+
+    A warning tells of these.
 
     Raises:
         DataError: if nothing is left.
@@ -297,4 +225,6 @@ def _prompt(
     example: ChatAnswer, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: Mapping[str, object] | None
 ) -> list[int]:
     tools = {"tools": list(example.tools)} if example.tools else {}
-    return encode_chat(tokenizer, example.before, chat_template_kwargs={**(chat_template_kwargs or {}), **tools})
+    variables = {**(chat_template_kwargs or {}), **tools}
+    check_written(tokenizer, example.before, chat_template_kwargs=variables)
+    return encode_chat(tokenizer, example.before, chat_template_kwargs=variables)

@@ -17,9 +17,10 @@ from hf_apar.readiness import check_model
 from hf_apar.tokens import add_control_tokens
 from hf_apar.training.lora import AdapterTrainer, add_lora, load_lora
 from hf_apar.training.metrics import best_tokens, final_metrics, metrics_for
-from hf_apar.training.mixture import DEFAULT_SELECTION, Mixture, Selection, mix, read_examples
+from hf_apar.training.mixture import Mixture, mix, read_examples
 from hf_apar.training.quality import mean_nll
 from hf_apar.training.resuming import keep_to_settings
+from hf_apar.training.selection import DEFAULT_SELECTION, Selection
 
 logger = logging.getLogger(__name__)
 
