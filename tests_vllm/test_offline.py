@@ -173,14 +173,3 @@ def test_a_model_without_control_tokens_is_refused(tmp_path, folder, tokenizer_a
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ControlTokenError, match="hf-apar merge"):
         AparLLM(str(tmp_path), apar=AparConfig(), dtype="float32", enforce_eager=True, num_gpu_blocks_override=20)
-
-
-def test_the_engines_own_drafts_change_no_text(folder, oracle, prompts):
-    drafting = AparLLM(
-        str(folder), dtype="float32", max_model_len=LENGTH, enforce_eager=True, num_gpu_blocks_override=400,
-        speculative_config={"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3},
-    )  # fmt: skip
-    outputs = drafting.generate(prompts, SamplingParams(**GREEDY))
-    for prompt, output in zip(prompts, outputs, strict=True):
-        tree = oracle(prompt)
-        assert list(output.outputs[0].token_ids) == tree.token_ids + tree.closing_ids

@@ -52,7 +52,7 @@ class Stopper:
     @property
     def out_of_time(self) -> bool:
         """Has ``max_time`` passed?"""
-        return bool(self.clocks(self.prompt_ids, None).any())
+        return bool(self.clocks) and bool(self.clocks(self.prompt_ids, None).any())
 
     def __call__(self, paths: Sequence[Path], tokens: Sequence[int]) -> list[bool]:
         """Return whether each path must stop once it has written its token; a control token is no text and never stops."""
