@@ -201,3 +201,23 @@ def test_text_comes_in_whole_characters(text):
     pieces = [decoder.step(token) for token in text.encode()]
     assert "".join(pieces) == text and not any("\ufffd" in piece for piece in pieces)
     assert decoder.step("é".encode()[0]) == "" and decoder.flush() == "\ufffd"
+
+
+def test_a_child_that_forks_at_once_is_asked_again_for_one_other_token():
+    """No engine's parameters ban [Fork] right after [Child]: what was made there is dropped, and counts for nothing."""
+
+    class Letters:
+        def decode(self, token_ids, *, skip_special_tokens):
+            return "".join(map(chr, token_ids))
+
+    answer = Answer([1], ResolvedConfig(fork_token_id=98, child_token_id=99), Limits(None, 100), Letters())
+    (root,) = answer.to_start()
+    answer.write(root, [Written(65), Written(98)])
+    (child,) = answer.to_start()
+    answer.write(child, [Written(98), Written(66)])
+    assert answer.must_not_fork(child) and answer.to_cancel() == [child] and answer.to_start() == [child]
+    answer.write(child, [Written(67)], reason="length")  # it was asked for one token
+    assert not answer.must_not_fork(child) and child.finish_reason is None and answer.to_start() == [child]
+    answer.write(child, [Written(0)], reason="eos")
+    answer.write(root, [Written(0)], reason="eos")
+    assert answer.finished and answer.read().text == "AC" and len(answer.tree.threads) == 2
