@@ -25,8 +25,8 @@ import torch
 from questions import evenly, read
 
 import hf_apar
-from hf_apar.hub import save_merged
-from hf_apar.serving.local import LocalServer
+from hf_apar.checkpoints.export import save_merged
+from hf_apar.serving.vllm.local import LocalServer
 
 ROOT = Path(__file__).parents[1]
 OUTPUT = ROOT / "benchmarks" / "output" / "load.json"

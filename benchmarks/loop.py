@@ -4,8 +4,8 @@ import torch
 from common import QUESTIONS, Bars, encode, interleaved, load, parser, publish, ratios, spread, timed
 
 from hf_apar import decoding
-from hf_apar.attention import tree_attention_for
-from hf_apar.cache import new_tree_cache
+from hf_apar.forward.attention import tree_attention_for
+from hf_apar.forward.cache import new_tree_cache
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from speculation import LOOKUP
 from transformers import CompileConfig, StaticCache
 
 import hf_apar
-from hf_apar.hub import save_merged
+from hf_apar.checkpoints.export import save_merged
 from hf_apar.speculation.medusa import MedusaDrafts
 
 SLOTS = 512  # of the static cache: one shape, one compilation

@@ -26,9 +26,9 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
 import hf_apar
-from hf_apar.hub import save_merged
-from hf_apar.serving import online, stats
+from hf_apar.checkpoints.export import save_merged
 from hf_apar.serving.admission import Eager, FixedCap, ProportionalFair
+from hf_apar.serving.vllm import online, stats
 
 ROOT = Path(__file__).parents[1]
 OUTPUT = ROOT / "benchmarks" / "output" / "serving.json"

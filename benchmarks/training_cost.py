@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 from common import interleaved, on_the_cpu_alone, parser, publish, ratios, spread, timed
 
-from hf_apar.checkpoints import load_base
-from hf_apar.data.collator import DataCollatorForApar, pack, path_rows
-from hf_apar.data.distill import read_answers
-from hf_apar.data.features import tree_features
-from hf_apar.data.text_tree import TextThread
+from hf_apar.checkpoints.loading import load_base
+from hf_apar.data.distillation.distill import read_answers
+from hf_apar.data.extraction.text_tree import TextThread
 from hf_apar.tokens import add_control_tokens
 from hf_apar.training.lora import add_lora
 from hf_apar.training.mixture import mix
+from hf_apar.training.rows.collator import DataCollatorForApar, pack, path_rows
+from hf_apar.training.rows.features import tree_features
 
 M_MMAP_THRESHOLD = -3  # malloc.h
 WAYS = ("packed trees", "paths, a batch", "paths, one by one")

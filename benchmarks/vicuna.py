@@ -27,10 +27,10 @@ from common import DEVICE, machine
 from questions import by_category, read
 
 import hf_apar
-from hf_apar.checkpoints import DEFAULT_BASE, load_base
-from hf_apar.data.markdown import extract
-from hf_apar.data.repetition import repeated_share
-from hf_apar.text import encode_answer
+from hf_apar.checkpoints.loading import DEFAULT_BASE, load_base
+from hf_apar.data.extraction.markdown import extract
+from hf_apar.data.extraction.repetition import repeated_share
+from hf_apar.text.encoding import encode_answer
 from hf_apar.training.quality import distinct, false_forks, mean_nll
 
 ROOT = Path(__file__).parents[1]

@@ -13,8 +13,8 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 
-from hf_apar.data.markdown import extraction
-from hf_apar.data.prompts import OPENINGS
+from hf_apar.data.distillation.questions import OPENINGS
+from hf_apar.data.extraction.markdown import extraction
 
 SAMPLE = (
     (

@@ -13,8 +13,8 @@ import torch
 from openai import OpenAI
 
 import hf_apar
-from hf_apar.hub import save_merged
-from hf_apar.serving.local import LocalServer
+from hf_apar.checkpoints.export import save_merged
+from hf_apar.serving.vllm.local import LocalServer
 
 QUESTION = " ".join(sys.argv[1:]) or "What would happen if nobody needed sleep?"
 APAR = {"vllm_xargs": {"apar": 1}}

@@ -4,7 +4,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 import hf_apar
-from hf_apar.text import decode_text
+from hf_apar.text.encoding import decode_text
 
 
 class Log(hf_apar.AparStreamer):

@@ -13,10 +13,10 @@ from peft import prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainingArguments
 
 from hf_apar import add_control_tokens, check_model
-from hf_apar.checkpoints import load_base, save_adapter
-from hf_apar.data.collator import DataCollatorForApar
+from hf_apar.checkpoints.loading import load_base, save_adapter
 from hf_apar.training.lora import AdapterTrainer, add_lora
 from hf_apar.training.mixture import packed_rows
+from hf_apar.training.rows.collator import DataCollatorForApar
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("answers", type=Path)

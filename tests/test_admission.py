@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from hf_apar.config import ResolvedConfig
 from hf_apar.serving import admission as module
-from hf_apar.serving.admission import Admission, Eager, Family, FixedCap, Load, ProportionalFair, StepTimes
-from hf_apar.serving.answer import Answer, Limits, Written
+from hf_apar.serving.admission import Admission, Admitted, Eager, FixedCap, Load, ProportionalFair, StepTimes
+from hf_apar.serving.answer import Answer, Limits, MadeToken
 from test_answer import CHILD, EOS, FORK, PROMPT, Bytes
 
 FREE = Load(max_running=64)
@@ -80,7 +80,7 @@ class Engine:
 
     def add(self):
         answer = Answer(PROMPT, ResolvedConfig(fork_token_id=FORK, child_token_id=CHILD), Limits(60, 500), Bytes())
-        family = Family(
+        family = Admitted(
             answer, lambda thread: self.running.update({(family, thread.index): thread}),
             lambda thread: self.running.pop((family, thread.index), None),
         )  # fmt: skip
@@ -96,7 +96,7 @@ class Engine:
             while not written or (written[-1].token != EOS and self.draw.random() < 0.4):  # several tokens at once
                 may_fork = path[-1] not in (FORK, CHILD) and thread.depth < 3
                 path.append(self.draw.choice([65, 66, 67, EOS] + [FORK] * may_fork))
-                written.append(Written(path[-1]))
+                written.append(MadeToken(path[-1]))
             ended = path[-1] == EOS
             if ended:
                 del self.running[family, index]
@@ -133,7 +133,7 @@ def test_an_answer_that_is_given_up_leaves_its_place_to_others():
     engine.add()
     first, second = engine.families
     root = second.answer.tree.threads[0]
-    second.answer.write(root, [Written(65), Written(FORK), Written(66), Written(FORK)])
+    second.answer.write(root, [MadeToken(65), MadeToken(FORK), MadeToken(66), MadeToken(FORK)])
     engine.admission.changed(second)
     assert len(engine.running) == 3, "the root and a child of two"
     engine.admission.remove(second)
@@ -150,7 +150,7 @@ def test_where_the_cache_is_scarce_whole_answers_wait_in_order():
     first, second, third, fourth = engine.families
     assert list(engine.running) == [(first, 0), (second, 0)] and len(engine.admission) == 4
     engine.admission.remove(third)  # hung up before it began
-    first.answer.write(first.answer.tree.threads[0], [Written(65), Written(EOS)], reason="eos")
+    first.answer.write(first.answer.tree.threads[0], [MadeToken(65), MadeToken(EOS)], reason="eos")
     del engine.running[first, 0]
     engine.admission.changed(first)
     engine.admission.remove(first)

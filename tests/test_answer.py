@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_apar.config import ResolvedConfig
-from hf_apar.serving.answer import Answer, IncrementalText, Limits, Written
+from hf_apar.serving.answer import Answer, IncrementalText, Limits, MadeToken
 
 FORK, CHILD, EOS = 256, 257, 258
 CONFIG = ResolvedConfig(fork_token_id=FORK, child_token_id=CHILD, max_threads=64, max_depth=9)
@@ -73,7 +73,7 @@ class Engine:
         """Let thread ``index`` write ``count`` tokens."""
         tokens, at = self.scripts[index].tokens, self.done[index]
         self.done[index] = min(len(tokens), at + count)
-        new = [Written(token, -float(place), (index, place)) for place, token in enumerate(tokens[at : at + count], at)]
+        new = [MadeToken(token, -float(place), (index, place)) for place, token in enumerate(tokens[at : at + count], at)]
         reason = self.scripts[index].reason if self.done[index] == len(tokens) else None
         if reason:
             del self.done[index]
@@ -191,7 +191,7 @@ def test_what_the_engine_gives_up_ends_the_answer():
     engine.admit()
     answer.fail("abort")
     assert [thread.index for thread in answer.to_cancel()] == [0, 1] and answer.finished
-    answer.write(answer.tree.threads[1], [Written(65)])
+    answer.write(answer.tree.threads[1], [MadeToken(65)])
     assert answer.read().text == "1:", "and what comes late is left out"
 
 
@@ -212,12 +212,12 @@ def test_a_child_that_forks_at_once_is_asked_again_for_one_other_token():
 
     answer = Answer([1], ResolvedConfig(fork_token_id=98, child_token_id=99), Limits(None, 100), Letters())
     (root,) = answer.to_start()
-    answer.write(root, [Written(65), Written(98)])
+    answer.write(root, [MadeToken(65), MadeToken(98)])
     (child,) = answer.to_start()
-    answer.write(child, [Written(98), Written(66)])
+    answer.write(child, [MadeToken(98), MadeToken(66)])
     assert answer.must_not_fork(child) and answer.to_cancel() == [child] and answer.to_start() == [child]
-    answer.write(child, [Written(67)], reason="length")  # it was asked for one token
+    answer.write(child, [MadeToken(67)], reason="length")  # it was asked for one token
     assert not answer.must_not_fork(child) and child.finish_reason is None and answer.to_start() == [child]
-    answer.write(child, [Written(0)], reason="eos")
-    answer.write(root, [Written(0)], reason="eos")
+    answer.write(child, [MadeToken(0)], reason="eos")
+    answer.write(root, [MadeToken(0)], reason="eos")
     assert answer.finished and answer.read().text == "AC" and len(answer.tree.threads) == 2

@@ -12,8 +12,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from conftest import left_padded, random_prompts, tiny_llama
 from hf_apar import enable_apar
-from hf_apar.attention import TREE_ATTENTION, Packing, tree_attention, tree_attention_for, tree_step
-from hf_apar.masks import additive
+from hf_apar.forward.attention import TREE_ATTENTION, Packing, tree_attention, tree_attention_for, tree_step
+from hf_apar.forward.masks import additive
 
 
 class Layer(nn.Module):

@@ -20,13 +20,13 @@ from field_tokenizers import (
 )
 from hf_apar import DataError, encode_chat
 from hf_apar.cli.common import template_arguments
-from hf_apar.data.distill import Answer, Question, distill
-from hf_apar.data.elaborate import elaborate
-from hf_apar.data.features import chat_features
-from hf_apar.data.samplers import Written
-from hf_apar.data.text_tree import TextThread
+from hf_apar.data.distillation.distill import Answer, Question, distill
+from hf_apar.data.distillation.elaborate import elaborate
+from hf_apar.data.distillation.samplers import Continuation
+from hf_apar.data.extraction.text_tree import TextThread
 from hf_apar.errors import ConfigurationError
 from hf_apar.training.mixture import Selection, mix
+from hf_apar.training.rows.features import chat_features
 
 NO_THOUGHT = {"enable_thinking": False}
 LIST = "1. **Oak**: it grows very well indeed.\n2. **Ash**: it burns so well indeed.\n3. **Elm**: it stands here all day."
@@ -205,7 +205,7 @@ class Writes:
 
     def __call__(self, tasks):
         self.prompts += [task.prompt for task in tasks]
-        return [Written("it does.", True) for _ in tasks]
+        return [Continuation("it does.", True) for _ in tasks]
 
 
 def test_distilling_and_elaborating_take_variables_and_remember_them(tmp_path):

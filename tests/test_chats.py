@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from byte_tokenizer import byte_tokenizer
-from hf_apar.chat import encode_chat
 from hf_apar.cli import app
-from hf_apar.data.chats import JOINED, LED, UNANSWERED, ChatAnswer, chat_answers, read_chat
 from hf_apar.data.convert import extract_file
-from hf_apar.data.json_array import array_items
-from hf_apar.data.markdown import extract
-from hf_apar.data.records import open_records, record_of
+from hf_apar.data.extraction.markdown import extract
+from hf_apar.data.records.chats import JOINED, LED, UNANSWERED, ChatAnswer, chat_answers, read_chat
+from hf_apar.data.records.files import open_records, record_of
+from hf_apar.data.records.json_array import array_items
 from hf_apar.errors import DataError
+from hf_apar.text.chat import encode_chat
 
 LIST = "- Oak: it grows very slowly indeed\n- Ash: it burns well even green\n- Elm: it is rare these days"
 STRICT = (

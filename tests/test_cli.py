@@ -16,17 +16,17 @@ from typer.testing import CliRunner
 import hf_apar
 from byte_tokenizer import byte_tokenizer
 from hf_apar import cli
-from hf_apar.checkpoints import DEFAULT_BASE
+from hf_apar.checkpoints.loading import DEFAULT_BASE
 from hf_apar.cli import app
+from hf_apar.cli.live import CURSOR, LiveTree, TreeView
 from hf_apar.config import AparConfig
-from hf_apar.data.distill import Answer, _Limits, in_batches, read_answers
-from hf_apar.data.prompts import template_questions
+from hf_apar.data.distillation.distill import Answer, _Limits, in_batches, read_answers
+from hf_apar.data.distillation.questions import template_questions
 from hf_apar.training.evaluation import PROMPTS, Judged, likelihoods, plain_answers
-from hf_apar.training.medusa import train_medusa as learn
+from hf_apar.training.heads import train_medusa as learn
 from hf_apar.training.mixture import Selection
 from hf_apar.training.recipe import train as recipe
-from hf_apar.tree import ParagraphTree, Thread
-from hf_apar.visual import CURSOR, LiveTree, TreeView
+from hf_apar.tree.threads import ParagraphTree, Thread
 
 PROMPT = "Name two rivers."
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}{% if add_generation_prompt %}> {% endif %}"

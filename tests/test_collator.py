@@ -12,12 +12,12 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
-from hf_apar.data.block_mask import TreeBlockMask, visible_until_function
-from hf_apar.data.collator import DataCollatorForApar, pack, path_rows
-from hf_apar.data.features import TreeFeatures, truncate, unforked
-from hf_apar.data.text_tree import TextThread
+from hf_apar.data.extraction.text_tree import TextThread
 from hf_apar.errors import ConfigurationError, DataError
-from hf_apar.masks import additive, visible_until_mask
+from hf_apar.forward.masks import additive, visible_until_mask
+from hf_apar.training.rows.block_mask import TreeBlockMask, visible_until_function
+from hf_apar.training.rows.collator import DataCollatorForApar, pack, path_rows
+from hf_apar.training.rows.features import TreeFeatures, truncate, unforked
 from test_features import CHILD, EOS, FORK, TOKENIZER, features_of, tree_paths
 from test_features import TREES as ANY_TREE
 

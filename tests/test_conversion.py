@@ -12,8 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import hf_apar
 from byte_tokenizer import byte_tokenizer
-from hf_apar import conversion
-from hf_apar.conversion import cache_directory, converted
+from hf_apar.checkpoints import conversion
+from hf_apar.checkpoints.conversion import cache_directory, converted
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def test_the_default_model_from_the_cache_is_the_converted_one(cache, monkeypatc
     narrow, _ = hf_apar.load_default_model(dtype=torch.bfloat16)
     assert narrow.dtype == torch.bfloat16
     monkeypatch.setenv("HF_APAR_CACHE", "off")
-    monkeypatch.setattr("hf_apar.checkpoints._merge_default_model", lambda: (made, made_tokenizer))  # it takes 20 s
+    monkeypatch.setattr("hf_apar.checkpoints.loading._merge_default_model", lambda: (made, made_tokenizer))  # it takes 20 s
     cast, _ = hf_apar.load_default_model(dtype=torch.bfloat16)
     assert torch.equal(cast(ids).logits, narrow(ids).logits)
 

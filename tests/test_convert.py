@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 
 from byte_tokenizer import byte_tokenizer
 from hf_apar.cli import app
-from hf_apar.data.chats import ChatAnswer, read_chat, without_tree
 from hf_apar.data.convert import CHUNK, extract_file
-from hf_apar.data.markdown import extract
-from hf_apar.data.text_tree import TextThread
+from hf_apar.data.extraction.markdown import extract
+from hf_apar.data.extraction.text_tree import TextThread
+from hf_apar.data.records.chats import ChatAnswer, read_chat, without_tree
 from hf_apar.errors import ConfigurationError, DataError
 from hf_apar.training.mixture import Selection, mix, read_examples
 

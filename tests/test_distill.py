@@ -12,10 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from byte_tokenizer import byte_tokenizer
 from field_tokenizers import DUMMY_PREFIX, MAKERS
-from hf_apar.chat import encode_chat
 from hf_apar.cli.training import recipe
-from hf_apar.data.batches import Answer, BatchReport
-from hf_apar.data.distill import (
+from hf_apar.data.distillation.batches import BatchReport, TextAnswer
+from hf_apar.data.distillation.distill import (
     CUT_OFF,
     EMPTY,
     NO_LEAD,
@@ -27,10 +26,11 @@ from hf_apar.data.distill import (
     opened_after,
     read_answers,
 )
-from hf_apar.data.prompts import OPENINGS, families, open_lists, template_questions
-from hf_apar.data.samplers import LEAD_TOKENS, Task, TransformersSampler, Written, _Row, line_ends
+from hf_apar.data.distillation.questions import OPENINGS, families, open_lists, template_questions
+from hf_apar.data.distillation.samplers import LEAD_TOKENS, Continuation, Task, TransformersSampler, _Row, line_ends
 from hf_apar.errors import DataError
-from hf_apar.text import encode_text, token_texts
+from hf_apar.text.chat import encode_chat
+from hf_apar.text.encoding import encode_text, token_texts
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ class Told:
     def _write(self, task):
         text = self.lead if task.max_new_tokens == LEAD_TOKENS else self.text
         before, stop, _ = text.partition(task.stop) if task.stop else (text, "", "")
-        return Written(before[: task.max_new_tokens], bool(stop) or len(before) <= task.max_new_tokens)
+        return Continuation(before[: task.max_new_tokens], bool(stop) or len(before) <= task.max_new_tokens)
 
 
 ITEMS = "".join(f"A{number}**: it helps\n{number + 1}. **" for number in range(1, 12))
@@ -299,7 +299,7 @@ TWO_TURNS = {"messages": [{"role": role, "content": role} for role in ("user", "
 def test_t7_a_line_that_is_no_answer_is_set_aside(tmp_path, caplog, line, reason):
     path = tmp_path / "answers.jsonl"
     path.write_text(json.dumps({"prompt": "?", "response": "!"}) + f"\n{line}\n")
-    assert read_answers(path) == [Answer("?", "!")]
+    assert read_answers(path) == [TextAnswer("?", "!")]
     assert f"1 record set aside: 1 because {reason} (first: record 2)" in caplog.text
     path.write_text(line)
     with pytest.raises(DataError, match=r"of 1, 1 because .* \(first: record 1\); wanted"):
@@ -310,7 +310,7 @@ def test_a_mark_of_several_tokens_ends_a_sentence(tokenizer):
     row = _Row(tokenizer, Task([1], 60, sentence_after=2), {tokenizer.eos_token_id})
     for token in tokenizer.encode("茶は体によい。水もよい。", add_special_tokens=False):
         row.append(token)
-    assert row.written == Written("茶は体によい。", True)
+    assert row.written == Continuation("茶は体によい。", True)
 
 
 def test_unusual_line_ends_in_an_answer_survive_the_file(tmp_path):

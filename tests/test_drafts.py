@@ -8,9 +8,8 @@ from transformers import LogitsProcessorList
 
 from conftest import CHILD, FORK, VOCABULARY, left_padded, random_prompts, tiny_llama
 from hf_apar import ConfigurationError
+from hf_apar.choice.sampling import Context, Sampler
 from hf_apar.config import ResolvedConfig
-from hf_apar.growth import GrowingTree
-from hf_apar.sampling import Context, Sampler
 from hf_apar.speculation import calibration
 from hf_apar.speculation.assistant import AssistantDrafts
 from hf_apar.speculation.calibration import StepTimes, step_times
@@ -19,7 +18,8 @@ from hf_apar.speculation.lookup import PromptLookup
 from hf_apar.speculation.medusa import MedusaDrafts, MedusaHeads
 from hf_apar.speculation.proposer import Draft, Proposer, Run
 from hf_apar.speculation.together import Together
-from hf_apar.tree import Thread
+from hf_apar.tree.growth import GrowingTree
+from hf_apar.tree.threads import Thread
 
 
 def test_drawn_guesses_are_kept_as_often_as_may_be_and_the_choice_has_the_models_distribution():

@@ -7,12 +7,12 @@ import pytest
 
 from byte_tokenizer import byte_tokenizer
 from field_tokenizers import MAKERS
-from hf_apar.chat import encode_chat
-from hf_apar.data.distill import Answer, read_answers
-from hf_apar.data.elaborate import CLOSING_TOKENS, CLOSINGS, MORE_TOKENS, SHORTEST, elaborate
-from hf_apar.data.markdown import extract
-from hf_apar.data.samplers import Task, Written
+from hf_apar.data.distillation.distill import Answer, read_answers
+from hf_apar.data.distillation.elaborate import CLOSING_TOKENS, CLOSINGS, MORE_TOKENS, SHORTEST, elaborate
+from hf_apar.data.distillation.samplers import Continuation, Task
+from hf_apar.data.extraction.markdown import extract
 from hf_apar.errors import DataError
+from hf_apar.text.chat import encode_chat
 
 LEAST = 60  # bytes are tokens here
 SHORT = "Go to bed early each night."
@@ -38,10 +38,10 @@ class Says:
 
     def _in_line(self, task):
         ends = [end for end in range(task.sentence_after, task.max_new_tokens) if self.more[:end].endswith((".", "!"))]
-        return Written(self.more[: ends[0] if ends else task.max_new_tokens], bool(ends))
+        return Continuation(self.more[: ends[0] if ends else task.max_new_tokens], bool(ends))
 
     def _closed(self, task):
-        return Written(self.closing[: task.max_new_tokens], len(self.closing) <= task.max_new_tokens)
+        return Continuation(self.closing[: task.max_new_tokens], len(self.closing) <= task.max_new_tokens)
 
 
 def run(tokenizer, path, sample, *responses, **options):

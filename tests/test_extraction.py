@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import multilingual
-from hf_apar.data.markdown import extract, extraction, refusal
-from hf_apar.data.rules import RULES, rules_without
-from hf_apar.data.sentences import first_sentence_end
-from hf_apar.data.text_tree import TextThread
+from hf_apar.data.extraction.markdown import extract, extraction, refusal
+from hf_apar.data.extraction.rules import RULES, rules_without
+from hf_apar.data.extraction.sentences import first_sentence_end
+from hf_apar.data.extraction.text_tree import TextThread
 from hf_apar.errors import ConfigurationError, DataError
 
 LINES = st.sampled_from(

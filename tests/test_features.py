@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers
 
 from byte_tokenizer import byte_tokenizer
-from hf_apar.chat import encode_chat
-from hf_apar.data.features import IGNORED, TreeFeatures, chat_features, tree_features, truncate
-from hf_apar.data.text_tree import TextThread
+from hf_apar.data.extraction.text_tree import TextThread
 from hf_apar.errors import ControlTokenError, DataError
+from hf_apar.text.chat import encode_chat
+from hf_apar.training.rows.features import IGNORED, TreeFeatures, chat_features, tree_features, truncate
 
 TOKENIZER = byte_tokenizer()
 TOKENIZER.add_tokens(["[Fork]", "[Child]"], special_tokens=True)

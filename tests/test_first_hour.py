@@ -24,11 +24,11 @@ from byte_tokenizer import byte_tokenizer
 from hf_apar import cli, releases
 from hf_apar.cli import app
 from hf_apar.cli.application import IDLE_THREADS_SLEEP
+from hf_apar.cli.compare import Method
 from hf_apar.cli.evaluation import FIGURES
-from hf_apar.comparison import Decoder
+from hf_apar.cli.live import CURSOR, LiveText, LiveTree
 from hf_apar.training.evaluation import Judged, likelihoods, summary
-from hf_apar.tree import ParagraphTree, Thread
-from hf_apar.visual import CURSOR, LiveText, LiveTree
+from hf_apar.tree.threads import ParagraphTree, Thread
 
 PROMPT = "Name two rivers."
 TEMPLATE = (
@@ -208,7 +208,7 @@ def test_damaged_weights_are_named(checkpoint, tmp_path):
 
 def test_merge_leaves_what_others_wrote_while_it_loaded(checkpoint, tmp_path, monkeypatch):
     """FIELD, first hour: an error in writing removed a folder that was empty before the loading, and was not any more."""
-    output, load = tmp_path / "race", cli.decoding.load
+    output, load = tmp_path / "race", cli.generation.load
 
     def slow_load(*arguments):
         output.mkdir()
@@ -224,7 +224,7 @@ def test_merge_leaves_what_others_wrote_while_it_loaded(checkpoint, tmp_path, mo
 def test_merge_writes_the_whole_or_nothing(checkpoint, tmp_path, monkeypatch):
     output = tmp_path / "new" / "merged"
     with monkeypatch.context() as patch:
-        patch.setattr(cli.decoding.shutil, "copy", lambda *_: {}["a key"])
+        patch.setattr(cli.generation.shutil, "copy", lambda *_: {}["a key"])
         patch.setattr("hf_apar.speculation.medusa.HEADS_FILE", "config.json")  # it lies there: it is copied, and fails
         assert run("merge", str(output), "--model", checkpoint).exit_code == 1
     assert not list(output.parent.iterdir())
@@ -270,7 +270,7 @@ def test_a_device_that_is_not_there_is_refused(checkpoint):
 
 @pytest.mark.parametrize("debug", ["before", "after", "environment", "not"])
 def test_an_unexpected_error_is_one_line_and_debug_shows_where(checkpoint, debug, monkeypatch):
-    monkeypatch.setattr(Decoder, "apar", lambda *_: {}["a key"])  # no known input leads here: that is what it is about
+    monkeypatch.setattr(Method, "apar", lambda *_: {}["a key"])  # no known input leads here: that is what it is about
     arguments = ["generate", PROMPT, "--model", checkpoint]
     monkeypatch.setenv("HF_APAR_DEBUG", "1" if debug == "environment" else "0")
     result = run(*{"before": ["--debug"]}.get(debug, []), *arguments, *{"after": ["--debug"]}.get(debug, []))

@@ -4,9 +4,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from hf_apar.growth import GrowingTree
-from hf_apar.masks import slots_mask
-from hf_apar.slots import SlotPool
+from hf_apar.forward.masks import slots_mask
+from hf_apar.tree.growth import GrowingTree
+from hf_apar.tree.slots import SlotPool
 
 FORK, CHILD = 98, 99
 

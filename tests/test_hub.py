@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 from byte_tokenizer import byte_tokenizer
 from conftest import left_padded, random_prompts, tiny_llama
 from hf_apar import ConfigurationError, enable_apar, export_custom_generate
-from hf_apar.checkpoints import load_base
-from hf_apar.hub import save_merged
+from hf_apar.checkpoints.export import save_merged
+from hf_apar.checkpoints.loading import load_base
 
 PROMPTS = left_padded(random_prompts(3, seed=7))
 LIMIT = {"max_new_tokens": 80}

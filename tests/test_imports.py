@@ -11,11 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "hf_apar"
 
 # From the ground up: a module may import what stands before it in this list, and its own part; nothing imports the CLI.
 ORDER = (
-    "releases", "errors", "made_with", "config", "sources", "adapters", "generation_settings", "tokens", "text", "tree",
-    "slots", "growth", "masks", "attention", "cache", "layout", "streaming", "checks", "content", "chat", "prompts", "paths",
-    "purity", "sampling", "speculation", "stopping", "results", "decoding", "generation", "hub", "conversion", "checkpoints",
-    "readiness", "data", "training", "serving", "evaluation", "visual",
-    "comparison", "cli",
+    "releases", "errors", "config", "generation_settings", "tokens", "text", "tree", "streaming", "forward", "checks",
+    "choice", "speculation", "results", "decoding", "generation", "checkpoints", "data", "training", "serving", "cli",
 )  # fmt: skip
 
 
@@ -25,7 +22,7 @@ def module_name(file: Path) -> str:
 
 
 def part(module: str) -> str:
-    """Return the part of the package that ``module`` belongs to: ``hf_apar.data.distill`` to ``data``."""
+    """Return the part of the package that ``module`` belongs to: ``hf_apar.data.distillation.distill`` to ``data``."""
     return module.split(".")[1] if "." in module else ""
 
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_apar.data.indentation import indented
-from hf_apar.data.markdown import extract, extraction, refusal
-from hf_apar.data.thinking import thinking_end
+from hf_apar.data.extraction.indentation import indented
+from hf_apar.data.extraction.markdown import extract, extraction, refusal
+from hf_apar.data.extraction.thinking import thinking_end
 
 DETAIL = "it has five or six words."
 NAMES = ("Oak", "Ash", "Elm", "Fir")

@@ -41,7 +41,8 @@ from hf_apar import (
     add_control_tokens,
     enable_apar,
 )
-from hf_apar.checkpoints import (
+from hf_apar.checkpoints.export import save_merged
+from hf_apar.checkpoints.loading import (
     DEFAULT_ADAPTER,
     load_adapter,
     load_base,
@@ -52,7 +53,6 @@ from hf_apar.checkpoints import (
 )
 from hf_apar.cli import app
 from hf_apar.errors import CheckpointError
-from hf_apar.hub import save_merged
 
 FORK, CHILD, EOS = 258, 259, 256
 IDS = torch.tensor([[72, 101, 108, 108, 111]])

@@ -10,10 +10,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from byte_tokenizer import byte_tokenizer
 from conftest import CHILD, FORK, VOCABULARY, left_padded, random_prompts, tiny_llama
 from hf_apar import AparConfig, ConfigurationError, DataError, UnsupportedModelError, add_control_tokens, enable_apar
-from hf_apar.data.features import tree_features
-from hf_apar.data.markdown import extract
+from hf_apar.data.extraction.markdown import extract
 from hf_apar.speculation.medusa import MedusaDrafts, MedusaHeads, path_successors
-from hf_apar.training.medusa import HeadsLearn, most_frequent, train_medusa
+from hf_apar.training.heads import HeadsLearn, most_frequent, train_medusa
+from hf_apar.training.rows.features import tree_features
 
 TEXT = "- A: a b c d e\n- B: f g h i j\n- C: k l m n o"
 DRAFT_IDS = torch.tensor([token for token in range(VOCABULARY) if token != CHILD])

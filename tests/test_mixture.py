@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from byte_tokenizer import TEMPLATE, byte_tokenizer
-from hf_apar.data.batches import Answer
-from hf_apar.data.chats import ChatAnswer
 from hf_apar.data.convert import extract_file
-from hf_apar.data.markdown import extract
-from hf_apar.data.rejections import Rejections
+from hf_apar.data.distillation.batches import TextAnswer
+from hf_apar.data.extraction.markdown import extract
+from hf_apar.data.records.chats import ChatAnswer
+from hf_apar.data.records.rejections import Rejections
 from hf_apar.errors import DataError
 from hf_apar.training.held_out import held_out_places, prompt_key
 from hf_apar.training.mixture import Selection, mix, packed_rows, read_examples
@@ -172,7 +172,7 @@ def test_t11_answers_that_share_nothing_are_split_as_ever():
 def test_t11_answers_to_a_prompt_and_turns_of_a_chat_are_held_out_together():
     plain, ids = tokenizer()
     answers = [
-        *(Answer(f"Prompt {name} {number}", f"{LIST} {number}.") for number in range(20) for name in ("X", "  x")),
+        *(TextAnswer(f"Prompt {name} {number}", f"{LIST} {number}.") for number in range(20) for name in ("X", "  x")),
         *(ChatAnswer(tuple(chat(*[f"chat {number}", "A"] * turn, f"chat {number}" if not turn else "go on")), extract(LIST))
           for number in range(20) for turn in (0, 1, 2)),
     ]  # fmt: skip
@@ -190,7 +190,7 @@ def test_t11_answers_to_a_prompt_and_turns_of_a_chat_are_held_out_together():
 def test_t11_answers_to_one_prompt_cannot_be_held_out():
     plain, ids = tokenizer()
     with pytest.raises(DataError, match="all 9 answers are to one prompt"):
-        mix([Answer("Q", LIST)] * 9, plain, ids)
+        mix([TextAnswer("Q", LIST)] * 9, plain, ids)
 
 
 def test_what_is_not_trained_on_is_counted(tmp_path, caplog):
@@ -214,7 +214,7 @@ def test_t8_thoughts_may_repeat_what_the_answer_says():
     """The answer is judged for repetition, not what is thought before it."""
     plain, ids = tokenizer()
     words = "It grows slowly and it burns well and it is rare these days."
-    answers = [Answer(str(number), f"<think>{words} {words}</think>\n\n{LIST}") for number in range(9)]
+    answers = [TextAnswer(str(number), f"<think>{words} {words}</think>\n\n{LIST}") for number in range(9)]
     mixture = mix(answers, plain, ids, Selection(unforked_share=0))
     assert len(mixture.train) + len(mixture.held_out) == 9
 

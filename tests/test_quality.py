@@ -9,12 +9,12 @@ import torch
 from byte_tokenizer import byte_tokenizer
 from conftest import tiny_llama
 from field_tokenizers import llama_metaspace, llama_normalizer
-from hf_apar.chat import encode_chat
-from hf_apar.data.prompts import families
-from hf_apar.text import encode_answer
+from hf_apar.data.distillation.questions import families
+from hf_apar.text.chat import encode_chat
+from hf_apar.text.encoding import encode_answer
 from hf_apar.training.evaluation import EITHER, IN_PARTS, WHOLE, Judged, likelihoods, plain_answers
 from hf_apar.training.quality import distinct, false_forks, mean_nll
-from hf_apar.tree import ParagraphTree, Thread
+from hf_apar.tree.threads import ParagraphTree, Thread
 
 
 class Letters:

@@ -23,10 +23,10 @@ from transformers import (
 
 from byte_tokenizer import byte_tokenizer
 from hf_apar import UnsupportedModelError, add_control_tokens, check_model
-from hf_apar.checkpoints import save_adapter
+from hf_apar.checkpoints.export import save_merged
+from hf_apar.checkpoints.loading import save_adapter
 from hf_apar.errors import ConfigurationError
 from hf_apar.generation_settings import eos_token_ids, make_savable
-from hf_apar.hub import save_merged
 from hf_apar.training.lora import add_lora
 from hf_apar.training.recipe import train
 

@@ -79,7 +79,7 @@ def test_an_assistant_follows_the_tree_and_changes_no_text(apar_llama, kind, max
 
 
 def test_drafts_come_from_all_threads_and_hold_no_child():
-    from hf_apar.growth import GrowingTree
+    from hf_apar.tree.growth import GrowingTree
 
     row = GrowingTree([1, 2, 3], max_threads=8, fork_token_id=FORK, child_token_id=CHILD)
     root = row.live[0]

@@ -7,15 +7,15 @@ from hypothesis import strategies as st
 from tokenizers import normalizers
 
 from field_tokenizers import DUMMY_PREFIX, LLAMA, MAKERS, VICUNA, ZEPHYR, byte_level, llama_metaspace, llama_normalizer
-from hf_apar.chat import encode_chat
-from hf_apar.data.features import tree_features
-from hf_apar.data.samplers import Task, Written, _Row, line_ends
-from hf_apar.data.text_tree import TextThread
+from hf_apar.choice.stopping import stop_string_criteria
+from hf_apar.cli.live import TreeView
+from hf_apar.data.distillation.samplers import Continuation, Task, _Row, line_ends
+from hf_apar.data.extraction.text_tree import TextThread
 from hf_apar.errors import DataError
 from hf_apar.serving.answer import IncrementalText
-from hf_apar.stopping import stop_string_criteria
-from hf_apar.text import answer_text, decode_text, encode_answer, encode_text, token_texts
-from hf_apar.visual import TreeView
+from hf_apar.text.chat import encode_chat
+from hf_apar.text.encoding import answer_text, decode_text, encode_answer, encode_text, token_texts
+from hf_apar.training.rows.features import tree_features
 
 
 def with_control(make):
@@ -159,12 +159,12 @@ def test_t2_a_sampled_text_goes_on_after_its_prompt_and_stops_where_it_should(na
     row = _Row(tokenizer, Task([1], 60, stop="\n2."), eos)
     for token in encode_text(tokenizer, " it grows\n2. **Ash**"):
         row.append(token)
-    assert row.written == Written(" it grows", True)
+    assert row.written == Continuation(" it grows", True)
     least = len(encode_text(tokenizer, " it grows."))
     row = _Row(tokenizer, Task([1], 90, sentence_after=least + 1), eos)
     for token in encode_text(tokenizer, " it grows. It is a tree. And so on"):
         row.append(token)
-    assert row.written == Written(" it grows. It is a tree.", True)
+    assert row.written == Continuation(" it grows. It is a tree.", True)
 
 
 @pytest.mark.parametrize("stop", ["\n2.", ": it", "grows\n"])
@@ -184,7 +184,7 @@ def test_a_stop_within_letters_that_are_bytes_is_found():
     row = _Row(tokenizer, Task([1], 90, sentence_after=2), {tokenizer.eos_token_id})
     for token in encode_text(tokenizer, "茶は体によい。水もよい。"):
         row.append(token)
-    assert row.written == Written("茶は体によい。", True)
+    assert row.written == Continuation("茶は体によい。", True)
 
 
 def test_what_a_tokenizer_cannot_write_is_refused_and_what_it_normalises_is_taken():

@@ -16,10 +16,10 @@ from hf_apar import (
     enable_apar,
     encode_chat,
 )
-from hf_apar.data.features import tree_features
-from hf_apar.data.text_tree import TextThread
-from hf_apar.text import encode_text
+from hf_apar.data.extraction.text_tree import TextThread
+from hf_apar.text.encoding import encode_text
 from hf_apar.tokens import KNOWN_PAIRS, completed, find_control_tokens
+from hf_apar.training.rows.features import tree_features
 
 
 def llama(vocabulary, *, tied):

@@ -7,10 +7,10 @@ from torch.nn.functional import cross_entropy
 from transformers import Trainer
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from hf_apar.data.collator import DataCollatorForApar, pack
-from hf_apar.data.features import tree_features, unforked
 from hf_apar.errors import ConfigurationError, DataError
 from hf_apar.training.lora import AdapterTrainer, add_lora, hasten_rows
+from hf_apar.training.rows.collator import DataCollatorForApar, pack
+from hf_apar.training.rows.features import tree_features, unforked
 from tiny_trainer import CHILD, EOS, FORK, ROWS, TOKENIZER, TREES, arguments, tiny_model
 
 COPIES = [

@@ -19,8 +19,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from byte_tokenizer import byte_tokenizer
 from hf_apar import AparModelForCausalLM
-from hf_apar.data.collator import DataCollatorForApar
 from hf_apar.training.lora import add_lora, say_bias, token_indices
+from hf_apar.training.rows.collator import DataCollatorForApar
 from test_docs import TRAIN
 from tiny_trainer import CHILD, COLLATOR, EOS, FORK, ROWS, TOKENIZER, arguments, tiny_model
 

@@ -19,18 +19,18 @@ from transformers import (
 )
 
 from byte_tokenizer import byte_tokenizer
-from hf_apar.chat import encode_chat
-from hf_apar.checkpoints import load_adapter
-from hf_apar.data.collator import DataCollatorForApar, pack
-from hf_apar.data.distill import Answer
-from hf_apar.data.features import IGNORED
+from hf_apar.checkpoints.loading import load_adapter
+from hf_apar.data.distillation.distill import Answer
 from hf_apar.errors import ConfigurationError, ControlTokenError, DataError
+from hf_apar.text.chat import encode_chat
 from hf_apar.tokens import FORK_TOKEN, add_control_tokens
 from hf_apar.training.lora import AdapterTrainer
 from hf_apar.training.metrics import fork_metrics
 from hf_apar.training.mixture import Selection, mix
 from hf_apar.training.quality import mean_nll
 from hf_apar.training.recipe import train
+from hf_apar.training.rows.collator import DataCollatorForApar, pack
+from hf_apar.training.rows.features import IGNORED
 
 torch.set_num_threads(1)
 

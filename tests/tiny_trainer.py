@@ -15,9 +15,9 @@ from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from byte_tokenizer import byte_tokenizer
-from hf_apar.data.collator import DataCollatorForApar, pack
-from hf_apar.data.features import tree_features
-from hf_apar.data.text_tree import TextThread
+from hf_apar.data.extraction.text_tree import TextThread
+from hf_apar.training.rows.collator import DataCollatorForApar, pack
+from hf_apar.training.rows.features import tree_features
 
 torch.set_num_threads(1)
 

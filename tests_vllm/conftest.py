@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from byte_tokenizer import byte_tokenizer
 from hf_apar import add_control_tokens, enable_apar
-from hf_apar.hub import save_merged
+from hf_apar.checkpoints.export import save_merged
 
 LENGTH = 1024  # tokens that fit into the model
 

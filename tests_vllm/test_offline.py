@@ -7,9 +7,9 @@ from vllm import SamplingParams
 from byte_tokenizer import byte_tokenizer
 from hf_apar import AparConfig
 from hf_apar.errors import ConfigurationError, ControlTokenError
-from hf_apar.serving import offline
 from hf_apar.serving.admission import Eager, FixedCap, ProportionalFair
-from hf_apar.serving.offline import AparLLM
+from hf_apar.serving.vllm import offline
+from hf_apar.serving.vllm.offline import AparLLM
 
 LENGTH = 1024  # tokens that fit into the model of conftest.py
 GREEDY = {"temperature": 0.0, "max_tokens": 600, "repetition_penalty": 1.1}

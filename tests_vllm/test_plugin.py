@@ -6,8 +6,8 @@ from vllm import SamplingParams
 from vllm.v1.worker.gpu.sample.logits_processor.loader import _load_v2_logitsprocs_plugins
 
 from byte_tokenizer import byte_tokenizer
-from hf_apar.serving import plugin
-from hf_apar.serving.engine import banned
+from hf_apar.serving.vllm import plugin
+from hf_apar.serving.vllm.engine import banned
 
 
 def test_h2_model_runner_v2_starts_beside_the_package():

@@ -5,8 +5,8 @@ import gc
 import pytest
 from vllm import LLM
 
-from hf_apar.data import samplers
-from hf_apar.data.samplers import Task, TransformersSampler, VllmSampler, Written
+from hf_apar.data.distillation import samplers
+from hf_apar.data.distillation.samplers import Continuation, Task, TransformersSampler, VllmSampler
 
 OPTIONS = {"temperature": 0.0, "repetition_penalty": 1.1}
 
@@ -21,7 +21,7 @@ def engines(folder, tokenizer_and_model):
 
 def same_from(engines, tasks):
     """Bytes at the end that are no letter yet are withheld by the one and shown as a mark by the other."""
-    ours, theirs = ([Written(one.text.rstrip("\ufffd"), one.ended) for one in sample(tasks)] for sample in engines)
+    ours, theirs = ([Continuation(one.text.rstrip("\ufffd"), one.ended) for one in sample(tasks)] for sample in engines)
     assert ours == theirs
     return ours
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from openai import BadRequestError, OpenAI
 
-from hf_apar.serving.local import LocalServer
+from hf_apar.serving.vllm.local import LocalServer
 
 GREEDY = {"temperature": 0.0, "max_tokens": 600}
 ASKED = {"extra_body": {"vllm_xargs": {"apar": 1}}}

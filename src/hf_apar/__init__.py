@@ -7,18 +7,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hf_apar.chat import encode_chat
-    from hf_apar.checkpoints import AparModelForCausalLM, load_default_heads, load_default_model
+    from hf_apar.checkpoints.export import export_custom_generate
+    from hf_apar.checkpoints.loading import AparModelForCausalLM, load_default_heads, load_default_model
+    from hf_apar.checkpoints.readiness import check_model
     from hf_apar.config import AparConfig
     from hf_apar.decoding import apar_decode
     from hf_apar.errors import AparError, ConfigurationError, ControlTokenError, DataError, UnsupportedModelError
     from hf_apar.generation import AparGenerationMixin, disable_apar, enable_apar
-    from hf_apar.hub import export_custom_generate
-    from hf_apar.readiness import check_model
     from hf_apar.results import AparOutput, AparStats
     from hf_apar.streaming import AparStreamer
+    from hf_apar.text.chat import encode_chat
     from hf_apar.tokens import add_control_tokens
-    from hf_apar.tree import ParagraphTree, Thread
+    from hf_apar.tree.threads import ParagraphTree, Thread
 
     __version__: str
 
@@ -48,18 +48,18 @@ __all__ = [
 ]
 
 _MODULES = {
-    "chat": ("encode_chat",),
-    "checkpoints": ("AparModelForCausalLM", "load_default_heads", "load_default_model"),
+    "text.chat": ("encode_chat",),
+    "checkpoints.loading": ("AparModelForCausalLM", "load_default_heads", "load_default_model"),
     "config": ("AparConfig",),
     "decoding": ("apar_decode",),
     "errors": ("AparError", "ConfigurationError", "ControlTokenError", "DataError", "UnsupportedModelError"),
     "generation": ("AparGenerationMixin", "disable_apar", "enable_apar"),
-    "hub": ("export_custom_generate",),
-    "readiness": ("check_model",),
+    "checkpoints.export": ("export_custom_generate",),
+    "checkpoints.readiness": ("check_model",),
     "results": ("AparOutput", "AparStats"),
     "streaming": ("AparStreamer",),
     "tokens": ("add_control_tokens",),
-    "tree": ("ParagraphTree", "Thread"),
+    "tree.threads": ("ParagraphTree", "Thread"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

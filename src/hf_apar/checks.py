@@ -4,13 +4,12 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from hf_apar.attention import TREE_ATTENTION
-from hf_apar.cache import layer_windows
 from hf_apar.config import AparConfig, ResolvedConfig
 from hf_apar.errors import ConfigurationError, ControlTokenError, UnsupportedModelError
+from hf_apar.forward.attention import TREE_ATTENTION
+from hf_apar.forward.cache import layer_windows
 from hf_apar.releases import CACHE_NAMES, warn_outside_range
 from hf_apar.streaming import as_list
 from hf_apar.tokens import CHILD_TOKEN, FORK_TOKEN, embedding_rows
@@ -82,22 +81,6 @@ def validate_layers(model: PreTrainedModel) -> None:
             f"{name} takes no position_ids (ALiBi, or positions from the cache's length); APAR needs them, since threads "
             "share positions: use a model with rotary or learned positions"
         )
-
-
-def input_device(model: PreTrainedModel, prompts: torch.device) -> torch.device:
-    """Return where ``model`` takes its inputs: its own device, that of the ``prompts`` where its weights are offloaded."""
-    return prompts if model.device.type == "meta" else model.device
-
-
-def is_split(model: PreTrainedModel) -> bool:
-    """Do the layers of ``model`` stand on several devices?"""
-    return len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
-
-
-def runs_in_step(model: PreTrainedModel) -> bool:
-    """Must several processes run ``model`` with the same shapes, as tensor parallelism does?"""
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return several and torch.distributed.get_world_size() > 1 and getattr(model, "_tp_plan", None) is not None
 
 
 def learns_prompts(model: object) -> bool:

@@ -12,34 +12,34 @@ import torch
 from torch import LongTensor, Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
-from hf_apar.attention import tree_attention_for
-from hf_apar.cache import TreeCache, layer_windows, new_tree_cache
 from hf_apar.checks import (
     resolve_config,
-    runs_in_step,
     validate_generation,
     validate_length,
     validate_model,
     validate_rope,
     validate_streamer,
 )
+from hf_apar.choice.paths import Path
+from hf_apar.choice.sampling import Context, Sampler
+from hf_apar.choice.stopping import Stopper, with_limits
 from hf_apar.config import AparConfig, ResolvedConfig
 from hf_apar.errors import ConfigurationError
+from hf_apar.forward.attention import tree_attention_for
+from hf_apar.forward.cache import TreeCache, layer_windows, new_tree_cache
+from hf_apar.forward.devices import runs_in_step
+from hf_apar.forward.layout import Query, lay_out
+from hf_apar.forward.prompts import Prompts
 from hf_apar.generation_settings import eos_token_ids
-from hf_apar.growth import GrowingTree
-from hf_apar.layout import Query, lay_out
-from hf_apar.paths import Path
-from hf_apar.prompts import Prompts
 from hf_apar.results import AparOutput, AparStats
-from hf_apar.sampling import Context, Sampler
 from hf_apar.speculation.calibration import step_times
 from hf_apar.speculation.lengths import DraftLengths
 from hf_apar.speculation.proposer import Draft, NoDrafts, Proposer, Run
 from hf_apar.speculation.states import LastHidden
-from hf_apar.stopping import Stopper, with_limits
 from hf_apar.streaming import Broadcast, ended_by_errors
 from hf_apar.tokens import embedding_rows
-from hf_apar.tree import Thread
+from hf_apar.tree.growth import GrowingTree
+from hf_apar.tree.threads import Thread
 
 Item = TypeVar("Item")
 

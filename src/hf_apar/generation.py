@@ -10,13 +10,13 @@ from typing import Any, Self, TypeVar
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_apar.checks import learns_prompts, validate_control_ids, validate_model, validate_streamer
+from hf_apar.choice.stopping import stop_string_criteria
 from hf_apar.config import AparConfig
 from hf_apar.decoding import decode_in_threads
 from hf_apar.errors import ConfigurationError, UnsupportedModelError
 from hf_apar.speculation.assistant import AssistantDrafts
 from hf_apar.speculation.lookup import PromptLookup
 from hf_apar.speculation.proposer import Proposer
-from hf_apar.stopping import stop_string_criteria
 from hf_apar.streaming import AparStreamer, PromptRelay, as_list, ended_by_errors
 from hf_apar.tokens import checkpoint_config, completed, find_control_tokens, record_settings
 

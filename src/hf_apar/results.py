@@ -7,7 +7,7 @@ from torch import LongTensor
 from transformers.cache_utils import Cache
 from transformers.utils.generic import ModelOutput
 
-from hf_apar.tree import ParagraphTree
+from hf_apar.tree.threads import ParagraphTree
 
 
 @dataclass

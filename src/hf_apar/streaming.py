@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 import torch
 from torch import Tensor
 
-from hf_apar.tree import FinishReason, ParagraphTree, ReadingCursor
+from hf_apar.tree.threads import FinishReason, ParagraphTree, ReadingCursor
 
 
 class AparStreamer:

@@ -117,7 +117,7 @@ def _messages() -> Iterator[None]:
     """Show on the standard error the library's warnings, and what conversion and the choice of answers say."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("hf-apar: %(message)s"))
-    ours, *talking = map(logging.getLogger, ("hf_apar", "hf_apar.conversion", "hf_apar.training.mixture"))
+    ours, *talking = map(logging.getLogger, ("hf_apar", "hf_apar.checkpoints.conversion", "hf_apar.training.mixture"))
     ours.addHandler(handler)
     before = [logger.level for logger in talking]
     for logger in talking:

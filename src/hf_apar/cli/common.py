@@ -158,7 +158,7 @@ def _named(name: str) -> Iterator[None]:
 
 def load(name: str | None, dtype: Dtype, base: str | None = None) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a model that can fork, and its tokenizer; ``base`` is where an adapter's base is now."""
-    from hf_apar.checkpoints import DEFAULT_BASE, AparModelForCausalLM, load_default_model, load_tokenizer
+    from hf_apar.checkpoints.loading import DEFAULT_BASE, AparModelForCausalLM, load_default_model, load_tokenizer
 
     if name is None:
         if base is not None:
@@ -175,7 +175,7 @@ def load(name: str | None, dtype: Dtype, base: str | None = None) -> "tuple[PreT
 
 def load_base(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load any model, without APAR, and its tokenizer."""
-    from hf_apar import checkpoints
+    from hf_apar.checkpoints import loading as checkpoints
 
     name = name or checkpoints.DEFAULT_BASE
     with quietly(), _named(name):
@@ -198,8 +198,8 @@ def load_any(name: str | None, dtype: Dtype, base: str | None = None) -> "tuple[
 
 def adapter_config(name: str | None) -> Path | None:
     """Return the file that tells of the base of ``name``, a folder or a name on the Hub; ``None`` if it is no adapter."""
-    from hf_apar.checkpoints import DEFAULT_BASE
-    from hf_apar.sources import find_source
+    from hf_apar.checkpoints.loading import DEFAULT_BASE
+    from hf_apar.checkpoints.sources import find_source
 
     if name is None or name == DEFAULT_BASE:
         return None

@@ -28,9 +28,9 @@ from hf_apar.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from hf_apar.data.distill import Question
-    from hf_apar.data.rejections import Rejections
-    from hf_apar.data.samplers import Sampler
+    from hf_apar.data.distillation.distill import Question
+    from hf_apar.data.distillation.samplers import TextSampler
+    from hf_apar.data.records.rejections import Rejections
 
 
 class Engine(StrEnum):
@@ -88,7 +88,7 @@ def distill(
         questions = _opened(questions, opened_share, seed) + _template_questions(templates, seed)
         if not questions:
             raise DataError("there are no prompts; name a file of them, or ask for some with --templates N")
-        from hf_apar.data.distill import distill as answer
+        from hf_apar.data.distillation.distill import distill as answer
 
         ready = _sampler(model, dtype, engine, batch_size, temperature, repetition_penalty, seed, variables)
         with ready as (sample, tokenizer, said):
@@ -119,9 +119,9 @@ def elaborate(
 ) -> None:
     """Let a model go on with the short details of its ANSWERS, and close its lists. Goes on where it stopped."""
     with errors_in_one_line():
-        from hf_apar.data.distill import read_answers
-        from hf_apar.data.elaborate import elaborate as go_on
-        from hf_apar.data.rejections import Rejections
+        from hf_apar.data.distillation.distill import read_answers
+        from hf_apar.data.distillation.elaborate import elaborate as go_on
+        from hf_apar.data.records.rejections import Rejections
 
         rejected = Rejections(answers, _aside(output))
         given = read_answers(answers, rejected)
@@ -184,13 +184,13 @@ def _sampler(
     repetition_penalty: float,
     seed: int,
     chat_template_kwargs: dict[str, object] | None,
-) -> "Iterator[tuple[Sampler, PreTrainedTokenizerBase, str]]":
+) -> "Iterator[tuple[TextSampler, PreTrainedTokenizerBase, str]]":
     """Load what lets a model write, and say in words what it is."""
     import torch
 
-    from hf_apar.checkpoints import DEFAULT_BASE
-    from hf_apar.data.samplers import TransformersSampler, VllmSampler
-    from hf_apar.readiness import check_model
+    from hf_apar.checkpoints.loading import DEFAULT_BASE
+    from hf_apar.checkpoints.readiness import check_model
+    from hf_apar.data.distillation.samplers import TransformersSampler, VllmSampler
 
     loaded, tokenizer = load_base(name, dtype)
     check_model(loaded, tokenizer, token_rows=False, chat_template_kwargs=chat_template_kwargs)
@@ -221,9 +221,9 @@ def _aside(output: Path) -> Path:
 
 
 def _read_questions(path: Path, aside: Path) -> "list[Question]":
-    from hf_apar.data.distill import Question
-    from hf_apar.data.records import open_records, record_of
-    from hf_apar.data.rejections import UNUSABLE, Rejected, Rejections
+    from hf_apar.data.distillation.distill import Question
+    from hf_apar.data.records.files import open_records, record_of
+    from hf_apar.data.records.rejections import UNUSABLE, Rejected, Rejections
 
     questions, rejected = [], Rejections(path, aside)
     for number, row in open_records(path).rows:
@@ -268,7 +268,7 @@ def _tell_dropped(answers: Path) -> None:
     Raises:
         DataError: if there are none.
     """
-    from hf_apar.data.batches import BatchReport
+    from hf_apar.data.distillation.batches import BatchReport
 
     report = BatchReport.of(answers)
     typer.echo(f"of {report.asked} answers {report.answers} kept, {report.dropped.total()} dropped")
@@ -280,13 +280,13 @@ def _tell_dropped(answers: Path) -> None:
 
 
 def _opened(questions: "list[Question]", share: float, seed: int) -> "list[Question]":
-    from hf_apar.data.prompts import open_lists
+    from hf_apar.data.distillation.questions import open_lists
 
     return open_lists(questions, share, seed=seed)
 
 
 def _template_questions(count: int, seed: int) -> "list[Question]":
-    from hf_apar.data.prompts import template_questions
+    from hf_apar.data.distillation.questions import template_questions
 
     try:
         return template_questions(count, seed=seed)

@@ -116,7 +116,7 @@ def _load_both(
     config = adapter_config(model)
     moved = config is not None and json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path") != base
     if moved:
-        from hf_apar.checkpoints import load_tokenizer
+        from hf_apar.checkpoints.loading import load_tokenizer
 
         assert model is not None
         _check_vocabulary(base, own, load_tokenizer(model, base=base))

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from hf_apar.checkpoints.made_with import differences, digest, note, noted
 from hf_apar.errors import ConfigurationError
-from hf_apar.made_with import differences, digest, note, noted
 
 
 class Stages:

@@ -99,7 +99,7 @@ def train(
 ) -> None:
     """Teach a model where to fork, from ANSWERS to an adapter in OUTPUT. Goes on from a checkpoint found there."""
     with errors_in_one_line():
-        from hf_apar.checkpoints import DEFAULT_BASE
+        from hf_apar.checkpoints.loading import DEFAULT_BASE
         from hf_apar.training.recipe import train as fine_tune
         from hf_apar.training.selection import Selection
 
@@ -146,7 +146,7 @@ def train_medusa(
 ) -> None:
     """Teach Medusa heads to guess what a model that can fork writes next. Goes on from a checkpoint found in OUTPUT."""
     with errors_in_one_line():
-        from hf_apar.training.medusa import train_medusa as learn
+        from hf_apar.training.heads import train_medusa as learn
 
         variables = template_arguments(chat_template_kwargs)
         loaded, tokenizer = load(model, dtype)
@@ -274,13 +274,13 @@ def recipe(
 
 def _check(model: str | None, chat_template_kwargs: str | None) -> None:
     """Raise what keeps ``model`` from being taught, before it answers for hours."""
-    from hf_apar.readiness import check_model
+    from hf_apar.checkpoints.readiness import check_model
 
     check_model(*load_base(model, Dtype.float32), chat_template_kwargs=template_arguments(chat_template_kwargs))
 
 
 def _evaluate(adapter: Path, base: str | None, dtype: Dtype, chat_template_kwargs: str | None) -> None:
-    from hf_apar.checkpoints import DEFAULT_BASE
+    from hf_apar.checkpoints.loading import DEFAULT_BASE
 
     evaluate(
         str(adapter), None, None, base=base or DEFAULT_BASE, output=adapter / "evaluation.json",

@@ -11,13 +11,13 @@ from itertools import islice
 from pathlib import Path
 from time import perf_counter
 
-from hf_apar.data.chats import Chat, Message, is_answer, read_chat, without_tree
-from hf_apar.data.cues import count_words
-from hf_apar.data.json_array import UnreadError
-from hf_apar.data.markdown import MAX_DEPTH, MAX_FORKS, Extraction, extraction
-from hf_apar.data.records import Row, open_records, record_of
-from hf_apar.data.rejections import UNUSABLE, Rejected, Rejections
-from hf_apar.data.rules import Rule, rules_without
+from hf_apar.data.extraction.cues import count_words
+from hf_apar.data.extraction.markdown import MAX_DEPTH, MAX_FORKS, Extraction, extraction
+from hf_apar.data.extraction.rules import Rule, rules_without
+from hf_apar.data.records.chats import Chat, Message, is_answer, read_chat, without_tree
+from hf_apar.data.records.files import Row, open_records, record_of
+from hf_apar.data.records.json_array import UnreadError
+from hf_apar.data.records.rejections import UNUSABLE, Rejected, Rejections
 from hf_apar.errors import DataError
 
 CHUNK = 128  # records that a process takes at once
@@ -94,14 +94,15 @@ def extract_file(
     """Read chats from ``source`` and write them to ``output`` with the tree of each answer.
 
     ``output`` is JSON Lines, or Parquet if it is called so: ``messages``, and in those of the assistant ``tree``, the
-    nested lists of :meth:`~hf_apar.data.text_tree.TextThread.to_json` (in Parquet as text). Records that cannot be used
-    go to ``output`` + ``.rejected.jsonl`` with their line and the reason; the report to ``output`` + ``.report.json``.
+    nested lists of :meth:`~hf_apar.data.extraction.text_tree.TextThread.to_json` (in Parquet as text). Records that
+    cannot be used go to ``output`` + ``.rejected.jsonl`` with their line and the reason; the report to ``output`` +
+    ``.report.json``.
 
     Args:
-        source: as for :func:`~hf_apar.data.records.open_records`; the forms of a record are those of
-            :func:`~hf_apar.data.chats.read_chat`.
+        source: as for :func:`~hf_apar.data.records.files.open_records`; the forms of a record are those of
+            :func:`~hf_apar.data.records.chats.read_chat`.
         workers: processes; the file does not depend on them.
-        max_depth, max_forks: as in :func:`~hf_apar.data.markdown.extract`.
+        max_depth, max_forks: as in :func:`~hf_apar.data.extraction.markdown.extract`.
         without: names of rules that are switched off.
         on_progress: called with the number of rows done and that of all, ``None`` where that is not known.
 

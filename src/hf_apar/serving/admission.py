@@ -14,7 +14,7 @@ from heapq import heapify, heappop, heappush
 from typing import Protocol
 
 from hf_apar.serving.answer import Answer
-from hf_apar.tree import Thread
+from hf_apar.tree.threads import Thread
 
 _PAUSE = 0.1  # seconds at most until an engine is shared out anew, where its steps take longer
 _ANSWER = 256  # tokens that an answer is taken to write until one has ended
@@ -138,7 +138,7 @@ class StepTimes:
 
 
 @dataclass(eq=False)
-class Family:
+class Admitted:
     """An answer, and how its threads become requests of an engine."""
 
     answer: Answer
@@ -175,8 +175,8 @@ class Admission:
     def __init__(self, policy: AdmissionPolicy, load: Callable[[], Load]) -> None:
         self.policy, self.load = policy, load
         self._share_next = 0.0  # when a step has passed since the engine was shared out
-        self._families: dict[Family, tuple[int, int]] = {}  # and its threads that run and that wait, as they were last
-        self._held_back: deque[Family] = deque()  # answers that have not begun
+        self._families: dict[Admitted, tuple[int, int]] = {}  # and its threads that run and that wait, as they were last
+        self._held_back: deque[Admitted] = deque()  # answers that have not begun
         self._block_tokens = Load.block_tokens
         self._usually_held = 0.0  # KV tokens, of the answers that have ended
 
@@ -188,12 +188,12 @@ class Admission:
         """The threads that write now, of all answers."""
         return sum(running for running, _ in self._families.values())
 
-    def add(self, family: Family) -> None:
+    def add(self, family: Admitted) -> None:
         """Take on an answer, and start its root if there is room."""
         self._held_back.append(family)
         self._share()
 
-    def remove(self, family: Family) -> None:
+    def remove(self, family: Admitted) -> None:
         """Let an answer go, finished or given up; what still runs for it is cancelled."""
         if family in self._held_back:
             self._held_back.remove(family)
@@ -205,7 +205,7 @@ class Admission:
         self._settle(family)
         self._share()
 
-    def changed(self, family: Family) -> None:
+    def changed(self, family: Admitted) -> None:
         """Something was written for ``family``: start and cancel what that asks for."""
         family.measure(self._block_tokens)
         if self._count(family) != self._families[family]:
@@ -239,24 +239,24 @@ class Admission:
         while self._held_back and self._has_room_for(self._held_back[0], load):
             self._families[self._held_back.popleft()] = (0, 0)
 
-    def _has_room_for(self, family: Family, load: Load) -> bool:
+    def _has_room_for(self, family: Admitted, load: Load) -> bool:
         if not load.kv_tokens or not self._families:
             return True
         held = sum(max(other.usually_held, self._expected(other)) for other in self._families)
         return held + self._expected(family) <= load.kv_tokens
 
-    def _expected(self, family: Family) -> float:
+    def _expected(self, family: Admitted) -> float:
         """How many KV tokens an answer will hold on average: as many as others did, or a guess if none has ended."""
         limits, prompt = family.answer.limits, family.answer.row.prompt_length
         return self._usually_held or prompt + min(limits.max_tokens or _ANSWER, _ANSWER) / 2
 
     @staticmethod
-    def _settle(family: Family) -> None:
+    def _settle(family: Admitted) -> None:
         for thread in family.answer.to_cancel():
             family.cancel(thread)
         for thread in family.answer.to_start():
             family.start(thread)
 
     @staticmethod
-    def _count(family: Family) -> tuple[int, int]:
+    def _count(family: Admitted) -> tuple[int, int]:
         return len(family.answer.row.live), len(family.answer.row.waiting)

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_apar.config import ResolvedConfig
-from hf_apar.growth import GrowingTree
-from hf_apar.tree import Decodes, FinishReason, ParagraphTree, ReadingCursor, Thread, joined
+from hf_apar.tree.growth import GrowingTree
+from hf_apar.tree.threads import Decodes, FinishReason, ParagraphTree, ReadingCursor, Thread, joined
 
 _CONTEXT = 6  # tokens before a text that may change how it reads: a space that is dropped, a character of several tokens
 _WINDOW = 24  # tokens that are decoded at once at most, while every character ends with its token
@@ -79,7 +79,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Written:
+class MadeToken:
     """A token that a request made: its log probability, if wanted, and whatever else the engine told about it."""
 
     token: int
@@ -92,7 +92,7 @@ class Piece:
     """What of an answer became readable: its text, and its tokens."""
 
     text: str = ""
-    tokens: list[Written] = field(default_factory=list)
+    tokens: list[MadeToken] = field(default_factory=list)
 
 
 class Answer:
@@ -127,8 +127,8 @@ class Answer:
         )  # fmt: skip
         self.stop_reason: int | str | None = None
         self.failure: str | None = None
-        self._tokens: dict[int, list[Written]] = {0: []}  # of each thread's ``tokens``
-        self._end: Written | None = None  # the root's EOS
+        self._tokens: dict[int, list[MadeToken]] = {0: []}  # of each thread's ``tokens``
+        self._end: MadeToken | None = None  # the root's EOS
         self._decoder = IncrementalText(tokenizer, prompt_ids, skip_special_tokens)
         self._cursor = ReadingCursor(self.tree)
         self._read = self.tree.threads[0]  # the thread that was read last
@@ -191,7 +191,7 @@ class Answer:
     def write(
         self,
         thread: Thread,
-        written: Sequence[Written],
+        written: Sequence[MadeToken],
         *,
         reason: FinishReason | None = None,
         stop_reason: int | str | None = None,
@@ -265,7 +265,7 @@ class Answer:
             return joined(self._text, new, self.config.joint)
         return new
 
-    def _append(self, thread: Thread, one: Written) -> None:
+    def _append(self, thread: Thread, one: MadeToken) -> None:
         self.row.append(thread, one.token)
         self._note(thread, one)
         if one.token == self.config.fork_token_id:
@@ -275,14 +275,14 @@ class Answer:
             self._tokens.setdefault(thread.index, []).append(one)
             self._written += 1
 
-    def _end_itself(self, thread: Thread, end: Written) -> None:
+    def _end_itself(self, thread: Thread, end: MadeToken) -> None:
         thread.eos_token_id = end.token
         self._note(thread, end)
         if thread.parent is None:
             self._end = end
 
     @staticmethod
-    def _note(thread: Thread, one: Written) -> None:
+    def _note(thread: Thread, one: MadeToken) -> None:
         if one.logprob is not None:
             if thread.logprobs is None:
                 thread.logprobs = []

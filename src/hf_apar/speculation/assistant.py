@@ -1,7 +1,7 @@
 """A smaller model drafts for every live thread at once: k draft tokens for all of them take k of its forward passes.
 
 It follows the same tree in a cache of its own. When sampling, drafts are drawn, and kept or redrawn by rejection (Leviathan
-et al., 2023, in :mod:`hf_apar.sampling`): the text keeps the model's distribution exactly.
+et al., 2023, in :mod:`hf_apar.choice.sampling`): the text keeps the model's distribution exactly.
 """
 
 from collections.abc import Sequence
@@ -12,20 +12,21 @@ from torch import LongTensor, Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from hf_apar.attention import tree_attention_for
-from hf_apar.cache import layer_windows, new_tree_cache
-from hf_apar.checks import input_device, validate_model
+from hf_apar.checks import validate_model
+from hf_apar.choice.sampling import Context
 from hf_apar.errors import ConfigurationError
+from hf_apar.forward.attention import tree_attention_for
+from hf_apar.forward.cache import layer_windows, new_tree_cache
+from hf_apar.forward.devices import input_device
+from hf_apar.forward.layout import Query, lay_out
+from hf_apar.forward.prompts import Prompts
 from hf_apar.generation_settings import eos_token_ids
-from hf_apar.growth import GrowingTree
-from hf_apar.layout import Query, lay_out
-from hf_apar.prompts import Prompts
-from hf_apar.sampling import Context
-from hf_apar.slots import SlotPool
 from hf_apar.speculation.calibration import step_times
 from hf_apar.speculation.proposer import Draft, Proposer, Run
 from hf_apar.tokens import embedding_rows
-from hf_apar.tree import Thread
+from hf_apar.tree.growth import GrowingTree
+from hf_apar.tree.slots import SlotPool
+from hf_apar.tree.threads import Thread
 
 
 @dataclass

@@ -8,9 +8,9 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import PreTrainedModel
 
-from hf_apar.attention import tree_attention_for
-from hf_apar.cache import layer_windows, new_tree_cache
-from hf_apar.layout import Query, lay_out
+from hf_apar.forward.attention import tree_attention_for
+from hf_apar.forward.cache import layer_windows, new_tree_cache
+from hf_apar.forward.layout import Query, lay_out
 
 WIDTHS = (1, 4, 16, 64)
 CONTEXT = 128  # slots that each query sees, at most

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from hf_apar.errors import ConfigurationError
 from hf_apar.speculation.proposer import Draft
-from hf_apar.tree import Thread
+from hf_apar.tree.threads import Thread
 
 SCHEDULES = (None, "constant", "heuristic")
 

@@ -7,9 +7,9 @@ thread's drafts may come from threads that it does not see, since a draft is onl
 from collections.abc import Sequence
 
 from hf_apar.errors import ConfigurationError
-from hf_apar.growth import GrowingTree
 from hf_apar.speculation.proposer import Draft, Proposer, Run
-from hf_apar.tree import Thread
+from hf_apar.tree.growth import GrowingTree
+from hf_apar.tree.threads import Thread
 
 
 class PromptLookup(Proposer):

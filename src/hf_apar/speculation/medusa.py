@@ -20,9 +20,9 @@ from torch.nn import functional
 
 from hf_apar.errors import ConfigurationError
 from hf_apar.generation_settings import eos_token_ids
-from hf_apar.growth import GrowingTree
 from hf_apar.speculation.proposer import Draft, Proposer, Run
-from hf_apar.tree import Thread
+from hf_apar.tree.growth import GrowingTree
+from hf_apar.tree.threads import Thread
 
 _FADING = 0.6  # about what a further guess in a row gains, of what the one before it gained
 WORTHLESS = 0.02  # guesses with less of a chance to be kept are not made

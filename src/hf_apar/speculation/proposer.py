@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hf_apar.choice.sampling import Context, Sampler
 from hf_apar.config import ResolvedConfig
-from hf_apar.growth import GrowingTree
-from hf_apar.sampling import Context, Sampler
-from hf_apar.tree import Thread
+from hf_apar.tree.growth import GrowingTree
+from hf_apar.tree.threads import Thread
 
 
 @dataclass(frozen=True)

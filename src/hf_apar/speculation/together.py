@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from hf_apar.errors import ConfigurationError
-from hf_apar.growth import GrowingTree
 from hf_apar.speculation.lengths import Acceptance
 from hf_apar.speculation.proposer import Draft, Proposer, Run
-from hf_apar.tree import Thread
+from hf_apar.tree.growth import GrowingTree
+from hf_apar.tree.threads import Thread
 
 _PRIOR, _PRIOR_WEIGHT = 0.3, 8.0  # acceptance of guesses without an estimate of their own, before anything is known
 

@@ -10,14 +10,14 @@ from typing import cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_apar.chat import encode_chat
 from hf_apar.config import AparConfig
-from hf_apar.data.markdown import extract
-from hf_apar.data.repetition import repeated_share
+from hf_apar.data.extraction.markdown import extract
+from hf_apar.data.extraction.repetition import repeated_share
 from hf_apar.results import AparOutput
-from hf_apar.text import encode_answer
+from hf_apar.text.chat import encode_chat
+from hf_apar.text.encoding import encode_answer
 from hf_apar.training.quality import false_forks, mean_nll
-from hf_apar.tree import Decodes
+from hf_apar.tree.threads import Decodes
 
 IN_PARTS = (
     "What are the benefits of learning a second language?",
@@ -115,7 +115,7 @@ def evaluate(
     Args:
         fork_bias, repetition_penalty: in place of the checkpoint's.
         max_new_tokens: sampled tokens of an answer.
-        chat_template_kwargs: as for :func:`~hf_apar.chat.encode_chat`.
+        chat_template_kwargs: as for :func:`~hf_apar.text.chat.encode_chat`.
     """
     options: dict[str, object] = {"max_new_tokens": max_new_tokens}
     if repetition_penalty is not None:
@@ -199,7 +199,7 @@ def likelihoods(
     Args:
         own: the base's answers to the same prompts (:func:`plain_answers`), best with the repetition penalty that the tuned
             model decodes with, since both change by it.
-        chat_template_kwargs: as for :func:`~hf_apar.chat.encode_chat`.
+        chat_template_kwargs: as for :func:`~hf_apar.text.chat.encode_chat`.
 
     Returns:
         ``nll``, ``nll_plain`` and ``nll_base``: nats a token of the answers in threads, of the tuned model's plain ones and

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 
-from hf_apar.data.chats import Message
+from hf_apar.data.records.chats import Message
 from hf_apar.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
-from hf_apar.data.features import IGNORED
 from hf_apar.errors import ConfigurationError
+from hf_apar.training.rows.features import IGNORED
 
 _ROWS = "trainable_tokens"  # PEFT's name for the parameters of `trainable_token_indices`
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import LongTensor, Tensor
 from transformers import EvalPrediction, Trainer
 
-from hf_apar.data.features import IGNORED
+from hf_apar.training.rows.features import IGNORED
 
 
 def fork_metrics(predicted: NDArray[np.int64], targets: NDArray[np.int64], fork_id: int) -> dict[str, float]:

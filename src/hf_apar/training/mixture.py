@@ -9,17 +9,17 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from hf_apar.chat import check_written, encode_chat
-from hf_apar.data.batches import Answer
-from hf_apar.data.chats import ChatAnswer, Message, chat_answers
-from hf_apar.data.collator import pack
-from hf_apar.data.features import TreeFeatures, tree_features, truncate, unforked
-from hf_apar.data.markdown import extract
-from hf_apar.data.records import open_records, record_of
-from hf_apar.data.rejections import UNUSABLE, Rejected, Rejections
+from hf_apar.data.distillation.batches import TextAnswer
+from hf_apar.data.extraction.markdown import extract
+from hf_apar.data.records.chats import ChatAnswer, Message, chat_answers
+from hf_apar.data.records.files import open_records, record_of
+from hf_apar.data.records.rejections import UNUSABLE, Rejected, Rejections
 from hf_apar.errors import DataError
-from hf_apar.text import encode_answer
+from hf_apar.text.chat import check_written, encode_chat
+from hf_apar.text.encoding import encode_answer
 from hf_apar.training.held_out import held_out_places, prompt_key
+from hf_apar.training.rows.collator import pack
+from hf_apar.training.rows.features import TreeFeatures, tree_features, truncate, unforked
 from hf_apar.training.selection import DEFAULT_SELECTION, Selection
 
 logger = logging.getLogger(__name__)
@@ -33,13 +33,14 @@ def packed_rows(
     max_length: int = 1024,
     chat_template_kwargs: Mapping[str, object] | None = None,
 ) -> list[dict[str, list[int]]]:
-    """Return every answer of a file as rows for :class:`~hf_apar.data.collator.DataCollatorForApar`, several to a row.
+    """Return every answer of a file as rows, several to one, for
+    :class:`~hf_apar.training.rows.collator.DataCollatorForApar`.
 
     Args:
         answers: as for :func:`read_examples`.
         control_ids: of [Fork] and [Child].
         max_length: tokens of a row; of a longer answer the last threads are left out.
-        chat_template_kwargs: as for :func:`~hf_apar.chat.encode_chat`.
+        chat_template_kwargs: as for :func:`~hf_apar.text.chat.encode_chat`.
 
     Records that cannot be used are left out, and a warning tells of them.
 
@@ -65,8 +66,8 @@ def read_examples(path: Path, rejected: Rejections | None = None) -> list[ChatAn
     """Read the answers of chats, with the trees that ``hf-apar extract`` found; extracted now where they have none.
 
     Args:
-        path: as for :func:`~hf_apar.data.records.open_records`: what ``hf-apar distill`` or ``hf-apar extract`` wrote, or
-            chats in any form of :func:`~hf_apar.data.chats.read_chat`.
+        path: as for :func:`~hf_apar.data.records.files.open_records`: what ``hf-apar distill`` or ``hf-apar extract``
+            wrote, or chats in any form of :func:`~hf_apar.data.records.chats.read_chat`.
         rejected: takes the records that cannot be used; by default a warning tells of them.
 
     Raises:
@@ -90,7 +91,7 @@ _Tree = tuple[ChatAnswer, TreeFeatures]
 
 
 def mix(
-    answers: Sequence[Answer | ChatAnswer],
+    answers: Sequence[TextAnswer | ChatAnswer],
     tokenizer: PreTrainedTokenizerBase,
     control_ids: tuple[int, int],
     selection: Selection = DEFAULT_SELECTION,
@@ -111,7 +112,7 @@ def mix(
             where ``selection.likeliest`` has a choice.
         rejected: takes the answers that the tokenizer's chat template refuses, beside what it holds already; a warning
             tells of all.
-        chat_template_kwargs: as for :func:`~hf_apar.chat.encode_chat`; a record's own tools go before.
+        chat_template_kwargs: as for :func:`~hf_apar.text.chat.encode_chat`; a record's own tools go before.
 
     Raises:
         DataError: if no answer is structured, or too few remain to hold any out.
@@ -186,7 +187,7 @@ def _likeliest(
     return chosen
 
 
-def _with_tree(answer: Answer | ChatAnswer, number: int) -> ChatAnswer:
+def _with_tree(answer: TextAnswer | ChatAnswer, number: int) -> ChatAnswer:
     if isinstance(answer, ChatAnswer):
         return answer
     return ChatAnswer((Message(role="user", content=answer.prompt),), extract(answer.response), record=number)

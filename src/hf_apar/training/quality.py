@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from hf_apar.data.repetition import repeated_share, repeats
-from hf_apar.tree import Decodes, ParagraphTree
+from hf_apar.data.extraction.repetition import repeated_share, repeats
+from hf_apar.tree.threads import Decodes, ParagraphTree
 
 _WORD = re.compile(r"\w+")
 

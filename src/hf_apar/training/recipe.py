@@ -10,16 +10,16 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_apar.checkpoints import DEFAULT_BASE, adapter_settings, load_base, save_adapter, save_settings
-from hf_apar.data.collator import DataCollatorForApar, pack
-from hf_apar.data.rejections import Rejections
-from hf_apar.readiness import check_model
+from hf_apar.checkpoints.loading import DEFAULT_BASE, adapter_settings, load_base, save_adapter, save_settings
+from hf_apar.checkpoints.readiness import check_model
+from hf_apar.data.records.rejections import Rejections
 from hf_apar.tokens import add_control_tokens
 from hf_apar.training.lora import AdapterTrainer, add_lora, load_lora
 from hf_apar.training.metrics import best_tokens, final_metrics, metrics_for
 from hf_apar.training.mixture import Mixture, mix, read_examples
 from hf_apar.training.quality import mean_nll
 from hf_apar.training.resuming import keep_to_settings
+from hf_apar.training.rows.collator import DataCollatorForApar, pack
 from hf_apar.training.selection import DEFAULT_SELECTION, Selection
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def train(
 
     Args:
         answers: chats (:func:`~hf_apar.training.mixture.read_examples`), best the model's own, as
-            :func:`hf_apar.data.distill.distill` writes them, or what
+            :func:`hf_apar.data.distillation.distill.distill` writes them, or what
             ``hf-apar extract`` writes.
         output: folder for the adapter in bfloat16, its generation config, the tokenizer, ``metrics.json``, and at most
             two checkpoints while it trains.
@@ -73,7 +73,7 @@ def train(
         bf16: compute in bfloat16 where it is safe; the weights stay float32.
         compile: compile the model, and pad every row to ``max_length``, so that it is compiled once, or twice with a last
             batch of fewer rows.
-        chat_template_kwargs: as for :func:`~hf_apar.chat.encode_chat`.
+        chat_template_kwargs: as for :func:`~hf_apar.text.chat.encode_chat`.
 
     Returns:
         The metrics on the held-out answers: ``eval_loss``, ``eval_fork_recall``, ``eval_fork_precision`` and others. Records

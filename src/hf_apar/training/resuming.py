@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from hf_apar.checkpoints.made_with import differences, digest, note, noted
 from hf_apar.errors import DataError
-from hf_apar.made_with import differences, digest, note, noted
 from hf_apar.training.mixture import Mixture
 
 MADE_WITH = "made_with.json"

@@ -3,10 +3,10 @@
 import re
 from dataclasses import dataclass
 
-from hf_apar.data.repetition import repeated_share, repeats_a_sibling, repeats_a_title
-from hf_apar.data.sentences import first_sentence_end
-from hf_apar.data.text_tree import TextThread
-from hf_apar.data.thinking import thinking_end
+from hf_apar.data.extraction.repetition import repeated_share, repeats_a_sibling, repeats_a_title
+from hf_apar.data.extraction.sentences import first_sentence_end
+from hf_apar.data.extraction.text_tree import TextThread
+from hf_apar.data.extraction.thinking import thinking_end
 from hf_apar.errors import DataError
 
 _BOLD_ITEM = re.compile(r"^ {0,3}(?:[-*+]|\d{1,3}[.)])[ \t]+(?:\*\*|__)", re.MULTILINE)
@@ -19,8 +19,8 @@ class Selection:
     Attributes:
         structured_share: answers that fork, among all; of the others so many are drawn.
         unforked_share: of the structured ones that are trained on, so many come once more as they read without forks
-            (:func:`~hf_apar.data.features.unforked`): decoded plainly, with [Fork] banned, the model must know that a
-            title's detail is followed by the next title and not by EOS.
+            (:func:`~hf_apar.training.rows.features.unforked`): decoded plainly, with [Fork] banned, the model must know
+            that a title's detail is followed by the next title and not by EOS.
         held_out: kept aside for the metrics.
         max_repetition: left out is what repeats more of its runs of five words, a title, or in one thread what a sibling
             says; at 1 repetition is no reason.

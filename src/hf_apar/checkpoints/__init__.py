@@ -1,0 +1,1 @@
+"""Models, adapters and heads on disk: found, loaded, checked, written."""

@@ -1,0 +1,1 @@
+"""From logits to tokens: processors, sampling, and when a thread must stop."""

@@ -1,0 +1,197 @@
+"""The choice of the next tokens: bans of the control tokens, logits processors on each thread's path, argmax or draw."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import LongTensor, Tensor
+from torch.nn import functional
+from transformers import LogitsProcessorList
+from transformers.generation import logits_process
+
+from hf_apar.choice.paths import Path, filled, rounds
+from hf_apar.choice.purity import Pure
+from hf_apar.config import ResolvedConfig
+from hf_apar.errors import ConfigurationError
+
+_SCORES_ONLY = tuple(
+    getattr(logits_process, name)
+    for name in (
+        "TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper", "TypicalLogitsWarper",
+        "EpsilonLogitsWarper", "EtaLogitsWarper", "TopHLogitsWarper", "InfNanRemoveLogitsProcessor",
+        "LogitNormalization", "SuppressTokensLogitsProcessor",
+    )
+    if hasattr(logits_process, name)
+)  # fmt: skip
+"""Processors of transformers that never look at ``input_ids``."""
+
+_STATEFUL = tuple(
+    getattr(logits_process, name)
+    for name in (
+        "UnbatchedClassifierFreeGuidanceLogitsProcessor", "ClassifierFreeGuidanceLogitsProcessor",
+        "SynthIDTextWatermarkLogitsProcessor", "WhisperNoSpeechDetection", "DiaClassifierFreeGuidanceLogitsProcessor",
+        "DiaEOSChannelFilterLogitsProcessor", "DiaEOSDelayPatternLogitsProcessor",
+    )
+    if hasattr(logits_process, name)
+)  # fmt: skip
+"""Processors with a state or a cache of their own, or with several rows for one sequence: they cannot follow threads."""
+
+
+Processor = Callable[[LongTensor, Tensor], Tensor]
+
+
+def _looks_for_tokens(processor: Processor) -> bool:
+    """Does ``processor`` ask only which tokens a row holds, wherever and however often?"""
+    penalty = type(processor) is logits_process.RepetitionPenaltyLogitsProcessor
+    return penalty and getattr(processor, "prompt_ignore_length", None) is None
+
+
+@dataclass(frozen=True)
+class Context(Path):
+    """What the choice of one token may look at.
+
+    Attributes:
+        may_fork: False right after [Fork] or [Child] and at ``max_depth``.
+        guess: a token that was drawn for this place, if one was.
+        drawn_from: the probabilities (vocabulary,) that it was drawn with.
+    """
+
+    may_fork: bool
+    guess: int | None = None
+    drawn_from: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The tokens chosen, and what from: ``logits`` and, processed, ``scores`` (contexts, vocabulary)."""
+
+    tokens: list[int]
+    logits: Tensor
+    scores: Tensor
+
+    def logprobs(self) -> list[float]:
+        """Return the log probability of each token under its ``scores``."""
+        chosen = torch.tensor(self.tokens, device=self.scores.device)[:, None]
+        return self.scores.log_softmax(dim=-1).gather(1, chosen)[:, 0].tolist()
+
+
+class Sampler:
+    """Chooses one token for each :class:`Context`, all in one go.
+
+    Args:
+        processors: what ``generate`` prepared; the suppression of the two control tokens is lifted.
+        config: the settings of this run.
+        prompt_ids: (batch, prompt), padded on the left.
+        pad_token_id: fills rows that a processor must get but whose result is not used.
+        do_sample: draw from the softmax instead of taking the argmax.
+
+    Raises:
+        ConfigurationError: for a processor that keeps state across calls.
+    """
+
+    def __init__(
+        self,
+        processors: LogitsProcessorList,
+        config: ResolvedConfig,
+        prompt_ids: LongTensor,
+        *,
+        pad_token_id: int,
+        do_sample: bool,
+    ) -> None:
+        self.fork, self.child, self.fork_bias = config.fork_token_id, config.child_token_id, config.fork_bias
+        self.prompt_ids, self.pad_token_id, self.do_sample = prompt_ids, pad_token_id, do_sample
+        lifted = [one for one in map(self._lift, processors) if one is not None]
+        self.processors = [one if type(one) in _SCORES_ONLY or _looks_for_tokens(one) else Pure(one) for one in lifted]
+
+    def __call__(self, logits: Tensor, contexts: Sequence[Context]) -> Choices:
+        """Choose one token for each context; ``logits`` is (contexts, vocabulary)."""
+        raw = logits.float()
+        scores = self.scores(raw, contexts)
+        if self.do_sample:
+            chances = _after_rejection(scores.softmax(dim=-1), contexts)
+            chosen = torch.multinomial(chances, num_samples=1).squeeze(1)  # (contexts,)
+        else:
+            chosen = scores.argmax(dim=-1)
+        return Choices(chosen.tolist(), raw, scores)  # the step's one copy to the host
+
+    def scores(self, logits: Tensor, contexts: Sequence[Context]) -> Tensor:
+        """Return float32 ``logits`` (contexts, vocabulary) after the bans and all processors."""
+        return self._process(self._ban(logits, contexts), contexts)
+
+    def guess_scores(self, logits: Tensor, places: Tensor, contexts: Sequence[Context]) -> Tensor:
+        """Return about what :meth:`scores` would make of logits over some tokens alone, (contexts, tokens).
+
+        For guesses, which may be wrong: processors that need more than a path's set of tokens are left out.
+
+        Args:
+            places: (vocabulary,): the column of each token, the number of columns for those that have none.
+        """
+        scores = functional.pad(logits, (0, 1), value=-torch.inf)  # the last column stands for all other tokens
+        forbidden = torch.tensor([not context.may_fork for context in contexts], device=scores.device)
+        fork = int(places[self.fork])
+        scores[:, fork] = (scores[:, fork] + self.fork_bias).masked_fill(forbidden, -torch.inf)
+        for processor in self.processors:
+            if _looks_for_tokens(processor):
+                known = filled(self.prompt_ids, contexts).to(places.device)
+                scores = processor(places[known], scores)  # type: ignore[arg-type]
+        return scores[:, :-1]
+
+    def _ban(self, logits: Tensor, contexts: Sequence[Context]) -> Tensor:
+        scores = logits.clone()
+        scores[:, self.child] = -torch.inf
+        scores[:, self.fork] += self.fork_bias
+        forbidden = torch.tensor([not context.may_fork for context in contexts], device=scores.device)
+        scores[:, self.fork] = scores[:, self.fork].masked_fill(forbidden, -torch.inf)
+        return scores
+
+    def _process(self, scores: Tensor, contexts: Sequence[Context]) -> Tensor:
+        for processor in self.processors:
+            if type(processor) in _SCORES_ONLY:
+                scores = processor(self.prompt_ids, scores)
+            elif _looks_for_tokens(processor):
+                scores = processor(filled(self.prompt_ids, contexts), scores)
+            else:
+                scores = self._along_paths(processor, scores, contexts)
+        return scores
+
+    def _along_paths(self, processor: Processor, scores: Tensor, contexts: Sequence[Context]) -> Tensor:
+        """Call ``processor`` with each path as the row of a batch-sized input."""
+        result = scores.clone()
+        for batch in rounds(self.prompt_ids, contexts, self.pad_token_id):
+            given = scores[batch.indices[0]].repeat(len(self.prompt_ids), 1)  # (batch, vocabulary)
+            given[batch.rows] = scores[batch.indices]
+            result[batch.indices] = processor(batch.input_ids, given)[batch.rows]
+        return result
+
+    def _lift(self, processor: Processor) -> Processor | None:
+        """Take the two control tokens out of a suppression: a checkpoint suppresses them in plain decoding."""
+        if isinstance(processor, _STATEFUL):
+            raise ConfigurationError(
+                f"{type(processor).__name__} cannot follow several threads: it keeps state, or takes several rows for one "
+                "sequence; leave it out, and the option that asks for it (guidance_scale, watermarking_config), or call "
+                "generate without apar"
+            )
+        if not isinstance(processor, logits_process.SuppressTokensLogitsProcessor):
+            return processor
+        kept = [token for token in processor.suppress_tokens.tolist() if token not in (self.fork, self.child)]
+        return logits_process.SuppressTokensLogitsProcessor(kept, device=str(self.prompt_ids.device)) if kept else None
+
+
+def _after_rejection(chances: Tensor, contexts: Sequence[Context]) -> Tensor:
+    """Return what to draw from, (contexts, vocabulary), so that guesses are kept as often as their distribution allows.
+
+    A guess drawn from q is kept with the probability min(1, p / q), else a token is drawn from what p has more than q: the
+    result is distributed as p (Leviathan et al., 2023, theorem 1). A kept guess is a row with that one token.
+    """
+    drawn = [(index, one.guess, one.drawn_from) for index, one in enumerate(contexts) if one.drawn_from is not None]
+    if not drawn:
+        return chances
+    rows = torch.tensor([index for index, _, _ in drawn], device=chances.device)
+    guesses = torch.tensor([guess for _, guess, _ in drawn], device=chances.device)[:, None]
+    padded = [functional.pad(other, (0, chances.shape[1] - len(other))) for _, _, other in drawn]
+    ours, theirs = chances[rows], torch.stack(padded).to(chances.device)
+    kept = torch.rand(len(drawn), 1, device=chances.device) * theirs.gather(1, guesses) < ours.gather(1, guesses)
+    more = (ours - theirs).clamp(min=0)
+    more = torch.where(more.sum(dim=1, keepdim=True) > 0, more, ours)  # equal but for rounding
+    alone = torch.zeros_like(ours).scatter(1, guesses, 1.0)
+    return chances.index_copy(0, rows, torch.where(kept, alone, more))

@@ -1,0 +1,102 @@
+"""When a thread must stop: stop strings and stopping criteria, judged on each thread's path; and the clock."""
+
+import copy
+from collections.abc import Sequence
+
+from torch import LongTensor
+from transformers import (
+    GenerationConfig,
+    MaxTimeCriteria,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
+from transformers.generation.stopping_criteria import ConfidenceCriteria, EosTokenCriteria, MaxLengthCriteria
+
+from hf_apar.choice.paths import Path, rounds
+from hf_apar.choice.purity import Pure
+from hf_apar.config import ResolvedConfig
+from hf_apar.errors import ConfigurationError
+
+
+class Stopper:
+    """Judges every token that was chosen by the criteria that ``generate`` prepared.
+
+    A criterion sees a path as the answer reads: the [Fork] and [Child] between a prefix and its child are left out, so
+    that a stop string may begin in a title and end in its detail; a [Fork] after which the same thread goes on stays
+    in, since there the answer reads on elsewhere. EOS tokens and the length are the loop's own business.
+
+    Args:
+        criteria: what ``generate`` prepared; a custom criterion gets ``scores=None``.
+        prompt_ids: (batch, prompt), padded on the left.
+
+    Raises:
+        ConfigurationError: for a criterion that keeps state across calls.
+    """
+
+    def __init__(
+        self, criteria: StoppingCriteriaList, config: ResolvedConfig, prompt_ids: LongTensor, *, pad_token_id: int
+    ) -> None:
+        self.controls = (config.fork_token_id, config.child_token_id)
+        self.prompt_ids, self.pad_token_id = prompt_ids, pad_token_id
+        self.clocks = StoppingCriteriaList(one for one in criteria if isinstance(one, MaxTimeCriteria))
+        ours = (EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria)
+        if any(isinstance(one, ConfidenceCriteria) for one in criteria):
+            raise ConfigurationError(
+                "ConfidenceCriteria judges the drafts of an assistant; leave it out, and pass assistant_confidence_threshold"
+            )
+        # the list takes from each criterion what generate takes: a tensor or an array of the rows, or one bool for all
+        self.criteria = StoppingCriteriaList(Pure(one) for one in criteria if not isinstance(one, ours))
+
+    @property
+    def out_of_time(self) -> bool:
+        """Has ``max_time`` passed?"""
+        return bool(self.clocks) and bool(self.clocks(self.prompt_ids, None).any())
+
+    def __call__(self, paths: Sequence[Path], tokens: Sequence[int]) -> list[bool]:
+        """Return whether each path must stop once it has written its token; a control token is no text and never stops."""
+        stops = [False] * len(paths)
+        if not self.criteria:
+            return stops
+        texts = [Path(path.row, self._as_read([*path.new_ids, token])) for path, token in zip(paths, tokens, strict=True)]
+        for batch in rounds(self.prompt_ids, texts, self.pad_token_id):
+            verdict = self.criteria(batch.input_ids, None).tolist()
+            for index, row in zip(batch.indices, batch.rows, strict=True):
+                stops[index] = bool(verdict[row]) and tokens[index] not in self.controls
+        return stops
+
+    def _as_read(self, ids: Sequence[int]) -> list[int]:
+        read: list[int] = []
+        for token in ids:
+            if token == self.controls[1]:
+                read.pop()  # the [Fork] before it
+            else:
+                read.append(token)
+        return read
+
+
+def with_limits(generation_config: GenerationConfig, criteria: StoppingCriteriaList) -> GenerationConfig:
+    """Return ``generation_config`` with the EOS tokens and the length that ``criteria`` hold: a caller's own come first."""
+    lengths = [one.max_length for one in criteria if isinstance(one, MaxLengthCriteria)]
+    ends = [one.eos_token_id.tolist() for one in criteria if isinstance(one, EosTokenCriteria)]
+    result = copy.copy(generation_config)
+    if lengths:
+        result.max_length = min(lengths)
+    result.eos_token_id = list(dict.fromkeys(token for tokens in ends for token in tokens)) or None
+    return result
+
+
+def stop_string_criteria(
+    strings: str | Sequence[str] | None, tokenizer: PreTrainedTokenizerBase | None
+) -> list[StoppingCriteria]:
+    """Return stop strings as a criterion: none, or one.
+
+    Raises:
+        ConfigurationError: if there are stop strings and no tokenizer.
+    """
+    if not strings:
+        return []
+    if tokenizer is None:
+        raise ConfigurationError("stop_strings are found in text; pass tokenizer=tokenizer to generate too")
+    return [StopStringCriteria(tokenizer, list(strings) if not isinstance(strings, str) else strings)]

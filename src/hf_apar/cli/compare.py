@@ -1,0 +1,95 @@
+"""One prompt decoded plainly and with APAR, by the same model with the same options, on the same clock."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_apar.cli.live import LiveText, LiveTree
+from hf_apar.config import AparConfig
+from hf_apar.generation_settings import eos_token_ids
+from hf_apar.results import AparStats
+from hf_apar.speculation.proposer import Proposer
+from hf_apar.tokens import checkpoint_config
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one way of decoding gave: the answer, its tokens without control tokens and EOS, the wall-clock seconds.
+
+    ``unfinished`` counts the threads that the limit of tokens cut; plain decoding has one thread.
+    """
+
+    text: str
+    tokens: int
+    seconds: float
+    unfinished: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+
+@dataclass(frozen=True)
+class AparResult(Result):
+    """What decoding with forks gave, and how its threads went."""
+
+    stats: AparStats
+    tree: dict[str, object]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A loaded model, an encoded prompt and the options of ``generate`` that both ways share; ``proposer`` serves APAR."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    prompt: list[int]
+    max_new_tokens: int
+    options: dict[str, object]
+    seed: int
+    show: bool
+    proposer: Proposer | None = None
+
+    def warm_up(self, config: AparConfig) -> None:
+        """Decode a few tokens both ways: the first pass through a model pays for things that later ones do not."""
+        self._generate(max_new_tokens=4)
+        self._generate(max_new_tokens=4, apar=config, proposer=self.proposer)
+
+    def plain(self) -> Result:
+        """Decode token by token, with the model's own ``generate``."""
+        view = LiveText(self.tokenizer) if self.show else None
+        output, seconds = self._shown(view)
+        new = output.sequences[0, len(self.prompt) :].tolist()  # type: ignore[attr-defined]
+        tokens = sum(token not in self.tokenizer.all_special_ids for token in new)  # as APAR's statistics count
+        assert self.model.generation_config is not None
+        cut = len(new) >= self.max_new_tokens and new[-1] not in eos_token_ids(self.model.generation_config)
+        return Result(str(self.tokenizer.decode(new, skip_special_tokens=True)), tokens, seconds, int(cut))
+
+    def apar(self, config: AparConfig) -> AparResult:
+        """Decode with forks."""
+        joint = config.filled_from(checkpoint_config(self.model)).joint or ""
+        view = LiveTree(self.tokenizer, joint=joint) if self.show else None
+        output, seconds = self._shown(view, apar=config, proposer=self.proposer)
+        tree, stats = output.trees[0], output.stats[0]  # type: ignore[attr-defined]
+        unfinished = sum(thread.finish_reason == "length" for thread in tree.threads)
+        return AparResult(tree.text(self.tokenizer), stats.tokens, seconds, unfinished, stats, tree.to_dict())
+
+    def _shown(self, view: LiveText | LiveTree | None, **options: object) -> tuple[object, float]:
+        """Generate, and leave on the screen what was written, also where something stops it."""
+        try:
+            return self._generate(streamer=view, **options)
+        finally:
+            if view is not None:
+                view.close()
+
+    def _generate(self, **options: object) -> tuple[object, float]:
+        ids = torch.tensor([self.prompt], device=self.model.device)
+        torch.manual_seed(self.seed)
+        start = time.perf_counter()
+        given = {"max_new_tokens": self.max_new_tokens} | self.options | options
+        output = self.model.generate(  # type: ignore[operator]
+            input_ids=ids, attention_mask=torch.ones_like(ids), return_dict_in_generate=True, **given
+        )
+        return output, time.perf_counter() - start

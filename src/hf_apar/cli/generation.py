@@ -1,0 +1,278 @@
+"""Commands that use a model which can fork: ``generate``, ``merge``."""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hf_apar.cli.common import (
+    BaseOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    ModelOption,
+    SeedOption,
+    TemplateArgumentsOption,
+    app,
+    counted,
+    finite,
+    load,
+    load_any,
+    on_device,
+    say,
+    tell,
+    template_arguments,
+)
+from hf_apar.errors import ConfigurationError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from hf_apar.cli.compare import AparResult, Result
+    from hf_apar.speculation.proposer import Proposer
+
+_LOOKED_UP = 5  # tokens that `generate` looks up for a draft
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The question, as one user turn; - reads it from the standard input.")],
+    model: ModelOption = None,
+    base: BaseOption = None,
+    system: Annotated[str | None, typer.Option(help="What the model is told before the question.")] = None,
+    chat_template_kwargs: TemplateArgumentsOption = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Bound on all tokens of all threads together.")] = 512,
+    max_threads: Annotated[int | None, typer.Option(min=1, help="Threads that may live at once.")] = None,
+    fork_bias: Annotated[
+        float | None, typer.Option(callback=finite, help="Added to the logit of [Fork]: more forks, or fewer.")
+    ] = None,
+    do_sample: Annotated[bool, typer.Option("--do-sample", help="Sample, instead of the likeliest token.")] = False,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, callback=finite, help="Of the sampling; 0 takes the likeliest token.")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, callback=finite, help="Sample of the likeliest tokens that have this share together."),
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(min=0, help="Sample of so many likeliest tokens; 0 for all.")] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(min=0.01, callback=finite, help="Above 1: say again less; 1 for none.")
+    ] = None,
+    seed: SeedOption = 0,
+    compare: Annotated[bool, typer.Option("--compare", help="Decode plainly first, and show both times.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Decode plainly only; any chat model will do.")] = False,
+    heads: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, file_okay=False, help="Folder of Medusa heads; default: those that lie with the model, if any."
+        ),
+    ] = None,
+    no_heads: Annotated[bool, typer.Option("--no-heads", help="Write without Medusa heads.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object and nothing else.")] = False,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = Dtype.auto,
+) -> None:
+    """Answer PROMPT with many threads, and watch them write. Sampling options sample; without one it is greedy."""
+    only_apar = {"--compare": compare, "--max-threads": max_threads, "--fork-bias": fork_bias, "--heads": heads}
+    _refuse_together("--plain", plain, only_apar, "leaves APAR out")
+    _refuse_together("--no-heads", no_heads, {"--heads": heads}, "leaves the heads out")
+    _refuse_together("--do-sample", do_sample, {"--temperature 0": temperature == 0}, "draws")
+    text = _prompt(prompt)
+    drawn = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+    options = _sampling(do_sample, drawn, repetition_penalty)
+    arguments = template_arguments(chat_template_kwargs)
+
+    loaded, tokenizer = (load_any if plain else load)(model, dtype, base)
+    from hf_apar.cli.compare import Method
+    from hf_apar.config import AparConfig
+
+    loaded = on_device(loaded, device)
+    config = AparConfig(max_threads=max_threads, fork_bias=fork_bias)
+    proposer = None if no_heads or plain else _heads(model, heads)
+    ids = _encode(tokenizer, text, system, arguments)
+    decoder = Method(loaded, tokenizer, ids, max_new_tokens, options, seed, not as_json, proposer)
+    if compare:
+        decoder.warm_up(config)
+        _title("Plain decoding", decoder.show)
+    one = decoder.plain() if plain or compare else None
+    if compare:
+        _title("APAR", decoder.show)
+    many = None if plain else decoder.apar(config)
+    if as_json:
+        typer.echo(json.dumps(_record(text, one, many), ensure_ascii=not _unicode_output()))
+    else:
+        _summarise(one, many, err=not compare)
+    _say_what_was_cut(one, many, max_new_tokens)
+
+
+@app.command()
+def merge(
+    output: Annotated[Path, typer.Argument(help="A new folder.", file_okay=False)],
+    model: ModelOption = None,
+    base: BaseOption = None,
+    dtype: DtypeOption = Dtype.bfloat16,
+) -> None:
+    """Write an adapter and its base as one ordinary checkpoint in OUTPUT, which loads anywhere; its heads go along."""
+    if output.exists() and any(output.iterdir()):
+        raise typer.BadParameter(f"{output} is not empty; name a new folder", param_hint="OUTPUT")
+    loaded, tokenizer = load(model, dtype, base)
+    from hf_apar.checkpoints.export import save_merged
+    from hf_apar.checkpoints.loading import DEFAULT_ADAPTER
+    from hf_apar.speculation.medusa import HEADS_FILE
+
+    with _whole_or_nothing(output) as unfinished:
+        save_merged(loaded, tokenizer, unfinished)
+        heads = (DEFAULT_ADAPTER if model is None else Path(model)) / HEADS_FILE
+        if heads.is_file():
+            shutil.copy(heads, unfinished)
+    typer.echo(f"{output} decodes plainly with AutoModelForCausalLM, and with threads through hf_apar")
+
+
+@contextmanager
+def _whole_or_nothing(folder: Path) -> Iterator[Path]:
+    """Yield where to write what becomes ``folder`` once it is finished: half a model helps nobody.
+
+    Raises:
+        ConfigurationError: if somebody else has written into ``folder`` meanwhile, which stays as it is.
+    """
+    target = folder.resolve()  # a link, or the working directory, has another parent
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}-") as temporary:
+        unfinished = Path(temporary) / "unfinished"
+        yield unfinished
+        try:
+            os.rename(unfinished, target)  # replaces an empty folder and no other
+        except OSError as error:
+            raise ConfigurationError(f"{folder} cannot be written ({error.strerror}); name a new folder") from error
+
+
+def _refuse_together(name: str, given: bool, others: Mapping[str, object], why: str) -> None:
+    for other, value in others.items():
+        if given and value is not None and value is not False:
+            raise typer.BadParameter(f"{name} {why}, so that {other} means nothing; give one of them")
+
+
+def _prompt(argument: str) -> str:
+    """Return the question, read from the standard input for ``-``."""
+    text = argument
+    if argument == "-":
+        if sys.stdin is None:
+            raise ConfigurationError("the prompt is -, and there is no standard input; give the prompt itself")
+        if sys.stdin.isatty():
+            say("type the prompt, and end it with Ctrl-D on a line of its own")
+        text = typer.get_text_stream("stdin", encoding="utf-8", errors="strict").read()
+    if not text.strip():
+        raise ConfigurationError("the prompt is empty; give a question, or - and one on the standard input")
+    text.encode()  # what the shell passed on need not be UTF-8
+    return text
+
+
+def _sampling(do_sample: bool, drawn: dict[str, float | None], repetition_penalty: float | None) -> dict[str, object]:
+    """Return the options of ``generate``: any of ``drawn`` asks for sampling, and temperature 0 for the likeliest token.
+
+    >>> _sampling(False, {"temperature": None, "top_p": 0.9}, None)
+    {'do_sample': True, 'top_p': 0.9}
+    >>> _sampling(False, {"temperature": 0.0, "top_p": 0.9}, 1.1)
+    {'do_sample': False, 'repetition_penalty': 1.1}
+    """
+    given = {name: value for name, value in drawn.items() if value is not None}
+    sampled = given.get("temperature") != 0 and (do_sample or bool(given))
+    options: dict[str, object] = {"do_sample": sampled, **(given if sampled else {})}
+    return options if repetition_penalty is None else options | {"repetition_penalty": repetition_penalty}
+
+
+def _heads(model: str | None, folder: Path | None) -> "Proposer | None":
+    """Return what makes drafts: heads in ``folder``, or those that lie with the model, and prompt lookup beside them."""
+    from hf_apar.checkpoints.loading import DEFAULT_ADAPTER
+    from hf_apar.speculation.lookup import PromptLookup
+    from hf_apar.speculation.medusa import HEADS_FILE, MedusaDrafts, MedusaHeads
+    from hf_apar.speculation.together import Together
+
+    lies_with_model = DEFAULT_ADAPTER if model is None else Path(model)
+    if folder is None and not (lies_with_model / HEADS_FILE).is_file():
+        return None
+    return Together(MedusaDrafts(MedusaHeads.load(folder or lies_with_model)), PromptLookup(_LOOKED_UP))
+
+
+def _encode(
+    tokenizer: "PreTrainedTokenizerBase", text: str, system: str | None, arguments: dict[str, object] | None
+) -> list[int]:
+    """Return ``text`` as a user turn, or as it stands where the model is no chat model."""
+    from hf_apar.text.chat import encode_chat
+
+    if tokenizer.chat_template is None:
+        if system is not None or arguments is not None:
+            raise ConfigurationError(
+                "this model has no chat template for --system and --chat-template-kwargs; write it into the prompt"
+            )
+        return list(tokenizer.encode(text, split_special_tokens=True))
+    chat = [{"role": "user", "content": text}]
+    if system is not None:
+        chat.insert(0, {"role": "system", "content": system})
+    try:
+        return encode_chat(tokenizer, chat, chat_template_kwargs=arguments)
+    except DataError as error:
+        given = [name for name, value in (("--system", system), ("--chat-template-kwargs", arguments)) if value is not None]
+        if error.__cause__ is None or not given:  # it is not the template that refuses, or nothing can be left out
+            raise
+        raise DataError(f"{str(error).rstrip('.')}; leave out {' or '.join(given)}") from error
+
+
+def _record(prompt: str, one: "Result | None", many: "AparResult | None") -> dict[str, object]:
+    """Return the JSON object: APAR's answer, or the plain one where it is the only one."""
+    if many is None:
+        assert one is not None
+        return {"prompt": prompt, **asdict(one)}
+    record: dict[str, object] = {"prompt": prompt, "text": many.text, "tokens": many.tokens, "seconds": many.seconds}
+    record["unfinished"] = many.unfinished
+    record["stats"] = asdict(many.stats) | {"tokens_per_step": many.stats.tokens_per_step}
+    record["tree"] = many.tree
+    return record if one is None else record | {"plain": asdict(one)}
+
+
+def _title(text: str, show: bool) -> None:
+    if show:
+        typer.secho(f"--- {text}", bold=True)
+
+
+def _summarise(one: "Result | None", many: "AparResult | None", *, err: bool) -> None:
+    """Write what the answer cost; to the standard error where the output is the answer alone."""
+    if many is not None:
+        stats, threads = many.stats, len(many.tree["threads"])  # type: ignore[arg-type]
+        typer.echo(err=err)
+        tell(
+            f"{counted(threads, 'thread')}, {counted(stats.tokens, 'token')} in {counted(stats.steps, 'step')} "
+            f"({stats.tokens_per_step:.2f} a step), {many.seconds:.2f} s; peak KV cache {counted(stats.peak_kv, 'slot')}, "
+            f"{stats.peak_kv / stats.kv_if_sequential:.0%} of sequential",
+            dim=True, err=err,
+        )  # fmt: skip
+    for name, result in (("plain", one), ("APAR", many)):
+        if result is not None:
+            speed = f"{result.tokens_per_second:7.1f} tokens/s"
+            tell(f"{name:>5}: {result.tokens:5d} tokens {result.seconds:8.2f} s {speed}", err=err)
+    if one is not None and many is not None and one.tokens and many.tokens:
+        tell(
+            f"APAR is {many.tokens_per_second / one.tokens_per_second:.2f} times as fast per token, "
+            f"{one.seconds / many.seconds:.2f} times in all",
+            bold=True, err=err,
+        )  # fmt: skip
+
+
+def _say_what_was_cut(one: "Result | None", many: "AparResult | None", limit: int) -> None:
+    if many is not None and many.unfinished:
+        threads = counted(len(many.tree["threads"]), "thread")  # type: ignore[arg-type]
+        say(f"cut at {counted(limit, 'token')}: {many.unfinished} of {threads} unfinished; give --max-new-tokens more")
+    if one is not None and one.unfinished:
+        say(f"the plain answer was cut at {counted(limit, 'token')}; give --max-new-tokens more")
+
+
+def _unicode_output() -> bool:
+    return sys.stdout is not None and (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")

@@ -1,0 +1,186 @@
+"""Answers in parts, evened out: each detail goes on until it is long enough, and a list gets a closing sentence.
+
+The longest path of an answer is its introduction, its titles and one detail, so details are what threads save, and a
+closing sentence is written while the last detail is. A small model's own lists hold details of one sentence, and end where
+chance wills. Here the same model goes on with its details, a line's end and EOS being banned, and stops after a set length:
+where a detail ends is then something that can be learnt. The thread of a later detail begins later, by the steps of the
+titles between, so that details which end together are shorter the later they come.
+"""
+
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from hf_apar.data.distillation.batches import TextAnswer, in_batches
+from hf_apar.data.distillation.distill import with_template
+from hf_apar.data.distillation.samplers import Continuation, Task, TextSampler
+from hf_apar.data.extraction.markdown import extract
+from hf_apar.data.extraction.sentences import sentence_ends
+from hf_apar.data.extraction.text_tree import TextThread
+from hf_apar.text.chat import encode_chat
+from hf_apar.text.encoding import encode_answer, encode_text
+
+MORE_TOKENS = 40  # beyond the least length at most, so that a sentence can end
+SHORTEST = 16  # least length of a detail that comes late
+CLOSING_TOKENS = 32  # one that lists all titles again is longer, and left out
+CLOSINGS = ("Overall,", "In short,", "All in all,", "In summary,")  # left to itself, a small model goes on with its list
+_MARKUP = re.compile(r"\*\*|(?<!\w)(?:\d{1,2}\.|[-*•])\s")  # a title, or the marker of an item
+
+
+def elaborate(
+    sample: TextSampler,
+    tokenizer: PreTrainedTokenizerBase,
+    answers: Sequence[TextAnswer],
+    path: Path,
+    *,
+    min_detail_tokens: int = 40,
+    taper: int = 0,
+    closing: bool = True,
+    batch_size: int = 64,
+    made_with: str = "",
+    chat_template_kwargs: Mapping[str, object] | None = None,
+) -> Iterator[int]:
+    """Even out ``answers``, append them to ``path`` (JSON Lines) in their order, yield how many are done so far.
+
+    A detail ends with the first sentence that brings it to ``min_detail_tokens``; one stays shorter where the model comes to
+    no end of a sentence in time, or begins another item. What does not fork stays as it is, and so do details of several
+    lines, and answers that would not have the same parts afterwards. A second call with the same answers goes on where the
+    first one stopped (:func:`~hf_apar.data.distillation.batches.in_batches`).
+
+    Args:
+        sample: goes on with texts; best the model that wrote ``answers``.
+        min_detail_tokens: the least length of a first detail; most have half a sentence more.
+        taper: each later detail may be so many tokens shorter, down to :data:`SHORTEST`; a title's length lets all threads
+            end together.
+        closing: let a list be followed by a sentence that closes the answer, where nothing follows it yet.
+        batch_size: answers at once, and texts that are gone on with at once.
+        made_with: what ``sample`` is, in words that tell it from another: a second call is refused where they differ.
+        chat_template_kwargs: as for :func:`~hf_apar.text.chat.encode_chat`; other ones are other settings.
+    """
+    measure = _Measure(tokenizer, min_detail_tokens, taper, chat_template_kwargs)
+    said = with_template(made_with, chat_template_kwargs)
+
+    def longer(batch: Sequence[TextAnswer]) -> list[TextAnswer]:
+        jobs = [_Job.of(answer, measure, closing) for answer in batch]
+        tasks = [task for job in jobs for task in job.tasks]
+        starts = range(0, len(tasks), batch_size)
+        written = (one for start in starts for one in sample(tasks[start : start + batch_size]))
+        return [job.result(measure, [next(written) for _ in job.tasks]) for job in jobs]
+
+    return in_batches(answers, path, batch_size, (min_detail_tokens, taper, closing, said), longer)
+
+
+@dataclass(frozen=True)
+class _Measure:
+    tokenizer: PreTrainedTokenizerBase
+    first: int
+    taper: int
+    chat_template_kwargs: Mapping[str, object] | None
+
+    def least(self, number: int) -> int:
+        """Return the least length of the detail that ``number`` others come before."""
+        return max(self.first - number * self.taper, min(self.first, SHORTEST))
+
+    def prompt(self, question: str) -> list[int]:
+        chat = [{"role": "user", "content": question}]
+        return encode_chat(self.tokenizer, chat, chat_template_kwargs=self.chat_template_kwargs)
+
+    def begun(self, prompt: list[int], text: str) -> list[int]:
+        """Return ``prompt`` and an answer that begins with ``text``."""
+        return [*prompt, *encode_answer(self.tokenizer, prompt, text)]
+
+    def missing(self, text: str, number: int) -> int:
+        """Return how many tokens a detail of this ``text`` lacks, at most 0 for none."""
+        return self.least(number) - len(encode_text(self.tokenizer, text))
+
+    def cut(self, detail: str, more: str, number: int) -> str:
+        """Return ``detail``, gone on with as ``more``, up to the first sentence end that makes it long enough.
+
+        ``more`` may break off anywhere, and does where it goes on to the next item in the same line: where no sentence of it
+        is complete, ``detail`` alone is left.
+        """
+        text = (detail + _MARKUP.split(more, maxsplit=1)[0]).rstrip()
+        ends = sentence_ends(f"{text} And")  # a sentence ends where another one follows
+        long_enough = next((end for end in ends if self.missing(text[:end], number) <= 0), None)
+        if long_enough is not None:
+            return text[:long_enough]
+        complete = [end for end in ends if end > len(detail)]
+        return text[: complete[-1]] if complete else detail
+
+
+@dataclass(frozen=True)
+class _Job:
+    """An answer, its tree, and what is to be sampled for it: a task for each of ``short``, then one if it is closed.
+
+    The closing sentence begins with ``closing``, "" for none.
+    """
+
+    answer: TextAnswer
+    tree: TextThread
+    short: tuple[int, ...] = ()
+    closing: str = ""
+    tasks: tuple[Task, ...] = ()
+
+    @classmethod
+    def of(cls, answer: TextAnswer, measure: _Measure, close: bool) -> "_Job":
+        tree = extract(answer.response)
+        if not tree.is_structured:
+            return cls(answer, tree)
+        prompt = measure.prompt(answer.prompt)
+        short, tasks = [], []
+        for place, number in _numbered(tree):
+            missing = measure.missing(_text(tree.pieces[place]), number)
+            if _is_line(tree.pieces[place]) and missing > 0:
+                before = "".join(map(_text, tree.pieces[: place + 1]))
+                short.append(place)
+                tasks.append(Task(measure.begun(prompt, before), missing + MORE_TOKENS, sentence_after=missing))
+        is_open = close and isinstance(tree.pieces[-1], TextThread)
+        closing = random.Random(answer.prompt).choice(CLOSINGS) if is_open else ""
+        if closing:
+            tasks.append(Task(measure.begun(prompt, f"{answer.response}\n\n{closing}"), CLOSING_TOKENS, stop="\n"))
+        return cls(answer, tree, tuple(short), closing, tuple(tasks))
+
+    def result(self, measure: _Measure, written: Sequence[Continuation]) -> TextAnswer:
+        more = dict(zip(self.short, (one.text for one in written), strict=False))
+        pieces = list(map(_text, self.tree.pieces))
+        for place, number in _numbered(self.tree):
+            if _is_line(self.tree.pieces[place]):
+                pieces[place] = measure.cut(pieces[place], more.get(place, ""), number)
+        details = [text for text, piece in zip(pieces, self.tree.pieces, strict=True) if isinstance(piece, TextThread)]
+        sentence = closing_sentence(self.closing, written[-1]) if self.closing else ""
+        response = "".join(pieces)
+        for text in (f"{response}\n\n{sentence}" if sentence else response, response):
+            if [child.text for child in extract(text).children] == details:
+                return replace(self.answer, response=text)
+        return self.answer
+
+
+def closing_sentence(start: str, written: Continuation) -> str:
+    """Return the first sentence of a paragraph that begins with ``start``, "" where none is complete.
+
+    >>> closing_sentence("In short,", Continuation(" you rest well. And more", False))
+    'In short, you rest well.'
+    >>> closing_sentence("In short,", Continuation(" you rest", False))
+    ''
+    """
+    text = start + _MARKUP.split(written.text, maxsplit=1)[0].rstrip()
+    return text[: next(iter(sentence_ends(f"{text} And")), 0)]
+
+
+def _numbered(tree: TextThread) -> list[tuple[int, int]]:
+    """Return the place of each child among the pieces of ``tree``, and its number among the children."""
+    places = [place for place, piece in enumerate(tree.pieces) if isinstance(piece, TextThread)]
+    return [(place, number) for number, place in enumerate(places)]
+
+
+def _is_line(piece: str | TextThread) -> bool:
+    """Is it a detail of one line?"""
+    return isinstance(piece, TextThread) and "\n" not in piece.text.strip()
+
+
+def _text(piece: str | TextThread) -> str:
+    return piece if isinstance(piece, str) else piece.text

@@ -1,0 +1,1 @@
+"""Chats in the files that people have: read, checked, set aside with a reason."""

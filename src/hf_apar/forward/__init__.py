@@ -1,0 +1,1 @@
+"""From the plan of a step to logits: layout, masks, cache, attention."""

@@ -1,0 +1,1 @@
+"""Stock vLLM as the engine: offline, and behind its own server."""

@@ -1,0 +1,1 @@
+"""A paragraph tree as a row of a batch: features, collator, masks."""
