@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from hf_apar.config import AparConfig, ResolvedConfig
 from hf_apar.errors import AparError
@@ -17,6 +18,7 @@ from hf_apar.errors import AparError
 logger = logging.getLogger("vllm.hf_apar")
 
 _NO = ("", "0", "0.0", "false", "no", "none")
+_found: "WeakKeyDictionary[Any, AparConfig | AparError]" = WeakKeyDictionary()  # by engine
 _SETTINGS = {"apar_max_threads": "max_threads", "apar_max_depth": "max_depth", "apar_fork_bias": "fork_bias"}
 
 
@@ -106,15 +108,15 @@ def _unfit(engine: Any, prompt: Any) -> str | None:
 
 def _settings(engine: Any) -> AparConfig:
     """Return the settings of the engine's model; they are read once, and so is that there are none."""
-    if not hasattr(engine, "_hf_apar_settings"):
+    if engine not in _found:
         from hf_apar.serving.vllm.engine import model_settings
 
         try:
-            engine._hf_apar_settings = model_settings(engine.model_config, engine.get_tokenizer())
+            _found[engine] = model_settings(engine.model_config, engine.get_tokenizer())
         except AparError as error:
-            engine._hf_apar_settings = error
+            _found[engine] = error
             logger.warning("hf_apar: %s", error)
-    found: AparConfig | AparError = engine._hf_apar_settings
+    found = _found[engine]
     if isinstance(found, AparError):
         raise found.with_traceback(None)
     return found
