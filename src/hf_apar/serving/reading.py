@@ -15,8 +15,8 @@ class IncrementalText:
     """Turns tokens into text as they come, so that the pieces together are the text of all tokens.
 
     A piece is held back while its last character may be incomplete. The text follows the prompt's: where a tokenizer drops
-    the first space of what it decodes, it is here, as in the text of vLLM's own answers. ``tokenizers.decoders.DecodeStream``
-    serves Rust's tokenizers alone, and gives no last character that stays incomplete.
+    the first space of what it decodes, it is here, as in the text of vLLM's own answers. (``DecodeStream`` of
+    ``tokenizers`` serves Rust's tokenizers alone, and never gives a last character that stays incomplete.)
 
     Args:
         prompt_ids: what the text follows.
