@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_apar.config import ResolvedConfig
+from hf_apar.protocol import ControlTokens
 from hf_apar.serving import admission as module
 from hf_apar.serving.admission import Admission, Admitted, Eager, FixedCap, Load, ProportionalFair, StepTimes
 from hf_apar.serving.answer import Answer, Limits, MadeToken
@@ -79,7 +79,7 @@ class Engine:
         self.families = []
 
     def add(self):
-        answer = Answer(PROMPT, ResolvedConfig(fork_token_id=FORK, child_token_id=CHILD), Limits(60, 500), Bytes())
+        answer = Answer(PROMPT, ControlTokens(fork_token_id=FORK, child_token_id=CHILD), Limits(60, 500), Bytes())
         family = Admitted(
             answer, lambda thread: self.running.update({(family, thread.index): thread}),
             lambda thread: self.running.pop((family, thread.index), None),

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_apar.config import ResolvedConfig
+from hf_apar.protocol import ControlTokens
 from hf_apar.serving.answer import Answer, IncrementalText, Limits, MadeToken
 
 FORK, CHILD, EOS = 256, 257, 258
-CONFIG = ResolvedConfig(fork_token_id=FORK, child_token_id=CHILD, max_threads=64, max_depth=9)
+RULES = ControlTokens(fork_token_id=FORK, child_token_id=CHILD, max_depth=9)
 PROMPT = list(b"Say: ")
 
 
@@ -98,7 +98,7 @@ def run(answer, script, draw):
 
 @given(script=scripts, data=st.data())
 def test_any_order_of_writing_reads_as_the_script(script, data):
-    answer = Answer(PROMPT, CONFIG, Limits(None, 10_000), Bytes())
+    answer = Answer(PROMPT, RULES, Limits(None, 10_000), Bytes(), max_threads=64)
     engine, text, tokens = run(answer, script, data.draw)
     assert answer.finished and answer.finish_reason == "eos"
     assert text.encode() == script.text
@@ -112,8 +112,8 @@ def test_any_order_of_writing_reads_as_the_script(script, data):
 
 @given(script=scripts, data=st.data())
 def test_what_joins_segments_is_text_and_no_token(script, data):
-    config = ResolvedConfig(fork_token_id=FORK, child_token_id=CHILD, max_threads=64, max_depth=9, joint="/")
-    answer = Answer(PROMPT, config, Limits(None, 10_000), Bytes())
+    rules = ControlTokens(fork_token_id=FORK, child_token_id=CHILD, max_depth=9, joint="/")
+    answer = Answer(PROMPT, rules, Limits(None, 10_000), Bytes(), max_threads=64)
     _, text, tokens = run(answer, script, data.draw)
     assert text == answer.tree.text(Bytes()) and text.replace("/", "").encode() == script.text
     assert bytes(one.token for one in tokens if one.token != EOS) == script.text
@@ -124,7 +124,7 @@ def test_what_joins_segments_is_text_and_no_token(script, data):
     include=st.booleans(), data=st.data(),
 )  # fmt: skip
 def test_the_first_stop_string_in_reading_order_cuts_the_answer(script, stop, include, data):
-    answer = Answer(PROMPT, CONFIG, Limits(None, 10_000, tuple(stop), include), Bytes())
+    answer = Answer(PROMPT, RULES, Limits(None, 10_000, tuple(stop), include), Bytes(), max_threads=64)
     engine, text, tokens = run(answer, script, data.draw)
     whole = script.text.decode()
     hits = [(whole.find(one) + len(one), number, one) for number, one in enumerate(stop) if one in whole]
@@ -140,7 +140,7 @@ def test_the_first_stop_string_in_reading_order_cuts_the_answer(script, stop, in
 
 @given(script=scripts, limit=st.integers(1, 12), data=st.data())
 def test_a_bound_on_tokens_holds_for_all_threads_together(script, limit, data):
-    answer = Answer(PROMPT, CONFIG, Limits(limit, 10_000), Bytes())
+    answer = Answer(PROMPT, RULES, Limits(limit, 10_000), Bytes(), max_threads=64)
     engine, text, tokens = run(answer, script, data.draw)
     written = [one for one in tokens if one.token != EOS]
     assert len(written) == min(limit, len(script.text))
@@ -154,7 +154,7 @@ def test_a_bound_on_tokens_holds_for_all_threads_together(script, limit, data):
 
 def test_a_child_waits_until_it_is_allowed_and_a_family_is_served_in_order():
     script = Script([b"1:", Script([b"one"]), b"2:", Script([b"two"]), b"3"])
-    answer = Answer(PROMPT, CONFIG, Limits(None, 1000), Bytes())
+    answer = Answer(PROMPT, RULES, Limits(None, 1000), Bytes(), max_threads=64)
     answer.allow(1)
     engine = Engine(answer, script)
     engine.admit()
@@ -174,7 +174,7 @@ def test_a_child_waits_until_it_is_allowed_and_a_family_is_served_in_order():
 
 
 def test_a_path_that_fills_the_context_has_no_room_for_a_child():
-    answer = Answer(PROMPT, CONFIG, Limits(None, len(PROMPT) + 4), Bytes())
+    answer = Answer(PROMPT, RULES, Limits(None, len(PROMPT) + 4), Bytes(), max_threads=64)
     engine = Engine(answer, Script([b"12", Script([b"no"]), b"3"], reason="length"))
     engine.admit()
     engine.step(0, 4)
@@ -184,7 +184,7 @@ def test_a_path_that_fills_the_context_has_no_room_for_a_child():
 
 
 def test_what_the_engine_gives_up_ends_the_answer():
-    answer = Answer(PROMPT, CONFIG, Limits(None, 1000), Bytes())
+    answer = Answer(PROMPT, RULES, Limits(None, 1000), Bytes(), max_threads=64)
     engine = Engine(answer, Script([b"1:", Script([b"one"]), b"2"]))
     engine.admit()
     engine.step(0, 3)
@@ -210,7 +210,7 @@ def test_a_child_that_forks_at_once_is_asked_again_for_one_other_token():
         def decode(self, token_ids, *, skip_special_tokens):
             return "".join(map(chr, token_ids))
 
-    answer = Answer([1], ResolvedConfig(fork_token_id=98, child_token_id=99), Limits(None, 100), Letters())
+    answer = Answer([1], ControlTokens(fork_token_id=98, child_token_id=99), Limits(None, 100), Letters())
     (root,) = answer.to_start()
     answer.write(root, [MadeToken(65), MadeToken(98)])
     (child,) = answer.to_start()

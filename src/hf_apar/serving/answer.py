@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_apar.config import ResolvedConfig
+from hf_apar.config import MAX_THREADS
+from hf_apar.protocol import ControlTokens
 from hf_apar.tree.growth import GrowingTree
 from hf_apar.tree.threads import Decodes, FinishReason, ParagraphTree, ReadingCursor, Thread, joined
 
@@ -103,8 +104,9 @@ class Answer:
 
     Args:
         prompt_ids: without control tokens.
-        config: the settings of this answer; its ``max_threads`` is the most that :meth:`allow` grants.
+        protocol: decides who forks.
         tokenizer: makes the text.
+        max_threads: the most that :meth:`allow` grants.
 
     Attributes:
         stop_reason: the stop string that cut the answer, or what the root's request gave.
@@ -114,16 +116,16 @@ class Answer:
     def __init__(
         self,
         prompt_ids: Sequence[int],
-        config: ResolvedConfig,
+        protocol: ControlTokens,
         limits: Limits,
         tokenizer: Decodes,
         *,
+        max_threads: int = MAX_THREADS,
         skip_special_tokens: bool = True,
     ) -> None:
-        self.config, self.limits = config, limits
+        self.protocol, self.limits, self.max_threads = protocol, limits, max_threads
         self.row = GrowingTree(
-            prompt_ids, prompt_slots=0, max_threads=config.max_threads, fork_token_id=config.fork_token_id,
-            child_token_id=config.child_token_id, joint=config.joint,
+            prompt_ids, protocol, prompt_slots=0, max_threads=max_threads,
         )  # fmt: skip
         self.stop_reason: int | str | None = None
         self.failure: str | None = None
@@ -167,7 +169,7 @@ class Answer:
 
     def allow(self, max_threads: int) -> None:
         """Let so many threads write at once from now on, one at least; none that writes already has to wait."""
-        self.row.allow(max(1, min(max_threads, self.config.max_threads)))
+        self.row.allow(max(1, min(max_threads, self.max_threads)))
 
     def to_start(self) -> list[Thread]:
         """Return the threads that live and have no request yet; they count as running from now on."""
@@ -208,8 +210,8 @@ class Answer:
             self._running.pop(thread.index, None)
         if thread.finish_reason is not None:
             return
-        if written and thread.path_ids[-1] == self.config.child_token_id:
-            if written[0].token == self.config.fork_token_id:
+        if written and thread.path_ids[-1] == self.protocol.child_token_id:
+            if written[0].token == self.protocol.fork_token_id:
                 self._refused.add(thread.index)
                 self._again.append(thread)
                 return
@@ -262,13 +264,13 @@ class Answer:
         self._read = thread
         if new and self._at_seam:
             self._at_seam = False
-            return joined(self._text, new, self.config.joint)
+            return joined(self._text, new, self.protocol.joint)
         return new
 
     def _append(self, thread: Thread, one: MadeToken) -> None:
-        self.row.append(thread, one.token)
+        self.row.write(thread, one.token)
         self._note(thread, one)
-        if one.token == self.config.fork_token_id:
+        if one.token == self.protocol.fork_token_id:
             if len(thread.path_ids) + 1 >= self.limits.max_length:
                 self.row.end(self.tree.threads[-1], "length")  # after [Child] no token would have room
         else:

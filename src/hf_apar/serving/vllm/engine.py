@@ -6,7 +6,7 @@ Tested with vLLM 0.29 and 0.32, the two ends of what is supported; 0.20.2 and 0.
 import copy
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,9 @@ from vllm import SamplingParams, exceptions
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
-from hf_apar.config import AparConfig, ResolvedConfig
+from hf_apar.config import MAX_THREADS, AparConfig
 from hf_apar.errors import ConfigurationError, ControlTokenError
+from hf_apar.protocol import ControlTokens
 from hf_apar.serving.answer import Answer, Limits, MadeToken, Piece
 from hf_apar.text.encoding import encode_text, token_name
 from hf_apar.tokens import CHILD_TOKEN, FORK_TOKEN, completed
@@ -50,9 +51,8 @@ def model_settings(model_config: Any, tokenizer: Any) -> AparConfig:
     return settings
 
 
-def as_text(prompt_ids: Sequence[int], config: ResolvedConfig, tokenizer: Any) -> list[int]:
+def as_text(prompt_ids: Sequence[int], control: Set[int], tokenizer: Any) -> list[int]:
     """Return ``prompt_ids`` with the control tokens that somebody typed as the words that they look like."""
-    control = {config.fork_token_id, config.child_token_id}
     if control.isdisjoint(prompt_ids):
         return list(prompt_ids)
     words = {token: encode_text(tokenizer, token_name(tokenizer, token), control) for token in control}
@@ -64,12 +64,15 @@ def as_text(prompt_ids: Sequence[int], config: ResolvedConfig, tokenizer: Any) -
 
 
 def new_answer(
-    prompt_ids: Sequence[int], config: ResolvedConfig, params: SamplingParams, tokenizer: Any, max_length: int
+    prompt_ids: Sequence[int], config: AparConfig, params: SamplingParams, tokenizer: Any, max_length: int
 ) -> Answer:
     """Return the answer that ``params`` ask for."""
     stop = [params.stop] if isinstance(params.stop, str) else list(params.stop or ())
     limits = Limits(params.max_tokens, max_length, stop, params.include_stop_str_in_output)
-    return Answer(prompt_ids, config, limits, tokenizer, skip_special_tokens=params.skip_special_tokens)
+    return Answer(
+        prompt_ids, ControlTokens.of(config), limits, tokenizer, max_threads=config.max_threads or MAX_THREADS,
+        skip_special_tokens=params.skip_special_tokens,
+    )  # fmt: skip
 
 
 def banned(params: SamplingParams, tokenizer: Any, runs: Sequence[Sequence[int]]) -> SamplingParams:
@@ -93,7 +96,7 @@ def thread_params(
     [Fork] and at the greatest depth. Stop strings and the text are the answer's business, and so is its length: a thread may
     take all that is left of it.
     """
-    config = answer.config
+    config = answer.protocol
     fork, child = config.fork_token_id, config.child_token_id
     asked_again = answer.must_not_fork(thread)
     never = asked_again or thread.depth >= config.max_depth or config.fork_bias == -math.inf

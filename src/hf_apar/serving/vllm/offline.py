@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any
 
-from hf_apar.config import AparConfig, ResolvedConfig
+from hf_apar.config import AparConfig
 from hf_apar.errors import ConfigurationError
+from hf_apar.protocol import ControlTokens
 from hf_apar.serving.admission import Admission, AdmissionPolicy, Admitted, Eager, Load, StepTimes
 from hf_apar.serving.answer import Answer
 from hf_apar.text.chat import encode_chat
@@ -64,7 +65,8 @@ class AparLLM:
         self._engine = self.llm.llm_engine
         self._tokenizer = self.llm.get_tokenizer()
         settings = (apar or AparConfig()).filled_from(model_settings(self._engine.model_config, self._tokenizer))
-        self.config = ResolvedConfig(**settings.to_dict())  # type: ignore[arg-type]
+        self.config = settings
+        self.control_ids = ControlTokens.of(settings).control_ids
         self.times = StepTimes()
         self._admission = Admission(policy or Eager(), self._load)
         self._numbers = count()
@@ -123,7 +125,7 @@ class AparLLM:
         given: Any = prompt
         if isinstance(prompt, Mapping):
             given = prompt["prompt_token_ids"] if "prompt_token_ids" in prompt else prompt["prompt"]
-        return as_text(self._tokenizer.encode(given) if isinstance(given, str) else given, self.config, self._tokenizer)
+        return as_text(self._tokenizer.encode(given) if isinstance(given, str) else given, self.control_ids, self._tokenizer)
 
     def _run(self, asked: "Sequence[_Asked]") -> None:
         threads: dict[str, tuple[_Asked, Thread, Admitted]] = {}

@@ -9,7 +9,8 @@ from weakref import WeakKeyDictionary
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from hf_apar.config import ResolvedConfig
+from hf_apar.config import AparConfig
+from hf_apar.protocol import ControlTokens
 from hf_apar.serving.admission import Admission, AdmissionPolicy, Admitted, Load, ProportionalFair
 from hf_apar.serving.vllm import stats
 from hf_apar.serving.vllm.engine import (
@@ -60,7 +61,7 @@ def _choose_rank(engine: Any) -> int | None:
 async def answer_in_threads(
     engine: Any,
     original: Callable[..., AsyncGenerator[RequestOutput, None]],
-    config: ResolvedConfig,
+    config: AparConfig,
     prompt: dict[str, Any],
     params: SamplingParams,
     request_id: str,
@@ -75,7 +76,7 @@ async def answer_in_threads(
     """
     rank = _choose_rank(engine) if data_parallel_rank is None else data_parallel_rank
     tokenizer, shared = engine.get_tokenizer(), admission(engine, rank)
-    ids = as_text(prompt["prompt_token_ids"], config, tokenizer)
+    ids = as_text(prompt["prompt_token_ids"], ControlTokens.of(config).control_ids, tokenizer)
     events: asyncio.Queue[Event] = asyncio.Queue()
     tasks: dict[tuple[Admitted, int], asyncio.Task[None]] = {}
     latest: dict[tuple[Admitted, int], int] = {}  # the number of each thread's request: one that is asked again has several

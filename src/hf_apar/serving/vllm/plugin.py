@@ -11,7 +11,7 @@ import os
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
-from hf_apar.config import AparConfig, ResolvedConfig
+from hf_apar.config import AparConfig
 from hf_apar.errors import AparError
 
 logger = logging.getLogger("vllm.hf_apar")
@@ -50,7 +50,7 @@ def register() -> None:
     AsyncLLM.generate = generate
 
 
-def wanted(engine: Any, prompt: Any, params: Any) -> ResolvedConfig | None:
+def wanted(engine: Any, prompt: Any, params: Any) -> AparConfig | None:
     """Return the settings with which a request is to be answered in threads, ``None`` for vLLM's own path.
 
     Raises:
@@ -71,7 +71,7 @@ def wanted(engine: Any, prompt: Any, params: Any) -> ResolvedConfig | None:
         for name in ("max_threads", "max_depth"):
             if name in own:
                 own[name] = int(own[name])
-        return ResolvedConfig(**(AparConfig.from_dict(own).filled_from(_settings(engine)).to_dict()))  # type: ignore[arg-type]
+        return AparConfig.from_dict(own).filled_from(_settings(engine))
     except (AparError, ValueError, TypeError) as error:
         if "apar" not in given:  # the server's setting, not the request's
             logger.debug("hf_apar: decoded plainly, since %s", error)
