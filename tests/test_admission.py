@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_apar.config import ResolvedConfig
 from hf_apar.errors import ConfigurationError
+from hf_apar.protocol import ControlTokens
 from hf_apar.serving import admission as module
 from hf_apar.serving.admission import Eager, EqualShare, FixedCap, Load, policy_named
 from hf_apar.serving.answer import Answer, Limits
@@ -65,7 +65,7 @@ class Engine:
         return Load(len(self.running), 0, 0.0, 8, self.room, 4)
 
     def add(self):
-        answer = Answer(PROMPT, ResolvedConfig(fork_token_id=FORK, child_token_id=CHILD), Limits(60, 500), Bytes())
+        answer = Answer(PROMPT, ControlTokens(fork_token_id=FORK, child_token_id=CHILD), Limits(60, 500), Bytes())
         self.answers.append(answer)
         self.driver.add(answer)
 
@@ -99,7 +99,7 @@ def test_every_answer_ends_and_nothing_stays_behind(policy, room, monkeypatch):
         for answer in engine.answers:
             assert [one.token for one in answer.read().tokens] == answer.tree.token_ids + answer.tree.closing_ids
             for thread in answer.tree.threads:
-                assert CHILD not in thread.sampled_ids and thread.depth <= answer.config.max_depth
+                assert CHILD not in thread.sampled_ids and thread.depth <= answer.protocol.max_depth
                 assert (FORK, FORK) not in pairwise(thread.path_ids) and (CHILD, FORK) not in pairwise(thread.path_ids)
 
 

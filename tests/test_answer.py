@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_apar.config import ResolvedConfig
+from hf_apar.protocol import ControlTokens
 from hf_apar.serving.admission import Eager, FixedCap, Load
 from hf_apar.serving.answer import Answer, Limits
 from hf_apar.serving.driver import Driver, Made
 from hf_apar.serving.reading import IncrementalText, MadeToken
 
 FORK, CHILD, EOS = 256, 257, 258
-CONFIG = ResolvedConfig(fork_token_id=FORK, child_token_id=CHILD, max_threads=64, max_depth=9)
+RULES = ControlTokens(fork_token_id=FORK, child_token_id=CHILD, max_depth=9)
 PROMPT = list(b"Say: ")
 
 
@@ -50,11 +50,19 @@ class Script:
 
 
 words = st.text(alphabet="ab .é字\n", min_size=1, max_size=6).map(lambda text: text.encode())
-scripts = st.recursive(
+
+
+def joined(pairs):
+    return Script([piece for pair in pairs for piece in pair if piece is not None])
+
+
+# two forks never stand side by side, and no child begins with one; a root may
+threads = st.recursive(
     st.builds(Script, st.lists(words, min_size=1, max_size=2)),
-    lambda inner: st.builds(Script, st.lists(st.one_of(words, inner), min_size=1, max_size=5)),
+    lambda inner: st.builds(joined, st.lists(st.tuples(words, st.none() | inner), min_size=1, max_size=4)),
     max_leaves=10,
 )
+scripts = st.builds(lambda first, rest: Script([*first, *rest.pieces]), st.lists(threads, max_size=1), threads)
 
 
 class Engine:
@@ -121,7 +129,7 @@ def run(answer, script, draw):
 
 @given(script=scripts, data=st.data())
 def test_any_order_of_writing_reads_as_the_script(script, data):
-    answer = Answer(PROMPT, CONFIG, Limits(None, 10_000), Bytes())
+    answer = Answer(PROMPT, RULES, Limits(None, 10_000), Bytes())
     engine, text, tokens = run(answer, script, data.draw)
     assert answer.finished and answer.finish_reason == "eos"
     assert text.encode() == script.text
@@ -135,8 +143,8 @@ def test_any_order_of_writing_reads_as_the_script(script, data):
 
 @given(script=scripts, data=st.data())
 def test_what_joins_segments_is_text_and_no_token(script, data):
-    config = ResolvedConfig(fork_token_id=FORK, child_token_id=CHILD, max_threads=64, max_depth=9, joint="/")
-    answer = Answer(PROMPT, config, Limits(None, 10_000), Bytes())
+    rules = replace(RULES, joint="/")
+    answer = Answer(PROMPT, rules, Limits(None, 10_000), Bytes())
     _, text, tokens = run(answer, script, data.draw)
     assert text == answer.tree.text(Bytes()) and text.replace("/", "").encode() == script.text
     assert bytes(one.token for one in tokens if one.token != EOS) == script.text
@@ -147,7 +155,7 @@ def test_what_joins_segments_is_text_and_no_token(script, data):
     include=st.booleans(), data=st.data(),
 )  # fmt: skip
 def test_the_first_stop_string_in_reading_order_cuts_the_answer(script, stop, include, data):
-    answer = Answer(PROMPT, CONFIG, Limits(None, 10_000, tuple(stop), include), Bytes())
+    answer = Answer(PROMPT, RULES, Limits(None, 10_000, tuple(stop), include), Bytes())
     engine, text, tokens = run(answer, script, data.draw)
     whole = script.text.decode()
     hits = [(whole.find(one) + len(one), number, one) for number, one in enumerate(stop) if one in whole]
@@ -163,7 +171,7 @@ def test_the_first_stop_string_in_reading_order_cuts_the_answer(script, stop, in
 
 @given(script=scripts, limit=st.integers(1, 12), data=st.data())
 def test_a_bound_on_tokens_holds_for_all_threads_together(script, limit, data):
-    answer = Answer(PROMPT, CONFIG, Limits(limit, 10_000), Bytes())
+    answer = Answer(PROMPT, RULES, Limits(limit, 10_000), Bytes())
     engine, text, tokens = run(answer, script, data.draw)
     written = [one for one in tokens if one.token != EOS]
     assert len(written) == min(limit, len(script.text))
@@ -177,7 +185,7 @@ def test_a_bound_on_tokens_holds_for_all_threads_together(script, limit, data):
 
 def test_a_child_waits_until_it_is_allowed_and_a_family_is_served_in_order():
     script = Script([b"1:", Script([b"one"]), b"2:", Script([b"two"]), b"3"])
-    answer = Answer(PROMPT, CONFIG, Limits(None, 1000), Bytes())
+    answer = Answer(PROMPT, RULES, Limits(None, 1000), Bytes())
     engine = Engine(answer, script, FixedCap(1))
     engine.step(0, 3)
     engine.step(0, 3)
@@ -192,7 +200,7 @@ def test_a_child_waits_until_it_is_allowed_and_a_family_is_served_in_order():
 
 
 def test_a_path_that_fills_the_context_has_no_room_for_a_child():
-    answer = Answer(PROMPT, CONFIG, Limits(None, len(PROMPT) + 4), Bytes())
+    answer = Answer(PROMPT, RULES, Limits(None, len(PROMPT) + 4), Bytes())
     engine = Engine(answer, Script([b"12", Script([b"no"]), b"3"], reason="length"))
     assert engine.requests[0].max_tokens == 4
     engine.step(0, 4)
@@ -201,7 +209,7 @@ def test_a_path_that_fills_the_context_has_no_room_for_a_child():
 
 
 def test_what_the_engine_gives_up_ends_the_answer():
-    answer = Answer(PROMPT, CONFIG, Limits(None, 1000), Bytes())
+    answer = Answer(PROMPT, RULES, Limits(None, 1000), Bytes())
     engine = Engine(answer, Script([b"1:", Script([b"one"]), b"2"]))
     engine.step(0, 3)
     root, child = engine.requests.values()
@@ -212,7 +220,7 @@ def test_what_the_engine_gives_up_ends_the_answer():
 
 
 def test_what_nobody_waits_for_any_more_is_cancelled():
-    answer = Answer(PROMPT, CONFIG, Limits(None, 1000), Bytes())
+    answer = Answer(PROMPT, RULES, Limits(None, 1000), Bytes())
     engine = Engine(answer, Script([b"1:", Script([b"one"]), b"2"]))
     engine.step(0, 3)
     engine.driver.remove(answer)
@@ -223,8 +231,8 @@ def test_what_nobody_waits_for_any_more_is_cancelled():
 
 def test_requests_say_the_rules_of_the_control_tokens():
     """[Child] never, [Fork] not after [Fork], not at the greatest depth; a bias where it may come."""
-    config = ResolvedConfig(fork_token_id=FORK, child_token_id=CHILD, max_depth=2, fork_bias=1.5)
-    answer = Answer(PROMPT, config, Limits(10, 1000), Bytes())
+    rules = replace(RULES, max_depth=2, fork_bias=1.5)
+    answer = Answer(PROMPT, rules, Limits(10, 1000), Bytes())
     engine = Engine(answer, Script([b"1:", Script([b"one"]), b"2"]))
     root = engine.requests[0]
     assert (root.banned, root.bias, root.max_tokens) == (((CHILD,), (FORK, FORK)), {FORK: 1.5}, 21)
@@ -234,7 +242,7 @@ def test_requests_say_the_rules_of_the_control_tokens():
     assert [root.banned_after(made) for made in ([], [FORK], [FORK, 65], [65, FORK])] == [
         [CHILD], [CHILD, FORK], [CHILD], [CHILD, FORK],
     ]  # fmt: skip
-    never = Answer(PROMPT, replace(config, fork_bias=-math.inf), Limits(None, 1000), Bytes())
+    never = Answer(PROMPT, replace(rules, fork_bias=-math.inf), Limits(None, 1000), Bytes())
     assert Engine(never, Script()).requests[0].banned == ((CHILD,), (FORK,))
 
 
@@ -247,7 +255,7 @@ def test_text_comes_in_whole_characters(text):
 
 
 def test_a_child_that_forks_at_once_is_asked_again_for_one_other_token():
-    """No engine's parameters ban [Fork] right after [Child]: what was made there is dropped, and counts for nothing."""
+    """vLLM's parameters cannot ban [Fork] right after [Child]: what was made there is dropped, and counts for nothing."""
 
     class Letters:
         def decode(self, token_ids, *, skip_special_tokens):
@@ -269,7 +277,7 @@ def test_a_child_that_forks_at_once_is_asked_again_for_one_other_token():
         def write(self, *tokens, reason=None):
             self.driver.made(Made(self.requests[-1], tokens, reason))
 
-    answer = Answer([1], ResolvedConfig(fork_token_id=98, child_token_id=99), Limits(None, 100), Letters())
+    answer = Answer([1], ControlTokens(fork_token_id=98, child_token_id=99), Limits(None, 100), Letters())
     engine = Asked()
     engine.driver.add(answer)
     engine.write(MadeToken(65), MadeToken(98))

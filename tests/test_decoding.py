@@ -7,7 +7,7 @@ import torch
 
 from conftest import CHILD, EOS, FORK, flat, left_padded, nested, random_prompts, tiny_llama, walk
 from hf_apar import AparConfig, AparStreamer, enable_apar
-from hf_apar.config import ResolvedConfig
+from hf_apar.protocol import ControlTokens
 from hf_apar.speculation.proposer import Draft, Proposer
 
 LIMIT = 120  # tokens of a thread at which the oracle gives up; such prompts are left out of the comparison
@@ -16,7 +16,7 @@ LIMIT = 120  # tokens of a thread at which the oracle gives up; such prompts are
 def expected_and_got(plain, enabled, prompts, config=None, proposer=None):
     """Both computation paths: the sequential walk of ``plain``, and ``enabled.generate`` over the batch."""
     settings = dataclasses.replace(config or AparConfig(), fork_token_id=FORK, child_token_id=CHILD)
-    expected = [walk(plain, prompt, ResolvedConfig(**settings.to_dict()), LIMIT) for prompt in prompts]
+    expected = [walk(plain, prompt, ControlTokens.of(settings), LIMIT) for prompt in prompts]
     out = enabled.generate(
         **left_padded(prompts), apar=settings, max_new_tokens=2000, return_dict_in_generate=True, proposer=proposer
     )

@@ -8,8 +8,9 @@ from transformers import LogitsProcessorList
 
 from conftest import CHILD, FORK, VOCABULARY, left_padded, random_prompts, tiny_llama
 from hf_apar import ConfigurationError
-from hf_apar.choice.sampling import Context, Sampler
-from hf_apar.config import ResolvedConfig
+from hf_apar.choice.paths import Context
+from hf_apar.choice.sampling import Sampler
+from hf_apar.protocol import ControlTokens
 from hf_apar.speculation import calibration
 from hf_apar.speculation.assistant import AssistantDrafts
 from hf_apar.speculation.calibration import StepTimes, step_times
@@ -31,9 +32,10 @@ def test_drawn_guesses_are_kept_as_often_as_may_be_and_the_choice_has_the_models
     theirs[4] = 0.0
     theirs /= theirs.sum()
     guesses = torch.multinomial(theirs, count, replacement=True).tolist()
-    config = ResolvedConfig(fork_token_id=3, child_token_id=4)
+    config = ControlTokens(fork_token_id=3, child_token_id=4)
     sampler = Sampler(LogitsProcessorList(), config, torch.zeros(1, 1, dtype=torch.long), pad_token_id=0, do_sample=True)
-    contexts = [Context(0, [1], True, guess, theirs) for guess in guesses]
+    root = Thread(0, None, 0, 1, [1])
+    contexts = [Context(0, root, 0, banned=(4,), guess=guess, drawn_from=theirs) for guess in guesses]
     chosen = torch.tensor(sampler(logits.repeat(count, 1), contexts).tokens)
     kept = (chosen == torch.tensor(guesses)).double().mean()
     assert abs(kept - torch.minimum(ours, theirs).sum()) < 4 * 0.5 / count**0.5
@@ -132,17 +134,17 @@ def test_together_their_guesses_are_one_tree_and_the_text_tells_what_they_are_wo
     tree = Draft([5, 6, 7], parents=[-1, -1, 0], worth=[0.5, 0.2, 0.4])
     both = Together(Fixed(tree), Fixed(Draft([5, 7, 9])))
     assert both.longest == 6
-    config = ResolvedConfig(fork_token_id=FORK, child_token_id=CHILD)
+    config = ControlTokens(fork_token_id=FORK, child_token_id=CHILD)
     sampler = Sampler(LogitsProcessorList(), config, torch.zeros(1, 1, dtype=torch.long), pad_token_id=0, do_sample=False)
     both.start(Run(apar_llama, sampler, config, torch.device("cpu")))
-    row = GrowingTree([1, 2], max_threads=4, fork_token_id=FORK, child_token_id=CHILD)
+    row = GrowingTree([1, 2], ControlTokens(fork_token_id=FORK, child_token_id=CHILD), max_threads=4)
     (root,) = row.live
     ((first,),) = both.propose([row], [[6]])
     assert (first.tokens, first.parents) == ([5, 6, 7, 9], [-1, -1, 0, 2])
     assert first.worth[:3] == [0.5, 0.2, 0.4] and 0 < first.worth[3] < 0.1
     for _ in range(40):
         for token in (5, 7, 9, 3):  # the chain is right each time
-            row.append(root, token)
+            row.write(root, token)
         ((later,),) = both.propose([row], [[6]])
     assert later.worth[0] > 0.8 and later.worth[0] >= later.worth[2] >= later.worth[3] > 0.6
     with pytest.raises(ConfigurationError, match="at least one"):

@@ -5,7 +5,7 @@ import torch
 
 from conftest import CHILD, EOS, FORK, random_prompts
 from hf_apar import AparConfig
-from hf_apar.config import ResolvedConfig
+from hf_apar.protocol import ControlTokens
 from hf_apar.serving.admission import Eager, EqualShare, FixedCap
 from hf_apar.serving.answer import Answer, Limits
 from hf_apar.serving.driver import Driver
@@ -27,7 +27,7 @@ def test_an_engine_of_thirty_lines_writes_what_generate_writes(whole_paths, apar
     engine = whole_paths(apar_llama, EOS)
     driver = Driver(engine, policy)
     for prompt in prompts:
-        config = ResolvedConfig(fork_token_id=FORK, child_token_id=CHILD, **settings)
+        config = ControlTokens(fork_token_id=FORK, child_token_id=CHILD, **settings)
         answers.append(Answer(prompt, config, Limits(None, 500), letter_tokenizer()))
         driver.add(answers[-1])
     driver.run(engine.step)

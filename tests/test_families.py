@@ -6,7 +6,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelF
 
 from conftest import CHILD, EOS, FORK, left_padded, make_forks_likely, nested, random_prompts, walk
 from hf_apar import AparConfig, enable_apar
-from hf_apar.config import ResolvedConfig
+from hf_apar.protocol import ControlTokens
 from hf_apar.speculation.medusa import MedusaDrafts, MedusaHeads
 
 LIMIT = 60
@@ -67,7 +67,7 @@ def test_every_family_writes_what_it_writes_on_each_path_alone(family, attention
     forked = beyond = 0
     for seed in range(6):
         prompts = random_prompts(3, seed, shortest=8, longest=16)
-        expected = [walk(plain, prompt, ResolvedConfig(**CONFIG.to_dict()), LIMIT) for prompt in prompts]
+        expected = [walk(plain, prompt, ControlTokens.of(CONFIG), LIMIT) for prompt in prompts]
         out = enabled.generate(**left_padded(prompts), apar=True, max_new_tokens=400, return_dict_in_generate=True)
         if not seed:  # trees of guesses, mostly wrong ones
             heads = MedusaHeads(SMALL["hidden_size"], 8, torch.arange(CHILD), 2)

@@ -5,8 +5,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from hf_apar.forward.masks import slots_mask
+from hf_apar.protocol import ControlTokens
 from hf_apar.tree.growth import GrowingTree
 from hf_apar.tree.slots import SlotPool
+from protocols import LetterForks, Writing
 
 FORK, CHILD = 98, 99
 
@@ -14,14 +16,15 @@ FORK, CHILD = 98, 99
 class Growth(RuleBasedStateMachine):
     """Any sequence of append, fork and end, with drafts that take slots and give them back in between."""
 
+    protocol = ControlTokens(fork_token_id=FORK, child_token_id=CHILD)
+
     @initialize(prompt=st.integers(1, 5), padding=st.integers(0, 3), max_threads=st.integers(1, 4))
     def start(self, prompt, padding, max_threads):
-        self.row = GrowingTree(
-            range(prompt), padding=padding, max_threads=max_threads, fork_token_id=FORK, child_token_id=CHILD
-        )
-        self.padding, self.max_threads = padding, max_threads
+        self.row = GrowingTree(range(prompt), self.protocol, padding=padding, max_threads=max_threads)
+        self.padding, self.max_threads, self.prompt = padding, max_threads, prompt
         self.paths = {0: list(range(prompt))}  # thread -> its full path; the naive model
         self.waits = []  # threads that wait, in reading order
+        self.fed = set()  # prefixes of paths that are in the cache
         self.order = [0]  # unfinished threads in reading order
         self.written = {}  # (row, slot) -> the path prefix whose last token stands in the slot
 
@@ -30,33 +33,37 @@ class Growth(RuleBasedStateMachine):
 
     def start_waiting(self):
         while self.waits and len(self.live()) < self.max_threads:
-            self.paths[self.waits.pop(0)].append(CHILD)
+            child = self.waits.pop(0)
+            self.paths[child] += self.protocol.fork(Writing(1, []), FORK).child
 
     @precondition(lambda self: self.order)
-    @rule(pick=st.integers(0, 10), token=st.integers(0, 9))
+    @rule(pick=st.integers(0, 10), token=st.integers(1, 9))
     def append(self, pick, token):
         thread = self.live()[pick % len(self.live())]
-        self.row.append(self.row.tree.threads[thread], token)
+        self.row.write(self.row.tree.threads[thread], token)
         self.paths[thread].append(token)
 
     @precondition(lambda self: self.order)
     @rule(pick=st.integers(0, 10), length=st.integers(1, 3), kept=st.integers(0, 3))
     def draft(self, pick, length, kept):
+        self.feed()  # a draft follows what is in the cache
         thread = self.live()[pick % len(self.live())]
         slots = [self.row.pool.take() for _ in range(length)]
         for slot in slots[:kept]:
-            self.row.append(self.row.tree.threads[thread], 5, slot)
+            self.row.write(self.row.tree.threads[thread], 5, slot)
             self.paths[thread].append(5)
+            self.fed.add(tuple(self.paths[thread]))
         self.row.pool.release(slots[kept:])
 
     @precondition(lambda self: self.order and len(self.paths) < 12)
     @rule(pick=st.integers(0, 10))
     def fork(self, pick):
         thread = self.live()[pick % len(self.live())]
-        self.row.append(self.row.tree.threads[thread], FORK)
+        self.row.write(self.row.tree.threads[thread], FORK)
         self.paths[thread].append(FORK)
         child = len(self.paths)
         self.paths[child] = list(self.paths[thread])
+        self.paths[thread] += self.protocol.fork(Writing(1, []), FORK).parent
         self.order.insert(self.order.index(thread), child)
         self.waits = [other for other in self.order if other in [*self.waits, child]]
         self.start_waiting()
@@ -68,6 +75,24 @@ class Growth(RuleBasedStateMachine):
         self.row.end(self.row.tree.threads[thread], "eos")
         self.order.remove(thread)
         self.start_waiting()
+
+    @precondition(lambda self: self.order)
+    @rule()
+    def feed(self):
+        given = [(thread.index, count) for thread, count in self.row.to_feed()]
+        assert [index for index, _ in given] == self.live()
+        slots = []
+        for index, count in given:
+            path = self.paths[index]
+            assert count == 1 or tuple(path[: 1 - count]) not in self.fed, "nothing is fed twice but a thread's last token"
+            slots += self.row.slots(self.row.tree.threads[index])[-count:]
+        assert len(slots) == len(set(slots)), "what paths share is fed by one of them"
+        for index, count in given:
+            self.fed |= {tuple(self.paths[index][: len(self.paths[index]) - place]) for place in range(count)}
+        for index in self.live():
+            path = self.paths[index]
+            assert all(tuple(path[:end]) in self.fed for end in range(self.prompt + 1, len(path) + 1))
+        self.row.fed()
 
     @precondition(lambda self: not self.order)
     @rule()
@@ -104,8 +129,14 @@ class Growth(RuleBasedStateMachine):
             assert mask == [[slot in path for slot in range(self.row.pool.high_water)] for path in paths]
 
 
-TestGrowth = Growth.TestCase
-TestGrowth.settings = settings(max_examples=60, stateful_step_count=40)
+class GrowthByLetters(Growth):
+    """The same by rules that feed the parent too."""
+
+    protocol = LetterForks(trigger=FORK, opened=CHILD, closed=97, letter=7, end=0, max_depth=99)
+
+
+TestGrowth, TestGrowthByLetters = Growth.TestCase, GrowthByLetters.TestCase
+TestGrowth.settings = TestGrowthByLetters.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 def test_released_slots_are_used_again_lowest_first():

@@ -1,45 +1,73 @@
-"""``generate`` against a naive reference that keeps a full copy of each path: forks, ends, stops, budgets, drafts."""
+"""``generate`` against a naive reference that keeps a full copy of each path: forks, ends, stops, budgets, drafts.
 
+The rules of who forks are a parameter: the paper's, and others of the tests' own.
+"""
+
+from functools import partial
+
+import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import StoppingCriteria
 
 from conftest import left_padded
-from hf_apar import AparConfig, enable_apar
+from hf_apar import AparConfig, apar_decode
+from hf_apar.protocol import ControlTokens
 from hf_apar.speculation.proposer import Draft, Proposer
+from protocols import LetterForks, Writing
 from scripted_model import CHILD, EOS, FORK, LETTERS, ScriptConfig, ScriptedModel, follow
+
+
+def paper(max_depth):
+    return ControlTokens(fork_token_id=FORK, child_token_id=CHILD, eos_token_ids=frozenset({EOS}), max_depth=max_depth)
+
+
+def letters(max_depth):
+    return LetterForks(trigger=3, opened=CHILD, closed=FORK, letter=7, end=EOS, max_depth=max_depth)
+
+
+RULES = pytest.mark.parametrize("rules", [paper, letters])
 
 
 class Reference:
     """The answer to one prompt, written by one thread after the other along full copies of their paths."""
 
-    def __init__(self, seed, max_depth, min_new_tokens):
-        self.seed, self.max_depth, self.min_new_tokens = seed, max_depth, min_new_tokens
+    def __init__(self, seed, rules, min_new_tokens):
+        self.seed, self.rules, self.min_new_tokens = seed, rules, min_new_tokens
 
     def choose(self, path, depth, prompt_length):
         logits = follow(self.seed, path)
-        logits[CHILD] = -1.0
-        if path[-1] in (FORK, CHILD) or depth >= self.max_depth:
-            logits[FORK] = -1.0
+        for token in self.rules.banned(Writing(depth, path), path[-1]):
+            logits[token] = -1.0
         if len(path) - prompt_length < self.min_new_tokens:
             logits[EOS] = -1.0
         return max(range(13), key=logits.__getitem__)
 
-    def write(self, path, depth, prompt_length):
-        """Yield ``(token, the path up to it)`` in reading order."""
-        while (token := self.choose(path, depth, prompt_length)) != EOS:
-            path = [*path, token]
-            if token == FORK:
-                yield from self.write([*path, CHILD], depth + 1, prompt_length)
-            else:
-                yield token, path
+    def write(self, path, read, depth, prompt_length):
+        """Yield ``(token, path, path as it reads, was it sampled?)`` for every token of text in reading order."""
+        while not self.rules.ends(Writing(depth, path), token := self.choose(path, depth, prompt_length)):
+            fork = self.rules.fork(Writing(depth, path), token)
+            path, before, read = [*path, token], read, [*read, token]
+            if token not in self.rules.control_ids:
+                yield token, path, read, True
+                before = read
+            if fork is not None:
+                child_path, child_read = path, before
+                for given_token in fork.child:
+                    child_path = [*child_path, given_token]
+                    if given_token not in self.rules.control_ids:
+                        child_read = [*child_read, given_token]
+                        yield given_token, child_path, child_read, False
+                yield from self.write(child_path, child_read, depth + 1, prompt_length)
+                for given_token in fork.parent:
+                    path, read = [*path, given_token], [*read, given_token]
+                    if given_token not in self.rules.control_ids:
+                        yield given_token, path, read, False
 
 
-def as_read(path):
-    """A path without the control tokens where a child begins."""
-    text = "".join(chr(96 + token) for token in path)
-    return text.replace(chr(96 + FORK) + chr(96 + CHILD), "")
+def as_letters(path):
+    return "".join(chr(96 + token) for token in path)
 
 
 class Ends(StoppingCriteria):
@@ -49,7 +77,7 @@ class Ends(StoppingCriteria):
         self.strings = tuple(strings)
 
     def __call__(self, input_ids, scores, **kwargs):
-        return torch.tensor([as_read(row).endswith(self.strings) for row in input_ids.tolist()])
+        return torch.tensor([as_letters(row).endswith(self.strings) for row in input_ids.tolist()])
 
 
 class Guesses(Proposer):
@@ -75,7 +103,22 @@ class Guesses(Proposer):
         return Draft(tokens, parents)
 
 
-@settings(max_examples=150)
+def generate(prompts, reference, max_threads, pattern, **options):
+    return ScriptedModel(ScriptConfig(seed=reference.seed)).generate(
+        **left_padded(prompts),
+        custom_generate=partial(
+            apar_decode,
+            apar=AparConfig(max_threads=max_threads),
+            protocol=reference.rules,
+            proposer=Guesses(reference, prompts, pattern),
+        ),
+        return_dict_in_generate=True,
+        **options,
+    )
+
+
+@RULES
+@settings(max_examples=120)
 @given(
     seed=st.integers(0, 10**6),
     lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4),
@@ -85,26 +128,26 @@ class Guesses(Proposer):
     min_new_tokens=st.integers(0, 3),
     pattern=st.lists(st.sampled_from(["right", "wrong", "both"]), max_size=3),
 )
-def test_the_answer_is_that_of_the_naive_reference(seed, lengths, max_threads, max_depth, stops, min_new_tokens, pattern):
+def test_the_answer_is_that_of_the_naive_reference(
+    rules, seed, lengths, max_threads, max_depth, stops, min_new_tokens, pattern
+):
     draw = torch.Generator().manual_seed(seed)
     prompts = [(1 + torch.randint(len(LETTERS), (length,), generator=draw)).tolist() for length in lengths]
-    reference = Reference(seed, max_depth, min_new_tokens)
-    model = enable_apar(ScriptedModel(ScriptConfig(seed=seed)), config=AparConfig(fork_token_id=FORK, child_token_id=CHILD))
-    options = {"stopping_criteria": [Ends(stops)]} if stops else {}
-    out = model.generate(
-        **left_padded(prompts),
-        apar=AparConfig(max_threads=max_threads, max_depth=max_depth),
-        proposer=Guesses(reference, prompts, pattern),
+    reference = Reference(seed, rules(max_depth), min_new_tokens)
+    out = generate(
+        prompts,
+        reference,
+        max_threads,
+        pattern,
         logits_processor=[AtLeast(min_new_tokens, max(lengths))],
+        stopping_criteria=[Ends(stops)] if stops else None,
         max_new_tokens=2000,
-        return_dict_in_generate=True,
-        **options,
     )
     for prompt, tree, stats in zip(prompts, out.trees, out.stats, strict=True):
         expected = []
-        for token, path in reference.write(prompt, 1, len(prompt)):
+        for token, _, read, sampled in reference.write(prompt, prompt, 1, len(prompt)):
             expected.append(token)
-            if as_read(path).endswith(tuple(stops)) and stops:
+            if sampled and stops and as_letters(read).endswith(tuple(stops)):
                 assert tree.threads[tree.stopped_by].finish_reason == "stop"
                 break
         else:
@@ -126,25 +169,22 @@ class AtLeast:
         return scores
 
 
-@settings(max_examples=60)
+@RULES
+@settings(max_examples=50)
 @example(seed=1670, budget=3, max_threads=2, guesses=True)  # ends a thread just as it has forked
 @given(seed=st.integers(0, 10**6), budget=st.integers(1, 60), max_threads=st.integers(1, 5), guesses=st.booleans())
-def test_a_budget_cuts_threads_short_and_changes_nothing_else(seed, budget, max_threads, guesses):
+def test_a_budget_cuts_threads_short_and_changes_nothing_else(rules, seed, budget, max_threads, guesses):
     prompts = [[1, 2], [3]]
-    reference = Reference(seed, 3, 0)
-    model = enable_apar(ScriptedModel(ScriptConfig(seed=seed)), config=AparConfig(fork_token_id=FORK, child_token_id=CHILD))
-    out = model.generate(
-        **left_padded(prompts),
-        apar=AparConfig(max_threads=max_threads, max_depth=3),
-        proposer=Guesses(reference, prompts, ["both", "right"] if guesses else []),
-        max_new_tokens=budget,
-        return_dict_in_generate=True,
-    )
+    reference = Reference(seed, rules(3), 0)
+    pattern = ["both", "right"] if guesses else []
+    out = generate(prompts, reference, max_threads, pattern, max_new_tokens=budget)
     for prompt, tree in zip(prompts, out.trees, strict=True):
         sampled = sum(len(thread.sampled_ids) for thread in tree.threads)
         assert sampled == budget or (sampled < budget and all(thread.finish_reason == "eos" for thread in tree.threads))
-        written = {tuple(path) for _, path in reference.write(prompt, 1, len(prompt))}
+        written = {tuple(path) for _, path, _, _ in reference.write(prompt, prompt, 1, len(prompt))}
         for thread in tree.threads:
             if thread.tokens:
-                text = thread.path_ids[:-1] if thread.path_ids[-1] == FORK else thread.path_ids
+                text = list(thread.path_ids)
+                while text[-1] in reference.rules.control_ids:
+                    text.pop()
                 assert tuple(text) in written, "a prefix of what the thread would have written"

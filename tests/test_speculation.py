@@ -79,16 +79,17 @@ def test_an_assistant_follows_the_tree_and_changes_no_text(apar_llama, kind, max
 
 
 def test_drafts_come_from_all_threads_and_hold_no_child():
+    from hf_apar.protocol import ControlTokens
     from hf_apar.tree.growth import GrowingTree
 
-    row = GrowingTree([1, 2, 3], max_threads=8, fork_token_id=FORK, child_token_id=CHILD)
+    row = GrowingTree([1, 2, 3], ControlTokens(fork_token_id=FORK, child_token_id=CHILD), max_threads=8)
     root = row.live[0]
     for token in (4, 5, FORK):
-        row.append(root, token)
+        row.write(root, token)
     child, root = row.live
     for token in (7, 8, 9):
-        row.append(child, token)
-    row.append(root, 7)  # a sibling's words, which the root does not see
+        row.write(child, token)
+    row.write(root, 7)  # a sibling's words, which the root does not see
     lookup = PromptLookup(4)
 
     def drafts(lookup, length):
@@ -97,7 +98,7 @@ def test_drafts_come_from_all_threads_and_hold_no_child():
 
     assert drafts(lookup, 4) == [[], [8, 9]]
     for token in (1, 2):
-        row.append(root, token)
+        row.write(root, token)
     assert drafts(lookup, 2) == [[], [3, 4]]
     assert drafts(lookup, 4) == [[], [3, 4, 5, FORK]], "and on to what followed in the prompt, [Child] left out"
     assert all(CHILD not in draft for draft in drafts(PromptLookup(9), 9))

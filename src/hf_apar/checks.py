@@ -6,44 +6,14 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
-from hf_apar.config import AparConfig, ResolvedConfig
-from hf_apar.errors import ConfigurationError, ControlTokenError, UnsupportedModelError
+from hf_apar.errors import ConfigurationError, UnsupportedModelError
 from hf_apar.forward.attention import TREE_ATTENTION
 from hf_apar.forward.cache import layer_windows
 from hf_apar.releases import CACHE_NAMES, warn_outside_range
 from hf_apar.streaming import as_list
-from hf_apar.tokens import CHILD_TOKEN, FORK_TOKEN, embedding_rows
 
 _MODEL_KWARGS = ("attention_mask", "position_ids", *CACHE_NAMES, "inputs_embeds", "use_cache", "logits_to_keep")
 _ATTENTION = ("eager", "sdpa", "flex_attention", TREE_ATTENTION)
-
-
-def resolve_config(given: AparConfig | None, generation_config: GenerationConfig, model: PreTrainedModel) -> ResolvedConfig:
-    """Return ``given`` with what it leaves open taken from the checkpoint's settings.
-
-    Raises:
-        ControlTokenError: if the ids are unknown or outside the vocabulary.
-    """
-    checkpoint = AparConfig.from_dict(getattr(generation_config, "apar_config", None) or {})
-    config = (given or AparConfig()).filled_from(checkpoint)
-    if config.fork_token_id is None or config.child_token_id is None:
-        raise ControlTokenError(
-            f"{type(model).__name__} has no {FORK_TOKEN} and {CHILD_TOKEN} tokens; call add_control_tokens(model, "
-            "tokenizer) before fine-tuning, or load a checkpoint that was fine-tuned for APAR"
-        )
-    validate_control_ids(config, model)
-    return ResolvedConfig(**config.to_dict())  # type: ignore[arg-type]
-
-
-def validate_control_ids(config: AparConfig, model: PreTrainedModel) -> None:
-    """Raise :class:`ControlTokenError` for ids of [Fork] and [Child] that the model has no rows for."""
-    size = embedding_rows(model)
-    highest = max(config.fork_token_id or 0, config.child_token_id or 0)
-    if highest >= size:
-        raise ControlTokenError(
-            f"control token id {highest} is outside the vocabulary of {type(model).__name__}, {size} tokens; call "
-            "add_control_tokens(model, tokenizer) on the base before its adapter is loaded"
-        )
 
 
 def validate_model(model: PreTrainedModel) -> None:
@@ -133,7 +103,7 @@ def validate_length(longest: int, model: PreTrainedModel) -> None:
         )
 
 
-def validate_rope(shortest: int, longest: int, budget: int, config: ResolvedConfig, model: PreTrainedModel) -> None:
+def validate_rope(shortest: int, longest: int, budget: int, injected: int | None, model: PreTrainedModel) -> None:
     """Raise :class:`ConfigurationError` where rotary frequencies may change while threads write.
 
     Dynamic NTK and longrope choose them by the longest path of a forward pass, for all threads in it: beyond that point a
@@ -142,8 +112,9 @@ def validate_rope(shortest: int, longest: int, budget: int, config: ResolvedConf
     Args:
         shortest, longest: positions of the shortest and the longest prompt of the batch.
         budget: tokens that a row may sample.
+        injected: tokens that are fed on a path and not sampled, which the budget does not count; ``None`` for any number.
     """
-    injected = config.max_depth - 1  # a [Child] at each fork, which the budget does not count
+    injected = budget if injected is None else injected  # a fork is a token of the budget
     reached = longest + budget - 1 + injected  # the last token is not fed
     for kind, boundary in _rope_switches(model.config.get_text_config(decoder=True)):
         if reached <= boundary or (kind == "longrope" and shortest > boundary):

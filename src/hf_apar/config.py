@@ -6,6 +6,8 @@ from typing import Self
 
 from hf_apar.errors import ConfigurationError
 
+MAX_THREADS = 32  # live threads of one row, where nothing else is said
+
 
 @dataclass(frozen=True, kw_only=True)
 class AparConfig:
@@ -67,15 +69,3 @@ class AparConfig:
     def filled_from(self, checkpoint: "AparConfig") -> "AparConfig":
         """Return this configuration with what is ``None`` taken from ``checkpoint``."""
         return AparConfig.from_dict(checkpoint.to_dict() | self.to_dict())
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResolvedConfig:
-    """The settings of one decoding run: an :class:`AparConfig` with nothing left open."""
-
-    fork_token_id: int
-    child_token_id: int
-    max_threads: int = 32
-    max_depth: int = 3
-    fork_bias: float = 0.0
-    joint: str = ""

@@ -13,17 +13,16 @@ from torch import LongTensor, Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
 from hf_apar.checks import (
-    resolve_config,
     validate_generation,
     validate_length,
     validate_model,
     validate_rope,
     validate_streamer,
 )
-from hf_apar.choice.paths import Path
-from hf_apar.choice.sampling import Context, Sampler
+from hf_apar.choice.paths import Context
+from hf_apar.choice.sampling import Sampler
 from hf_apar.choice.stopping import Stopper, with_limits
-from hf_apar.config import AparConfig, ResolvedConfig
+from hf_apar.config import MAX_THREADS, AparConfig
 from hf_apar.errors import ConfigurationError
 from hf_apar.forward.attention import tree_attention_for
 from hf_apar.forward.cache import TreeCache, layer_windows, new_tree_cache
@@ -31,13 +30,14 @@ from hf_apar.forward.devices import runs_in_step
 from hf_apar.forward.layout import Query, lay_out
 from hf_apar.forward.prompts import Prompts
 from hf_apar.generation_settings import eos_token_ids
+from hf_apar.protocol import ForkProtocol
 from hf_apar.results import AparOutput, AparStats
 from hf_apar.speculation.calibration import step_times
 from hf_apar.speculation.lengths import DraftLengths
 from hf_apar.speculation.proposer import Draft, NoDrafts, Proposer, Run
 from hf_apar.speculation.states import LastHidden
 from hf_apar.streaming import Broadcast, ended_by_errors
-from hf_apar.tokens import embedding_rows
+from hf_apar.tokens import control_tokens, embedding_rows, settings_of
 from hf_apar.tree.growth import GrowingTree
 from hf_apar.tree.threads import Thread
 
@@ -46,9 +46,10 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Turn:
-    """What one thread feeds in a step: its path's last token and a draft; ``slots`` are theirs."""
+    """What one thread feeds in a step: the last ``fed`` tokens of its path, and a draft; ``slots`` are theirs."""
 
     thread: Thread
+    fed: int
     draft: Draft
     slots: Sequence[int]
 
@@ -73,12 +74,13 @@ class Decoder:
         prompts: Prompts,
         sampler: Sampler,
         stopper: Stopper,
-        config: ResolvedConfig,
+        protocol: ForkProtocol,
+        max_threads: int,
         generation_config: GenerationConfig,
         broadcast: Broadcast,
         proposer: Proposer,
     ) -> None:
-        self.model, self.prompts, self.config, self.generation_config = model, prompts, config, generation_config
+        self.model, self.prompts, self.protocol, self.generation_config = model, prompts, protocol, generation_config
         self.sampler, self.stopper, self.broadcast, self.proposer = sampler, stopper, broadcast, proposer
         self.device = prompts.input_ids.device
         self.compiled = generation_config.compile_config is not None
@@ -86,22 +88,13 @@ class Decoder:
         self.vocabulary = embedding_rows(model)
         self.cache: TreeCache = new_tree_cache(model)
         self.windows = layer_windows(model.config.get_text_config(decoder=True))
-        self.eos = eos_token_ids(generation_config)
         keep = bool(generation_config.return_dict_in_generate)
         self.keep_scores = keep and bool(generation_config.output_scores)
         self.keep_logits = keep and bool(generation_config.output_logits)
-        rows = prompts.rows(config)
+        rows = prompts.rows(protocol.control_ids)
         self.budget = [int(generation_config.max_length) - prompts.input_ids.shape[1]] * len(rows)  # tokens left to sample
         self.rows = [
-            GrowingTree(
-                row.ids,
-                prompt_slots=row.slots,
-                padding=row.padding,
-                max_threads=config.max_threads,
-                fork_token_id=config.fork_token_id,
-                child_token_id=config.child_token_id,
-                joint=config.joint,
-            )
+            GrowingTree(row.ids, protocol, max_threads=max_threads, prompt_slots=row.slots, padding=row.padding)
             for row in rows
         ]
         self.stats = [AparStats() for _ in self.rows]
@@ -125,7 +118,7 @@ class Decoder:
         times = step_times(self.model, device) if adapts else lambda width: 0.0
         lengths = DraftLengths(proposer.longest, schedule, times, proposer.seconds, proposer.estimates)
         self.lengths, pace = lengths, lengths.seconds if adapts else None
-        self.drafting = Run(self.model, self.sampler, self.config, device, pace, lengths.least_worth)
+        self.drafting = Run(self.model, self.sampler, self.protocol, device, pace, lengths.least_worth)
         proposer.start(self.drafting)
         with tree_attention_for(self.model) as packs, LastHidden(self.model, active=proposer.watches) as self.hidden:
             self.pack = packs and not self.compiled
@@ -133,7 +126,7 @@ class Decoder:
             self._run()
 
     def _run(self) -> None:
-        plan: list[list[Turn]] = [[Turn(row.live[0], Draft(), row.slots(row.live[0])[-1:])] for row in self.rows]
+        plan: list[list[Turn]] = [[Turn(row.live[0], 1, Draft(), row.slots(row.live[0])[-1:])] for row in self.rows]
         logits, states = self.prefill()
         while self.advance(plan, self.choose(plan, logits), states):
             plan = self.plan()
@@ -152,14 +145,16 @@ class Decoder:
         limits = self.lengths.limits([row.live for row in self.rows])
         drafts = self.lengths.trimmed(self.proposer.propose(self.rows, limits))
         for index, (row, stats) in enumerate(zip(self.rows, self.stats, strict=True)):
-            live = row.live
-            spare = self.budget[index] - len(live)  # each thread samples one token for sure
+            to_feed = row.to_feed()
+            spare = self.budget[index] - len(to_feed)  # each thread samples one token for sure
             turns = []
-            for thread, draft in zip(live, drafts[index], strict=True):
+            for (thread, fed), draft in zip(to_feed, drafts[index], strict=True):
                 draft = self._feasible(draft)
                 draft = draft.keep(range(min(len(draft.tokens), max(spare, 0))))
                 spare -= len(draft.tokens)
-                turns.append(Turn(thread, draft, [row.slots(thread)[-1], *(row.pool.take() for _ in draft.tokens)]))
+                slots = [*row.slots(thread)[-fed:], *(row.pool.take() for _ in draft.tokens)]
+                turns.append(Turn(thread, fed, draft, slots))
+            row.fed()
             stats.steps += bool(turns)
             stats.peak_threads = max(stats.peak_threads, len(turns))
             stats.peak_kv = max(stats.peak_kv, row.pool.high_water - len(row.padding))
@@ -167,11 +162,8 @@ class Decoder:
         return plan
 
     def _feasible(self, draft: Draft) -> Draft:
-        """Cut ``draft`` before the first token that the model cannot choose: [Child], or one beyond its vocabulary."""
-        known, child = range(self.vocabulary), self.config.child_token_id
-        if draft.drawn_from is not None:  # to drop what was drawn would bend the distribution; it has no chance there
-            child = -1
-        end = next((place for place, one in enumerate(draft.tokens) if one == child or one not in known), None)
+        """Cut ``draft`` before the first token that the model does not know."""
+        end = next((place for place, one in enumerate(draft.tokens) if one not in range(self.vocabulary)), None)
         return draft if end is None else draft.keep(range(end))
 
     def forward(self, plan: list[list[Turn]]) -> tuple[Tensor, Tensor | None]:
@@ -194,7 +186,11 @@ class Decoder:
         )
         logits = inputs.in_plan_order(inputs.run(self.call, self.cache))
         states = self.hidden.states
-        return logits, None if states is None else inputs.in_plan_order(states.to(logits.device))
+        states = None if states is None else inputs.in_plan_order(states.to(logits.device))
+        chosen = [place for place, turn in _flat(plan) for place in range(place + turn.fed - 1, place + len(turn.slots))]
+        if len(chosen) == len(logits):
+            return logits, states
+        return logits[chosen], None if states is None else states[chosen]
 
     def choose(self, plan: list[list[Turn]], logits: Tensor) -> list[list[list[Sampled]]]:
         """Choose a token after every token that was fed, for all rows and threads at once.
@@ -222,7 +218,7 @@ class Decoder:
 
     def _sample(self, logits: Tensor, contexts: Sequence[Context]) -> Iterator[Sampled]:
         choices = self.sampler(logits, contexts)
-        stops = self.stopper([Path(context.row, context.new_ids) for context in contexts], choices.tokens)
+        stops = self.stopper(contexts, choices.tokens)
         logprobs = choices.logprobs() if self.keep_scores else None
         for index, token in enumerate(choices.tokens):
             yield Sampled(
@@ -236,17 +232,17 @@ class Decoder:
     def advance(self, plan: list[list[Turn]], chosen: list[list[list[Sampled]]], states: Tensor | None = None) -> bool:
         """Append what was chosen, fork, end and release; is there anything left to write?"""
         out_of_time = self.stopper.out_of_time
-        fed, last = 0, []  # queries before this turn, and those that chose the last token of each thread
+        choices, last = 0, []  # queries before this turn, and those that chose the last token of each thread
         for index, (row, turns) in enumerate(zip(self.rows, plan, strict=True)):
             if not turns:
                 continue
             for turn, tokens in zip(turns, chosen[index], strict=True):
-                last.append((index, turn.thread, fed + self._take(index, row, turn, tokens)))
-                fed += len(turn.slots)
+                last.append((index, turn.thread, choices + self._take(index, row, turn, tokens)))
+                choices += len(tokens)
             if out_of_time:
                 row.end_all("length")
             while len(live := row.live) > self.budget[index]:  # the last tokens go to threads in reading order
-                row.end_all("length") if self.budget[index] == 0 else row.end(row.newborn(live[-1]) or live[-1], "length")
+                row.end_all("length") if self.budget[index] == 0 else row.end(live[-1], "length")
             if not row.unfinished:
                 self.stats[index].seconds = time.perf_counter() - self.started
         if states is not None:
@@ -259,7 +255,7 @@ class Decoder:
 
         Returns the index of the query that chose the last of them.
         """
-        thread, draft, spare = turn.thread, turn.draft, dict(enumerate(turn.slots[1:]))
+        thread, draft, spare = turn.thread, turn.draft, dict(enumerate(turn.slots[turn.fed :]))
         place, query, kept = -1, 0, 0  # the last guess that was kept, the query that it is, how many were
         while thread.finish_reason is None:  # else what a thread before it in the answer wrote just now has cut it off
             query = place + 1
@@ -269,17 +265,13 @@ class Decoder:
             _keep(thread, sampled)
             guess = draft.after(place, token)
             kept += guess is not None
-            if token in self.eos:
-                thread.eos_token_id = token
-                row.end(thread, "eos")
-                break
-            if guess is None or token == self.config.fork_token_id:
-                row.pool.release(spare.values())  # first, so that the token gets the lowest slot
-                spare, guess = {}, None
-            row.append(thread, token, None if guess is None else spare.pop(guess))
-            if sampled.stops:
-                row.stop(thread)
             if guess is None:
+                row.pool.release(spare.values())  # first, so that the token gets the lowest slot
+                spare = {}
+            goes_on = row.write(thread, token, None if guess is None else spare.pop(guess))
+            if sampled.stops and thread.finish_reason is None:
+                row.stop(thread)
+            if guess is None or not goes_on:
                 break
             place = guess
         row.pool.release(spare.values())
@@ -290,12 +282,15 @@ class Decoder:
         return query
 
     def _queries(self, row: GrowingTree, turn: Turn) -> list[Query]:
-        path, draft = row.slots(turn.thread), turn.draft
-        fed = [turn.thread.path_ids[-1], *draft.tokens]
-        return [
-            Query(token, slot, [*path, *(turn.slots[1 + guess] for guess in draft.way(place - 1))])
-            for place, (token, slot) in enumerate(zip(fed, turn.slots, strict=True))
+        thread, path, draft, fed = turn.thread, row.slots(turn.thread), turn.draft, turn.fed
+        own = [
+            Query(thread.path_ids[place], path[place], path[: len(path) + place + 1]) for place in range(-fed, 0)
         ]
+        guesses = [
+            Query(token, turn.slots[fed + place], [*path, *(turn.slots[fed + guess] for guess in draft.way(place))])
+            for place, token in enumerate(draft.tokens)
+        ]
+        return own + guesses
 
     def _contexts(self, index: int, row: GrowingTree, turn: Turn) -> list[Context]:
         draft = turn.draft
@@ -310,8 +305,17 @@ class Decoder:
 
     def _idle_context(self, index: int, row: GrowingTree) -> Context:
         length = max(len(other.path_ids) - another.prompt_length for another in self.rows for other in another.live)
-        new_ids = row.tree.threads[0].path_ids[row.prompt_length :]
-        return Context(index, [*new_ids, *[self.sampler.pad_token_id] * (length - len(new_ids))], may_fork=False)
+        root = row.tree.threads[0]
+        missing = length - (len(root.path_ids) - row.prompt_length)
+        return Context(index, root, row.prompt_length, [self.sampler.pad_token_id] * missing)
+
+
+def _flat(plan: Sequence[Sequence[Turn]]) -> Iterator[tuple[int, Turn]]:
+    """Yield each turn with the number of queries before it."""
+    before = 0
+    for turn in (turn for turns in plan for turn in turns):
+        yield before, turn
+        before += len(turn.slots)
 
 
 def _spread(logits: Tensor, owners: Sequence[object | None]) -> Tensor:
@@ -342,6 +346,7 @@ def apar_decode(
     generation_config: GenerationConfig,
     *,
     apar: AparConfig | None = None,
+    protocol: ForkProtocol | None = None,
     streamer: object | None = None,
     proposer: Proposer | None = None,
     **model_kwargs: Any,
@@ -350,6 +355,7 @@ def apar_decode(
 
     Args:
         apar: settings; what is ``None`` in them, or all, is taken from ``generation_config.apar_config``.
+        protocol: who decides to fork; by default the control tokens of the checkpoint.
         streamer: an :class:`~hf_apar.streaming.AparStreamer`, a streamer of transformers for one prompt, or several in a
             list; bind it with ``functools.partial(apar_decode, streamer=...)``, since ``generate`` keeps its own to itself.
         proposer: guesses what threads write next; none by default.
@@ -367,6 +373,7 @@ def apar_decode(
             stopping_criteria,
             generation_config,
             apar=apar,
+            protocol=protocol,
             streamer=streamer,
             proposer=proposer,
             **model_kwargs,
@@ -381,6 +388,7 @@ def decode_in_threads(
     generation_config: GenerationConfig,
     *,
     apar: AparConfig | None = None,
+    protocol: ForkProtocol | None = None,
     streamer: object | None = None,
     proposer: Proposer | None = None,
     **model_kwargs: Any,
@@ -391,19 +399,23 @@ def decode_in_threads(
     validate_streamer(streamer, len(input_ids))
     if not isinstance(proposer, Proposer | None):
         raise ConfigurationError(f"proposer is a {type(proposer).__name__}; pass a Proposer, such as MedusaDrafts(heads)")
-    config = resolve_config(apar, generation_config, model)
     generation_config = with_limits(generation_config, stopping_criteria)
+    if protocol is None:
+        protocol = control_tokens(model, generation_config, apar)
+    max_threads = (apar or AparConfig()).filled_from(settings_of(generation_config)).max_threads or MAX_THREADS
     prompts = Prompts.from_generate(input_ids, generation_config, model_kwargs)
-    lengths = [row.slots for row in prompts.rows(config)] or [0]
+    lengths = [row.slots for row in prompts.rows(protocol.control_ids)] or [0]
     validate_length(max(lengths), model)
     budget = int(generation_config.max_length) - input_ids.shape[1]
-    validate_rope(min(lengths), max(lengths), budget, config, model)
+    validate_rope(min(lengths), max(lengths), budget, protocol.most_injected, model)
     eos = eos_token_ids(generation_config)
     pad = int(generation_config.pad_token_id if generation_config.pad_token_id is not None else next(iter(eos), 0))
-    sampler = Sampler(logits_processor, config, input_ids, pad_token_id=pad, do_sample=bool(generation_config.do_sample))
-    stopper = Stopper(stopping_criteria, config, input_ids, pad_token_id=pad)
+    sampler = Sampler(logits_processor, protocol, input_ids, pad_token_id=pad, do_sample=bool(generation_config.do_sample))
+    stopper = Stopper(stopping_criteria, protocol.control_ids, input_ids, pad_token_id=pad)
     broadcast = Broadcast(streamer, input_ids.device)
-    decoder = Decoder(model, prompts, sampler, stopper, config, generation_config, broadcast, proposer or NoDrafts())
+    decoder = Decoder(
+        model, prompts, sampler, stopper, protocol, max_threads, generation_config, broadcast, proposer or NoDrafts()
+    )
     if len(input_ids):
         decoder.run()
     broadcast.end()

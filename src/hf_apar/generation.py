@@ -9,16 +9,17 @@ from typing import Any, Self, TypeVar
 
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_apar.checks import learns_prompts, validate_control_ids, validate_model, validate_streamer
+from hf_apar.checks import learns_prompts, validate_model, validate_streamer
 from hf_apar.choice.stopping import stop_string_criteria
 from hf_apar.config import AparConfig
 from hf_apar.decoding import decode_in_threads
 from hf_apar.errors import ConfigurationError, UnsupportedModelError
+from hf_apar.protocol import ForkProtocol
 from hf_apar.speculation.assistant import AssistantDrafts
 from hf_apar.speculation.lookup import PromptLookup
 from hf_apar.speculation.proposer import Proposer
 from hf_apar.streaming import AparStreamer, PromptRelay, as_list, ended_by_errors
-from hf_apar.tokens import checkpoint_config, completed, find_control_tokens, record_settings
+from hf_apar.tokens import checkpoint_config, completed, find_control_tokens, record_settings, validate_control_ids
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -32,12 +33,18 @@ class AparGenerationMixin(GenerationMixin):
     """
 
     def generate(
-        self, *args: Any, apar: bool | AparConfig | None = None, proposer: Proposer | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        apar: bool | AparConfig | None = None,
+        protocol: ForkProtocol | None = None,
+        proposer: Proposer | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Generate as transformers does, in parallel threads where ``apar`` is ``True`` or an :class:`AparConfig`.
 
         Args:
             *args: as those of the model's own ``generate``.
+            protocol: who decides to fork; by default the control tokens of the checkpoint.
             proposer: guesses what threads write next.
             **kwargs: as those of ``generate``; ``streamer`` may also be an :class:`~hf_apar.streaming.AparStreamer`, or
                 several streamers in a list.
@@ -53,10 +60,10 @@ class AparGenerationMixin(GenerationMixin):
         """
         generate: Callable[..., Any] = super().generate
         if apar is None or apar is False:
-            if proposer is not None:
-                raise ConfigurationError("proposer needs apar; pass apar=True too")
+            if protocol is not None or proposer is not None:
+                raise ConfigurationError("protocol and proposer need apar; pass apar=True too")
             return generate(*args, **kwargs)
-        return generate_in_threads(self, generate, *args, apar=apar, proposer=proposer, **kwargs)
+        return generate_in_threads(self, generate, *args, apar=apar, protocol=protocol, proposer=proposer, **kwargs)
 
 
 def generate_in_threads(
@@ -64,6 +71,7 @@ def generate_in_threads(
     generate: Callable[..., Any],
     *args: Any,
     apar: bool | AparConfig = True,
+    protocol: ForkProtocol | None = None,
     proposer: Proposer | None = None,
     **kwargs: Any,
 ) -> Any:
@@ -82,7 +90,7 @@ def generate_in_threads(
         criteria = stop_string_criteria(taken["stop_strings"], kwargs.pop("tokenizer", None))
         kwargs["stopping_criteria"] = [*(kwargs.get("stopping_criteria") or ()), *criteria]
         proposer = _proposer(model, settings, proposer, kwargs.pop("assistant_model", None), taken)
-        decode = partial(decode_in_threads, apar=settings, streamer=streamer, proposer=proposer)
+        decode = partial(decode_in_threads, apar=settings, protocol=protocol, streamer=streamer, proposer=proposer)
         return generate(**kwargs | {"custom_generate": decode, "streamer": _prompt_relay(streamer, kwargs)})
 
 

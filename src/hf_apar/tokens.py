@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_apar.config import AparConfig
 from hf_apar.errors import ControlTokenError
-from hf_apar.generation_settings import end_as_taught, make_savable
+from hf_apar.generation_settings import end_as_taught, eos_token_ids, make_savable
+from hf_apar.protocol import ControlTokens
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +166,36 @@ def record_settings(model: PreTrainedModel, settings: Mapping[str, object]) -> N
 
 def checkpoint_config(model: PreTrainedModel) -> AparConfig:
     """Return the APAR settings that ``model``'s generation config carries; the defaults where it carries none."""
-    return AparConfig.from_dict(getattr(model.generation_config, "apar_config", None) or {})
+    return settings_of(model.generation_config)
+
+
+def settings_of(generation_config: GenerationConfig | None) -> AparConfig:
+    """Return the APAR settings that a generation config carries; the defaults where it carries none."""
+    return AparConfig.from_dict(getattr(generation_config, "apar_config", None) or {})
+
+
+def control_tokens(model: PreTrainedModel, generation_config: GenerationConfig, given: AparConfig | None) -> ControlTokens:
+    """Return the rules of a ``generate`` call: ``given``, with what it leaves open taken from the checkpoint's settings.
+
+    Raises:
+        ControlTokenError: if the ids are unknown or outside the vocabulary.
+    """
+    config = (given or AparConfig()).filled_from(settings_of(generation_config))
+    if config.fork_token_id is None or config.child_token_id is None:
+        raise ControlTokenError(_missing(model))
+    validate_control_ids(config, model)
+    return ControlTokens.of(config, eos_token_ids(generation_config))
+
+
+def validate_control_ids(config: AparConfig, model: PreTrainedModel) -> None:
+    """Raise :class:`ControlTokenError` for ids of [Fork] and [Child] that the model has no rows for."""
+    size = embedding_rows(model)
+    highest = max(config.fork_token_id or 0, config.child_token_id or 0)
+    if highest >= size:
+        raise ControlTokenError(
+            f"control token id {highest} is outside the vocabulary of {type(model).__name__}, {size} tokens; call "
+            "add_control_tokens(model, tokenizer) on the base before its adapter is loaded"
+        )
 
 
 def find_control_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> tuple[int, int]:
@@ -179,8 +209,12 @@ def find_control_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     settings = completed(checkpoint_config(model), tokenizer)
     fork, child = settings.fork_token_id, settings.child_token_id
     if fork is None or child is None:
-        raise ControlTokenError(
-            f"{type(model).__name__} has no {FORK_TOKEN} and {CHILD_TOKEN} tokens; call add_control_tokens(model, "
-            "tokenizer) before fine-tuning, or load a checkpoint that was fine-tuned for APAR"
-        )
+        raise ControlTokenError(_missing(model))
     return fork, child
+
+
+def _missing(model: PreTrainedModel) -> str:
+    return (
+        f"{type(model).__name__} has no {FORK_TOKEN} and {CHILD_TOKEN} tokens; call add_control_tokens(model, tokenizer) "
+        "before fine-tuning, or load a checkpoint that was fine-tuned for APAR"
+    )

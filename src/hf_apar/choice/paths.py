@@ -2,18 +2,52 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from torch import LongTensor
+from torch import Tensor
+
+from hf_apar.tree.threads import Thread
 
 
 @dataclass(frozen=True)
 class Path:
-    """What the choice of one token may look at: its row, and its thread's path beyond the row's prompt."""
+    """A row's prompt and the tokens after it, as a logits processor or a stopping criterion sees them."""
 
     row: int
     new_ids: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the choice of one token may look at; the token follows ``thread``'s path and ``guesses``.
+
+    Attributes:
+        row: of the batch.
+        prompt_length: how many of the path's ids are the row's prompt.
+        banned: tokens that may not be chosen.
+        guess: a token that was drawn for this place, if one was.
+        drawn_from: the probabilities (vocabulary,) that it was drawn with.
+    """
+
+    row: int
+    thread: Thread
+    prompt_length: int
+    guesses: Sequence[int] = ()
+    banned: Sequence[int] = ()
+    guess: int | None = None
+    drawn_from: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def path(self) -> Path:
+        """All that stands before the token: a copy of the path, so ask only where it is needed."""
+        return Path(self.row, [*self.thread.path_ids[self.prompt_length :], *self.guesses])
+
+    def as_read(self, token: int) -> Path:
+        """Return the path up to ``token`` as the answer reads: without the control tokens between a prefix and its child."""
+        unread = set(self.thread.unread)
+        own = enumerate(self.thread.path_ids[self.prompt_length :], self.prompt_length)
+        return Path(self.row, [*(one for place, one in own if place not in unread), *self.guesses, token])
 
 
 @dataclass(frozen=True)
@@ -24,12 +58,12 @@ class Round:
     ``input_ids`` that are not listed hold padding after the prompt.
     """
 
-    input_ids: LongTensor
+    input_ids: Tensor
     indices: list[int]
     rows: list[int]
 
 
-def filled(prompt_ids: LongTensor, paths: Sequence[Path]) -> LongTensor:
+def filled(prompt_ids: Tensor, paths: Sequence[Path]) -> Tensor:
     """Return all ``paths`` in one batch, (paths, prompt + longest), the shorter ones filled up with a token of their own.
 
     For what asks only which tokens a row holds.
@@ -40,15 +74,15 @@ def filled(prompt_ids: LongTensor, paths: Sequence[Path]) -> LongTensor:
     longest = max((len(path.new_ids) for path in paths), default=0)
     prompts = prompt_ids[[path.row for path in paths]]
     if not longest:
-        return prompts  # type: ignore[return-value]
+        return prompts
     known, rows = prompt_ids.tolist(), []
     for path in paths:
         new = list(path.new_ids)
         rows.append(new + (new or known[path.row])[-1:] * (longest - len(new)))
-    return torch.cat([prompts, torch.tensor(rows, device=prompt_ids.device)], dim=1)  # type: ignore[return-value]
+    return torch.cat([prompts, torch.tensor(rows, device=prompt_ids.device)], dim=1)
 
 
-def rounds(prompt_ids: LongTensor, paths: Sequence[Path], pad_token_id: int) -> Iterator[Round]:
+def rounds(prompt_ids: Tensor, paths: Sequence[Path], pad_token_id: int) -> Iterator[Round]:
     """Split ``paths`` into as few batches as lengths and rows allow; ``prompt_ids`` is (batch, prompt), left-padded.
 
     >>> paths = [Path(0, [5]), Path(1, [6]), Path(0, [7])]
@@ -67,4 +101,4 @@ def rounds(prompt_ids: LongTensor, paths: Sequence[Path], pad_token_id: int) -> 
         rows = [paths[index].row for index in indices]
         new_ids = torch.full((len(prompt_ids), length), pad_token_id, dtype=torch.long)
         new_ids[rows] = torch.tensor([list(paths[index].new_ids) for index in indices], dtype=torch.long)
-        yield Round(torch.cat([prompt_ids, new_ids.to(prompt_ids.device)], dim=1), indices, rows)  # type: ignore[arg-type]
+        yield Round(torch.cat([prompt_ids, new_ids.to(prompt_ids.device)], dim=1), indices, rows)

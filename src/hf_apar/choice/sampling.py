@@ -1,18 +1,18 @@
 """The choice of the next tokens: bans of the control tokens, logits processors on each thread's path, argmax or draw."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import LongTensor, Tensor
+from torch import Tensor
 from torch.nn import functional
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process
 
-from hf_apar.choice.paths import Path, filled, rounds
+from hf_apar.choice.paths import Context, filled, rounds
 from hf_apar.choice.purity import Pure
-from hf_apar.config import ResolvedConfig
 from hf_apar.errors import ConfigurationError
+from hf_apar.protocol import ForkProtocol
 
 _SCORES_ONLY = tuple(
     getattr(logits_process, name)
@@ -37,28 +37,13 @@ _STATEFUL = tuple(
 """Processors with a state or a cache of their own, or with several rows for one sequence: they cannot follow threads."""
 
 
-Processor = Callable[[LongTensor, Tensor], Tensor]
+Processor = Callable[..., Tensor]  # (input_ids, scores), as those of transformers, whose annotations say LongTensor
 
 
 def _looks_for_tokens(processor: Processor) -> bool:
     """Does ``processor`` ask only which tokens a row holds, wherever and however often?"""
     penalty = type(processor) is logits_process.RepetitionPenaltyLogitsProcessor
     return penalty and getattr(processor, "prompt_ignore_length", None) is None
-
-
-@dataclass(frozen=True)
-class Context(Path):
-    """What the choice of one token may look at.
-
-    Attributes:
-        may_fork: False right after [Fork] or [Child] and at ``max_depth``.
-        guess: a token that was drawn for this place, if one was.
-        drawn_from: the probabilities (vocabulary,) that it was drawn with.
-    """
-
-    may_fork: bool
-    guess: int | None = None
-    drawn_from: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -79,8 +64,8 @@ class Sampler:
     """Chooses one token for each :class:`Context`, all in one go.
 
     Args:
-        processors: what ``generate`` prepared; the suppression of the two control tokens is lifted.
-        config: the settings of this run.
+        processors: what ``generate`` prepared; the suppression of control tokens is lifted.
+        protocol: says which tokens are never text, and which are favoured.
         prompt_ids: (batch, prompt), padded on the left.
         pad_token_id: fills rows that a processor must get but whose result is not used.
         do_sample: draw from the softmax instead of taking the argmax.
@@ -92,13 +77,13 @@ class Sampler:
     def __init__(
         self,
         processors: LogitsProcessorList,
-        config: ResolvedConfig,
-        prompt_ids: LongTensor,
+        protocol: ForkProtocol,
+        prompt_ids: Tensor,
         *,
         pad_token_id: int,
         do_sample: bool,
     ) -> None:
-        self.fork, self.child, self.fork_bias = config.fork_token_id, config.child_token_id, config.fork_bias
+        self.protocol = protocol
         self.prompt_ids, self.pad_token_id, self.do_sample = prompt_ids, pad_token_id, do_sample
         lifted = [one for one in map(self._lift, processors) if one is not None]
         self.processors = [one if type(one) in _SCORES_ONLY or _looks_for_tokens(one) else Pure(one) for one in lifted]
@@ -116,7 +101,7 @@ class Sampler:
 
     def scores(self, logits: Tensor, contexts: Sequence[Context]) -> Tensor:
         """Return float32 ``logits`` (contexts, vocabulary) after the bans and all processors."""
-        return self._process(self._ban(logits, contexts), contexts)
+        return self._process(self._rule(logits.clone(), contexts, {}), contexts)
 
     def guess_scores(self, logits: Tensor, places: Tensor, contexts: Sequence[Context]) -> Tensor:
         """Return about what :meth:`scores` would make of logits over some tokens alone, (contexts, tokens).
@@ -127,21 +112,22 @@ class Sampler:
             places: (vocabulary,): the column of each token, the number of columns for those that have none.
         """
         scores = functional.pad(logits, (0, 1), value=-torch.inf)  # the last column stands for all other tokens
-        forbidden = torch.tensor([not context.may_fork for context in contexts], device=scores.device)
-        fork = int(places[self.fork])
-        scores[:, fork] = (scores[:, fork] + self.fork_bias).masked_fill(forbidden, -torch.inf)
+        ruled = {*self.protocol.bias, *(token for context in contexts for token in context.banned)}
+        self._rule(scores, contexts, {token: int(places[token]) for token in ruled})
         for processor in self.processors:
             if _looks_for_tokens(processor):
-                known = filled(self.prompt_ids, contexts).to(places.device)
-                scores = processor(places[known], scores)  # type: ignore[arg-type]
+                known = filled(self.prompt_ids, [context.path for context in contexts]).to(places.device)
+                scores = processor(places[known], scores)
         return scores[:, :-1]
 
-    def _ban(self, logits: Tensor, contexts: Sequence[Context]) -> Tensor:
-        scores = logits.clone()
-        scores[:, self.child] = -torch.inf
-        scores[:, self.fork] += self.fork_bias
-        forbidden = torch.tensor([not context.may_fork for context in contexts], device=scores.device)
-        scores[:, self.fork] = scores[:, self.fork].masked_fill(forbidden, -torch.inf)
+    def _rule(self, scores: Tensor, contexts: Sequence[Context], columns: Mapping[int, int]) -> Tensor:
+        """Favour and ban, in place, as the protocol says; ``columns``: where tokens stand, if not at their id."""
+        for token, value in self.protocol.bias.items():
+            scores[:, columns.get(token, token)] += value
+        banned = [(row, columns.get(token, token)) for row, one in enumerate(contexts) for token in one.banned]
+        if banned:
+            rows, tokens = torch.tensor(banned, device=scores.device).T
+            scores[rows, tokens] = -torch.inf
         return scores
 
     def _process(self, scores: Tensor, contexts: Sequence[Context]) -> Tensor:
@@ -149,7 +135,7 @@ class Sampler:
             if type(processor) in _SCORES_ONLY:
                 scores = processor(self.prompt_ids, scores)
             elif _looks_for_tokens(processor):
-                scores = processor(filled(self.prompt_ids, contexts), scores)
+                scores = processor(filled(self.prompt_ids, [context.path for context in contexts]), scores)
             else:
                 scores = self._along_paths(processor, scores, contexts)
         return scores
@@ -157,14 +143,14 @@ class Sampler:
     def _along_paths(self, processor: Processor, scores: Tensor, contexts: Sequence[Context]) -> Tensor:
         """Call ``processor`` with each path as the row of a batch-sized input."""
         result = scores.clone()
-        for batch in rounds(self.prompt_ids, contexts, self.pad_token_id):
+        for batch in rounds(self.prompt_ids, [context.path for context in contexts], self.pad_token_id):
             given = scores[batch.indices[0]].repeat(len(self.prompt_ids), 1)  # (batch, vocabulary)
             given[batch.rows] = scores[batch.indices]
             result[batch.indices] = processor(batch.input_ids, given)[batch.rows]
         return result
 
     def _lift(self, processor: Processor) -> Processor | None:
-        """Take the two control tokens out of a suppression: a checkpoint suppresses them in plain decoding."""
+        """Take control tokens out of a suppression: a checkpoint suppresses them in plain decoding."""
         if isinstance(processor, _STATEFUL):
             raise ConfigurationError(
                 f"{type(processor).__name__} cannot follow several threads: it keeps state, or takes several rows for one "
@@ -173,7 +159,7 @@ class Sampler:
             )
         if not isinstance(processor, logits_process.SuppressTokensLogitsProcessor):
             return processor
-        kept = [token for token in processor.suppress_tokens.tolist() if token not in (self.fork, self.child)]
+        kept = [token for token in processor.suppress_tokens.tolist() if token not in self.protocol.control_ids]
         return logits_process.SuppressTokensLogitsProcessor(kept, device=str(self.prompt_ids.device)) if kept else None
 
 

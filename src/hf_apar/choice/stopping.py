@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Sequence
 
-from torch import LongTensor
+from torch import Tensor
 from transformers import (
     GenerationConfig,
     MaxTimeCriteria,
@@ -14,21 +14,21 @@ from transformers import (
 )
 from transformers.generation.stopping_criteria import ConfidenceCriteria, EosTokenCriteria, MaxLengthCriteria
 
-from hf_apar.choice.paths import Path, rounds
+from hf_apar.choice.paths import Context, rounds
 from hf_apar.choice.purity import Pure
-from hf_apar.config import ResolvedConfig
 from hf_apar.errors import ConfigurationError
 
 
 class Stopper:
     """Judges every token that was chosen by the criteria that ``generate`` prepared.
 
-    A criterion sees a path as the answer reads: the [Fork] and [Child] between a prefix and its child are left out, so
+    A criterion sees a path as the answer reads: the control tokens between a prefix and its child are left out, so
     that a stop string may begin in a title and end in its detail; a [Fork] after which the same thread goes on stays
     in, since there the answer reads on elsewhere. EOS tokens and the length are the loop's own business.
 
     Args:
         criteria: what ``generate`` prepared; a custom criterion gets ``scores=None``.
+        never: tokens that are no text and never stop.
         prompt_ids: (batch, prompt), padded on the left.
 
     Raises:
@@ -36,9 +36,9 @@ class Stopper:
     """
 
     def __init__(
-        self, criteria: StoppingCriteriaList, config: ResolvedConfig, prompt_ids: LongTensor, *, pad_token_id: int
+        self, criteria: StoppingCriteriaList, never: frozenset[int], prompt_ids: Tensor, *, pad_token_id: int
     ) -> None:
-        self.controls = (config.fork_token_id, config.child_token_id)
+        self.never = never
         self.prompt_ids, self.pad_token_id = prompt_ids, pad_token_id
         self.clocks = StoppingCriteriaList(one for one in criteria if isinstance(one, MaxTimeCriteria))
         ours = (EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria)
@@ -54,26 +54,17 @@ class Stopper:
         """Has ``max_time`` passed?"""
         return bool(self.clocks) and bool(self.clocks(self.prompt_ids, None).any())
 
-    def __call__(self, paths: Sequence[Path], tokens: Sequence[int]) -> list[bool]:
-        """Return whether each path must stop once it has written its token; a control token is no text and never stops."""
-        stops = [False] * len(paths)
+    def __call__(self, contexts: Sequence[Context], tokens: Sequence[int]) -> list[bool]:
+        """Return whether each thread must stop once it has written its token."""
+        stops = [False] * len(contexts)
         if not self.criteria:
             return stops
-        texts = [Path(path.row, self._as_read([*path.new_ids, token])) for path, token in zip(paths, tokens, strict=True)]
+        texts = [context.as_read(token) for context, token in zip(contexts, tokens, strict=True)]
         for batch in rounds(self.prompt_ids, texts, self.pad_token_id):
             verdict = self.criteria(batch.input_ids, None).tolist()
             for index, row in zip(batch.indices, batch.rows, strict=True):
-                stops[index] = bool(verdict[row]) and tokens[index] not in self.controls
+                stops[index] = bool(verdict[row]) and tokens[index] not in self.never
         return stops
-
-    def _as_read(self, ids: Sequence[int]) -> list[int]:
-        read: list[int] = []
-        for token in ids:
-            if token == self.controls[1]:
-                read.pop()  # the [Fork] before it
-            else:
-                read.append(token)
-        return read
 
 
 def with_limits(generation_config: GenerationConfig, criteria: StoppingCriteriaList) -> GenerationConfig:

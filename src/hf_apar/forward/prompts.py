@@ -1,6 +1,6 @@
 """The prompts of a batch, whatever form they come in, and their prefill as ``generate`` does it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,12 +9,10 @@ import torch
 from torch import LongTensor, Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
-from hf_apar.config import ResolvedConfig
 from hf_apar.errors import ConfigurationError, ControlTokenError
 from hf_apar.forward.cache import TreeCache, plain_layers
 from hf_apar.forward.devices import input_device, is_split
 from hf_apar.releases import GENERATE_CACHE, without_cache
-from hf_apar.tokens import CHILD_TOKEN, FORK_TOKEN
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class Prompts:
         """Return where the model takes its inputs."""
         return input_device(model, self.input_ids.device)
 
-    def rows(self, config: ResolvedConfig) -> list[PromptRow]:
+    def rows(self, control_ids: Collection[int] = ()) -> list[PromptRow]:
         """Return each row without its left padding.
 
         Raises:
@@ -84,9 +82,9 @@ class Prompts:
         """
         ids: list[list[int]] = self.input_ids.tolist()
         masks = [[1] * self.span for _ in ids] if self.attention_mask is None else self.attention_mask.long().tolist()
-        return [self._row(index, row, mask, config) for index, (row, mask) in enumerate(zip(ids, masks, strict=True))]
+        return [self._row(index, row, mask, control_ids) for index, (row, mask) in enumerate(zip(ids, masks, strict=True))]
 
-    def _row(self, index: int, ids: list[int], mask: list[int], config: ResolvedConfig) -> PromptRow:
+    def _row(self, index: int, ids: list[int], mask: list[int], control_ids: Collection[int]) -> PromptRow:
         if mask != sorted(mask) or not mask or not mask[-1]:
             raise ConfigurationError(
                 f"row {index} of attention_mask has zeros after its first token; pad on the left (tokenizer.padding_side = "
@@ -94,11 +92,11 @@ class Prompts:
             )
         padding = self.span - sum(mask)
         known = ids[max(0, padding - (self.span - len(ids))) :]
-        for token, name in ((config.fork_token_id, FORK_TOKEN), (config.child_token_id, CHILD_TOKEN)):
+        for token in control_ids:
             if token in known:
                 raise ControlTokenError(
-                    f"the prompt of row {index} holds the control token {name} (id {token}); text must not fork: tokenise "
-                    "it with split_special_tokens=True, or use hf_apar.encode_chat"
+                    f"the prompt of row {index} holds a control token (id {token}); text must not fork: tokenise it with "
+                    "split_special_tokens=True, or use hf_apar.encode_chat"
                 )
         return PromptRow(known, self.span - padding, padding)
 

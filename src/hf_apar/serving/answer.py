@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hf_apar.config import ResolvedConfig
+from hf_apar.config import MAX_THREADS
+from hf_apar.protocol import ForkProtocol
 from hf_apar.serving.reading import IncrementalText, MadeToken, Piece, Reader
 from hf_apar.tree.growth import GrowingTree
 from hf_apar.tree.threads import Decodes, FinishReason, ParagraphTree, Thread
@@ -34,8 +35,9 @@ class Answer:
 
     Args:
         prompt_ids: without control tokens.
-        config: the settings of this answer; its ``max_threads`` is the most that :meth:`allow` grants.
+        protocol: decides who forks.
         tokenizer: makes the text.
+        max_threads: the most that :meth:`allow` grants.
 
     Attributes:
         stop_reason: the stop string that cut the answer, or what the root's request gave.
@@ -45,26 +47,24 @@ class Answer:
     def __init__(
         self,
         prompt_ids: Sequence[int],
-        config: ResolvedConfig,
+        protocol: ForkProtocol,
         limits: Limits,
         tokenizer: Decodes,
         *,
+        max_threads: int = MAX_THREADS,
         skip_special_tokens: bool = True,
     ) -> None:
-        self.config, self.limits = config, limits
-        self.row = GrowingTree(
-            prompt_ids, prompt_slots=0, max_threads=config.max_threads, fork_token_id=config.fork_token_id,
-            child_token_id=config.child_token_id, joint=config.joint,
-        )  # fmt: skip
+        self.protocol, self.limits, self.max_threads = protocol, limits, max_threads
+        self.row = GrowingTree(prompt_ids, protocol, prompt_slots=0, max_threads=max_threads)
         self.stop_reason: int | str | None = None
         self.failure: str | None = None
         decoder = IncrementalText(tokenizer, prompt_ids, skip_special_tokens)
         self._reader = Reader(self.tree, decoder, limits.stop, limits.include_stop)
-        self._made: dict[int, list[MadeToken]] = {0: []}  # of each thread's ``tokens``
+        self._made: dict[tuple[int, int], MadeToken] = {}  # by thread and place in its ``tokens``, not the injected ones
         self._end: MadeToken | None = None  # the root's EOS
         self._running: dict[int, Thread] = {}  # threads that the engine writes
         self._again: list[Thread] = []  # threads whose requests are to be made anew
-        self._refused: set[int] = set()  # children that forked at once, until they have written another token
+        self._refused: set[int] = set()  # threads whose latest token was banned, until they have written another one
         self._written = 0
 
     @property
@@ -92,15 +92,19 @@ class Answer:
         return "length" if any(thread.finish_reason == "length" for thread in self.tree.threads) else "eos"
 
     def room(self, thread: Thread) -> int:
-        """Return how many tokens a request for ``thread`` may make, forks included: two forks never stand side by side."""
-        if self.must_not_fork(thread):
+        """Return how many tokens a request for ``thread`` is to make at most; if the thread has not ended it gets another.
+
+        Twice as many as the answer may have yet, as two control tokens seldom stand side by side; one for a thread that was
+        refused a token.
+        """
+        if self.refused(thread):
             return 1
         room = self.limits.max_length - len(thread.path_ids)
         return room if self.limits.max_tokens is None else min(room, 2 * (self.limits.max_tokens - self._written) + 1)
 
     def allow(self, max_threads: int) -> None:
         """Let so many threads write at once from now on, one at least; none that writes already has to wait."""
-        self.row.allow(max(1, min(max_threads, self.config.max_threads)))
+        self.row.allow(max(1, min(max_threads, self.max_threads)))
 
     def to_start(self) -> list[Thread]:
         """Return the threads that live and have no request yet; they count as running from now on."""
@@ -117,8 +121,8 @@ class Answer:
             del self._running[thread.index]
         return gone
 
-    def must_not_fork(self, thread: Thread) -> bool:
-        """Has ``thread`` forked right after [Child], which is no place for it? Its next token must be another one."""
+    def refused(self, thread: Thread) -> bool:
+        """Was the token that ``thread`` made last banned where it stood? Its next one must be another."""
         return thread.index in self._refused
 
     def write(
@@ -131,27 +135,26 @@ class Answer:
     ) -> None:
         """Take over what the request of ``thread`` made since the last call; of a cancelled one, nothing.
 
-        A child that forks at once is asked again: that is the one ban that no engine's parameters can say.
+        A token that the protocol bans where it stands is dropped with all that follows it, and the thread asked again: few
+        engines can be told every ban. So it is where a fork gives the thread tokens that its request knows nothing of.
 
         Args:
-            made: [Fork] and EOS included.
-            reason: set with the last tokens; with ``"eos"`` the last one is EOS and no part of the text.
+            made: tokens that fork or end the thread included.
+            reason: set with the last tokens; with ``"eos"`` the last one is no part of the text.
         """
         if reason is not None:
             self._running.pop(thread.index, None)
-        if thread.finish_reason is not None or self._refuses(thread, made):
+        if thread.finish_reason is not None:
             return
-        if made and thread.index in self._refused:
-            self._refused.remove(thread.index)
-            full = len(thread.path_ids) + 1 >= self.limits.max_length
-            reason = None if reason == "length" and not full else reason  # the request was for one token
-        for one in made[:-1] if reason == "eos" else made:
-            if self._written == self.limits.max_tokens:
+        for place, one in enumerate(made):
+            if self.protocol.ends(thread, one.token) or (reason == "eos" and place == len(made) - 1):
+                self._end_thread(thread, "eos", stop_reason, one)
                 break
-            self._append(thread, one)
+            if self._written == self.limits.max_tokens or not self._append(thread, one):
+                break
         else:
-            if reason is not None:
-                self._end_thread(thread, made, reason, stop_reason)
+            if reason is not None and not (reason == "length" and made):
+                self._end_thread(thread, reason, stop_reason)
         if self._written == self.limits.max_tokens:
             self.row.end_all("length")
         self._read_on()
@@ -166,33 +169,37 @@ class Answer:
         """Return what became readable since the last call, cut at the first stop string."""
         return self._reader.piece()
 
-    def _refuses(self, thread: Thread, made: Sequence[MadeToken]) -> bool:
-        at_once = thread.path_ids[-1] == self.config.child_token_id
-        if not (at_once and made and made[0].token == self.config.fork_token_id):
+    def _append(self, thread: Thread, one: MadeToken) -> bool:
+        """Let ``thread`` write a token; return whether what its request made next follows it."""
+        if one.token in self.protocol.banned(thread, thread.path_ids[-1]):
+            self._refused.add(thread.index)
+            self._again.append(thread)
             return False
-        self._refused.add(thread.index)
-        self._again.append(thread)
-        return True
-
-    def _append(self, thread: Thread, one: MadeToken) -> None:
-        self.row.append(thread, one.token)
+        self._refused.discard(thread.index)
+        fork = self.protocol.fork(thread, one.token)
+        place, length = len(thread.tokens), len(thread.path_ids) + 1
+        self.row.write(thread, one.token)
         self._note(thread, one)
-        if one.token == self.config.fork_token_id:
-            if len(thread.path_ids) + 1 >= self.limits.max_length:
-                self.row.end(self.tree.threads[-1], "length")  # after [Child] no token would have room
-        else:
-            self._made.setdefault(thread.index, []).append(one)
+        if one.token not in self.protocol.control_ids:
+            self._made[thread.index, place] = one
             self._written += 1
+        if fork is not None and length + len(fork.child) >= self.limits.max_length:
+            self.row.end(self.tree.threads[-1], "length")  # after what it is fed no token would have room
+        if len(thread.path_ids) >= self.limits.max_length:
+            self.row.end(thread, "length")
+        elif fork is not None and fork.parent:
+            self._again.append(thread)
+            return False
+        return thread.finish_reason is None
 
     def _end_thread(
-        self, thread: Thread, made: Sequence[MadeToken], reason: FinishReason, stop_reason: int | str | None
+        self, thread: Thread, reason: FinishReason, stop_reason: int | str | None, end: MadeToken | None = None
     ) -> None:
-        if reason == "eos" and made:
-            thread.eos_token_id = made[-1].token
-            self._note(thread, made[-1])
+        if end is not None:
+            thread.eos_token_id = end.token
+            self._note(thread, end)
         if thread.parent is None:
-            self.stop_reason = stop_reason
-            self._end = made[-1] if reason == "eos" and made else None
+            self.stop_reason, self._end = stop_reason, end
         self.row.end(thread, reason)
 
     @staticmethod

@@ -4,16 +4,18 @@ An engine moves tokens and knows nothing of trees. To bring another one, write a
 ``docs/serving.md`` has one of thirty lines.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Protocol
 
+from hf_apar.protocol import ForkProtocol
 from hf_apar.serving.admission import Admission, AdmissionPolicy, Eager, Load
 from hf_apar.serving.answer import Answer
 from hf_apar.serving.reading import MadeToken
 from hf_apar.tree.threads import FinishReason, Thread
+
+_ANY = -1  # as a last token: none of those that the protocol has rules for
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +30,7 @@ class ThreadRequest:
         banned: runs of tokens that must not be made: the last token of a run never follows the others, where they are the
             latest that the request itself has made.
         bias: what is added to the logits of some tokens.
-        max_tokens: at most so many; then the request ends with the reason ``"length"``.
+        max_tokens: at most so many are wanted; then the request may end, with the reason ``"length"``.
         options: what was said with the answer, as it was given to :meth:`Driver.add`.
     """
 
@@ -51,8 +53,8 @@ class Made:
     """What a request made since the last report.
 
     Attributes:
-        tokens: [Fork] and EOS included.
-        reason: set with the last tokens: ``"eos"`` if the last of them is EOS.
+        tokens: those that fork and end the thread included; the driver cancels a request that the protocol ends by a token.
+        reason: set if the request has ended by itself: ``"eos"`` if the last token is its end, by the engine's own rules.
         stop_reason: whatever the engine tells about that beside.
         failure: why the engine gave the request up.
     """
@@ -158,11 +160,20 @@ class Driver:
             self.engine.start(request)
 
     def _request(self, answer: Answer, thread: Thread) -> ThreadRequest:
-        """[Child] is never made; [Fork] not right after [Fork], not at the greatest depth."""
-        config = answer.config
-        fork, child = config.fork_token_id, config.child_token_id
-        never = answer.must_not_fork(thread) or thread.depth >= config.max_depth or config.fork_bias == -math.inf
+        banned = _refused_runs(answer, thread) if answer.refused(thread) else _banned_runs(answer.protocol, thread)
+        bias = {token: bias for token, bias in answer.protocol.bias.items() if (token,) not in banned}
         return ThreadRequest(
-            next(self._numbers), answer, thread, tuple(thread.path_ids), ((child,), (fork,) if never else (fork, fork)),
-            {fork: config.fork_bias} if config.fork_bias and not never else {}, answer.room(thread), self._options[answer],
+            next(self._numbers), answer, thread, tuple(thread.path_ids), banned, bias, answer.room(thread),
+            self._options[answer],
         )  # fmt: skip
+
+
+def _banned_runs(protocol: ForkProtocol, thread: Thread) -> tuple[tuple[int, ...], ...]:
+    """Return what ``protocol`` bans wherever it stands, and after control tokens; what else it bans the answer refuses."""
+    always = protocol.banned(thread, _ANY)
+    pairs = [(last, token) for last in sorted(protocol.control_ids - {*always}) for token in protocol.banned(thread, last)]
+    return (*((token,) for token in always), *(pair for pair in pairs if pair[1] not in always))
+
+
+def _refused_runs(answer: Answer, thread: Thread) -> tuple[tuple[int, ...], ...]:
+    return tuple((token,) for token in answer.protocol.banned(thread, thread.path_ids[-1]))

@@ -62,7 +62,7 @@ class IncrementalText:
 
 @dataclass(frozen=True)
 class MadeToken:
-    """A token that a request made: its log probability, if wanted, and whatever else the engine told about it."""
+    """A token of an answer: its log probability, if wanted, and whatever else the engine that made it told about it."""
 
     token: int
     logprob: float | None = None
@@ -103,11 +103,12 @@ class Reader:
         self._at_seam = False  # has nothing been read of the segment that began last?
         self._sent = 0  # characters of the text that a piece has had
 
-    def advance(self, made: Mapping[int, Sequence[MadeToken]]) -> None:
-        """Read on as far as one can; ``made`` has of each thread what its ``tokens`` were made of."""
+    def advance(self, made: Mapping[tuple[int, int], MadeToken]) -> None:
+        """Read on as far as one can; ``made`` tells more of tokens, by their thread and their place in it."""
         for thread, place in () if self.closed else self._cursor.advance():
-            self.tokens.append(made[thread.index][place])
-            self._add(self._after_seam(thread, self._decoder.step(thread.tokens[place])))
+            token = thread.tokens[place]
+            self.tokens.append(made.get((thread.index, place)) or MadeToken(token))
+            self._add(self._after_seam(thread, self._decoder.step(token)))
             if self.closed:
                 self._tree.stopped_by = thread.index
                 return

@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from hf_apar.checks import validate_model
-from hf_apar.choice.sampling import Context
+from hf_apar.choice.paths import Context
 from hf_apar.errors import ConfigurationError
 from hf_apar.forward.attention import tree_attention_for
 from hf_apar.forward.cache import layer_windows, new_tree_cache

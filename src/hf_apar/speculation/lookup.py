@@ -37,7 +37,7 @@ class PromptLookup(Proposer):
         index = self._indices.setdefault(number, NgramIndex(self.max_ngram))
         index.update(row.tree.threads)
         return [
-            Draft(_without(index.following(thread.path_ids, length), row.child_token_id))
+            Draft(index.following(thread.path_ids, length))
             for thread, length in zip(row.live, lengths, strict=True)
         ]
 
@@ -73,8 +73,3 @@ class NgramIndex:
                 other, following = found
                 return other[following : following + count]
         return []
-
-
-def _without(draft: Sequence[int], child_token_id: int) -> Sequence[int]:
-    """Cut ``draft`` before [Child], which is injected and never sampled."""
-    return draft[: draft.index(child_token_id)] if child_token_id in draft else draft

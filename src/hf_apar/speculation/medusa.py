@@ -156,7 +156,7 @@ class MedusaDrafts(Proposer):
             (weight.shape[0],), len(self.ids), device=weight.device
         )  # of each token in the draft vocabulary
         self.places[self.heads.draft_ids] = torch.arange(len(self.ids), device=weight.device)
-        self.last = {*eos_token_ids(run.model.generation_config), run.config.fork_token_id}
+        self.last = {*eos_token_ids(run.model.generation_config), *run.protocol.control_ids}
         self.seen: dict[tuple[int, int], int] = {}
 
     def observe(self, threads: Sequence[tuple[int, Thread]], states: Tensor) -> None:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_apar.choice.sampling import Context, Sampler
-from hf_apar.config import ResolvedConfig
+from hf_apar.choice.paths import Context
+from hf_apar.choice.sampling import Sampler
+from hf_apar.protocol import ForkProtocol
 from hf_apar.tree.growth import GrowingTree
 from hf_apar.tree.threads import Thread
 
@@ -78,16 +79,15 @@ class Run:
 
     model: PreTrainedModel
     sampler: Sampler
-    config: ResolvedConfig
+    protocol: ForkProtocol
     device: torch.device
     seconds: Callable[[int], float] | None = None
     least_worth: Callable[[int], float] = lambda width: 0.0
 
     def context(self, number: int, row: GrowingTree, thread: Thread, drafted: Sequence[int] = ()) -> Context:
         """Return what the choice after ``thread``'s path and ``drafted`` may look at; ``number`` is the row's."""
-        path = [*thread.path_ids[row.prompt_length :], *drafted]
-        controls = (self.config.fork_token_id, self.config.child_token_id)
-        return Context(number, path, thread.depth < self.config.max_depth and not (path and path[-1] in controls))
+        last = drafted[-1] if drafted else thread.path_ids[-1] if thread.path_ids else -1
+        return Context(number, thread, row.prompt_length, drafted, self.protocol.banned(thread, last))
 
 
 class Proposer(ABC):

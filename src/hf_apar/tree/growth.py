@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from hf_apar.protocol import Fork, ForkProtocol
 from hf_apar.tree.slots import SlotPool
 from hf_apar.tree.threads import FinishReason, ParagraphTree, Thread
 
@@ -15,35 +16,32 @@ class GrowingTree:
 
     Args:
         prompt: token ids of the prompt, without padding.
+        protocol: decides who forks, and what ends a thread.
+        max_threads: how many threads may live at once.
         prompt_slots: slots that the prompt takes, if not one for each of ``prompt``: ids are unknown for embeddings.
         padding: slots below the prompt's that are taken for good.
-        max_threads: how many threads may live at once.
-        fork_token_id: id of [Fork].
-        child_token_id: id of [Child].
-        joint: of the tree's text.
     """
 
     def __init__(
         self,
         prompt: Sequence[int],
+        protocol: ForkProtocol,
         *,
+        max_threads: int,
         prompt_slots: int | None = None,
         padding: int = 0,
-        max_threads: int,
-        fork_token_id: int,
-        child_token_id: int,
-        joint: str = "",
     ) -> None:
-        self.max_threads, self.fork_token_id, self.child_token_id = max_threads, fork_token_id, child_token_id
+        self.protocol, self.max_threads = protocol, max_threads
         self.pool = SlotPool()
         self.padding = [self.pool.take() for _ in range(padding)]
         self.prompt_length, self.prompt_slots = len(prompt), len(prompt) if prompt_slots is None else prompt_slots
         root = Thread(0, None, 0, 1, list(prompt), start=self.prompt_length)
-        self.tree = ParagraphTree([root], joint=joint)
+        self.tree = ParagraphTree([root], joint=protocol.joint)
         self._slots = {0: [self.pool.take() for _ in range(self.prompt_slots)]}  # of the threads that live or wait
+        self._unfed: set[int] = set()  # slots of path tokens that no forward pass was given yet
         self.root_slots: list[int] = []  # where the root's path stood when it ended
         self._order = [root]  # threads that live or wait, by the place in the answer where each goes on
-        self._waiting: set[int] = set()
+        self._waiting: dict[int, tuple[int, ...]] = {}  # and what they are fed when they start
 
     @property
     def unfinished(self) -> bool:
@@ -70,26 +68,58 @@ class GrowingTree:
         """Return the slots of a live or waiting thread's path, by position."""
         return self._slots[thread.index]
 
-    def newborn(self, thread: Thread) -> Thread | None:
-        """Return the child of the [Fork] that ``thread`` wrote last. Only ``thread`` will feed that [Fork] to the model."""
-        if thread.path_ids[-1] != self.fork_token_id:
-            return None
-        return max((one for one in self._order if one.parent == thread.index), key=lambda one: one.index, default=None)
+    def to_feed(self) -> list[tuple[Thread, int]]:
+        """Return each live thread, in reading order, with how many of its path's last tokens the next pass must feed.
 
-    def append(self, thread: Thread, token: int, slot: int | None = None) -> None:
-        """Let ``thread`` write ``token``, into ``slot`` if it is in the cache already, else into the lowest free one."""
-        thread.path_ids.append(token)
-        self._slots[thread.index].append(self.pool.take() if slot is None else slot)
-        if token == self.fork_token_id:
-            self._fork(thread)
-        else:
-            thread.tokens.append(token)
+        These are its last one, after which it samples, and those before it that were not fed yet. What several paths
+        share is fed by one of them.
+        """
+        live = self.live
+        claimed = {self._slots[thread.index][-1] for thread in live}
+        counts = {}
+        for thread in sorted(live, key=lambda one: one.index):
+            slots, count = self._slots[thread.index], 1
+            while count < len(slots) and (slot := slots[-1 - count]) in self._unfed and slot not in claimed:
+                claimed.add(slot)
+                count += 1
+            counts[thread.index] = count
+        return [(thread, counts[thread.index]) for thread in live]
+
+    def fed(self) -> None:
+        """Note that a pass was given what :meth:`to_feed` said."""
+        for thread, count in self.to_feed():
+            self._unfed.difference_update(self._slots[thread.index][-count:])
+
+    def write(self, thread: Thread, token: int, slot: int | None = None) -> bool:
+        """Let ``thread`` write ``token``, into ``slot`` if it is in the cache already, else into the lowest free one.
+
+        Returns:
+            Whether it goes on as it was: it has not ended itself by the token, and not forked.
+        """
+        if self.protocol.ends(thread, token):
+            thread.eos_token_id = token
+            self.end(thread, "eos")
+            return False
+        fork = self.protocol.fork(thread, token)
+        self._append(thread, token, slot)
+        if fork is not None:
+            self._fork(thread, fork)
+        return fork is None
+
+    def branch(self, thread: Thread, branches: Sequence[Sequence[int]]) -> None:
+        """Let ``thread`` end here, and a child for each of ``branches`` begin with its tokens, in this order.
+
+        A branch without tokens goes on from the path's end, whose last token it feeds anew to sample after it.
+        """
+        for ids in branches:
+            self._add_child(thread, Fork(child=tuple(ids)))
+        self.end(thread, "eos")
 
     def end(self, thread: Thread, reason: FinishReason) -> None:
         """End ``thread``, release what only its path held, and start children that waited for it."""
         thread.finish_reason = reason
         self._order.remove(thread)
-        self._waiting.discard(thread.index)
+        self._waiting.pop(thread.index, None)
         slots = self._slots.pop(thread.index)
         if thread.parent is None:
             self.root_slots = slots
@@ -111,25 +141,48 @@ class GrowingTree:
         self._end_from(self._order.index(thread), "stop")
 
     def _end_from(self, place: int, reason: FinishReason) -> None:
-        self._waiting -= {thread.index for thread in self._order[place:]}  # none of them may start now
+        for thread in self._order[place:]:
+            self._waiting.pop(thread.index, None)  # none of them may start now
         while len(self._order) > place:
             self.end(self._order[-1], reason)
 
-    def _fork(self, parent: Thread) -> None:
-        child = Thread(len(self.tree.threads), parent.index, len(parent.tokens), parent.depth + 1, list(parent.path_ids))
-        child.start = len(child.path_ids)  # and one more once it starts with [Child]
+    def _fork(self, parent: Thread, fork: Fork) -> None:
+        child = self._add_child(parent, fork)
+        if child.path_ids[-1] in self.protocol.control_ids:
+            child.unread.append(len(child.path_ids) - 1)  # the answer reads on in the child as if no token had forked
+        for token in fork.parent:
+            parent.injected.append(len(parent.path_ids))
+            self._append(parent, token)
+        self._start_children()
+
+    def _add_child(self, parent: Thread, fork: Fork) -> Thread:
+        child = Thread(
+            len(self.tree.threads), parent.index, len(parent.tokens), parent.depth + 1, list(parent.path_ids),
+            unread=list(parent.unread), start=len(parent.path_ids),
+        )  # fmt: skip
         self.tree.threads.append(child)
         self.pool.hold(self._slots[parent.index])
         self._slots[child.index] = list(self._slots[parent.index])
         self._order.insert(self._order.index(parent), child)
-        self._waiting.add(child.index)
-        self._start_children()
+        self._waiting[child.index] = fork.child
+        return child
 
     def _start_children(self) -> None:
         while self._waiting and len(self._order) - len(self._waiting) < self.max_threads:
             child = self.waiting[0]
-            self._waiting.remove(child.index)
-            assert child.path_ids[-1] == self.fork_token_id
-            child.path_ids.append(self.child_token_id)
+            for token in self._waiting.pop(child.index):
+                if token in self.protocol.control_ids:
+                    child.unread.append(len(child.path_ids))
+                self._append(child, token)
             child.start = len(child.path_ids)
-            self._slots[child.index].append(self.pool.take())
+
+    def _append(self, thread: Thread, token: int, slot: int | None = None) -> None:
+        thread.path_ids.append(token)
+        if slot is None:
+            slot = self.pool.take()
+            self._unfed.add(slot)
+        else:
+            self._unfed.discard(slot)
+        self._slots[thread.index].append(slot)
+        if token not in self.protocol.control_ids:
+            thread.tokens.append(token)

@@ -35,7 +35,10 @@ class Thread:
         drafts: steps that fed a draft for it.
         proposed: draft tokens that were fed for it.
         accepted: those of them that it wrote.
-        start: how many of ``path_ids`` it was given; what follows it sampled.
+        start: how many of ``path_ids`` it was given before it sampled.
+        injected: places in ``path_ids`` of tokens that it was given later, at forks of its own.
+        unread: places in ``path_ids`` of what the path does not read as text: the token that forked, for each thread on the
+            way, and the control tokens with which the child began.
         logprobs: with ``output_scores``, the log probability of each of ``sampled_ids`` after all logits processors.
         scores: with ``output_scores``, the processed scores (vocabulary,) that each of ``sampled_ids`` was chosen from.
         logits: with ``output_logits``, the same before any processing.
@@ -50,6 +53,8 @@ class Thread:
     finish_reason: FinishReason | None = None
     eos_token_id: int | None = None
     start: int = 0
+    injected: list[int] = field(default_factory=list)
+    unread: list[int] = field(default_factory=list)
     drafts: int = 0
     proposed: int = 0
     accepted: int = 0
@@ -60,7 +65,9 @@ class Thread:
     @property
     def sampled_ids(self) -> list[int]:
         """All that the thread sampled, [Fork] and EOS included, in order."""
-        return self.path_ids[self.start :] + ([] if self.eos_token_id is None else [self.eos_token_id])
+        given = set(self.injected)
+        sampled = [token for place, token in enumerate(self.path_ids[self.start :], self.start) if place not in given]
+        return sampled + ([] if self.eos_token_id is None else [self.eos_token_id])
 
 
 class ParagraphTree:

@@ -5,7 +5,7 @@ Tested with vLLM 0.29 and 0.32, the two ends of what is supported; 0.20.2 and 0.
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,9 @@ from vllm import SamplingParams, exceptions
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
-from hf_apar.config import AparConfig, ResolvedConfig
+from hf_apar.config import MAX_THREADS, AparConfig
 from hf_apar.errors import ConfigurationError, ControlTokenError
+from hf_apar.protocol import ControlTokens
 from hf_apar.serving.admission import Load
 from hf_apar.serving.answer import Answer, Limits
 from hf_apar.serving.driver import Made, ThreadRequest
@@ -52,9 +53,8 @@ def model_settings(model_config: Any, tokenizer: Any) -> AparConfig:
     return settings
 
 
-def spelt(prompt_ids: Sequence[int], config: ResolvedConfig, tokenizer: Any) -> list[int]:
-    """Return ``prompt_ids`` with the control tokens that somebody typed as the words that they look like."""
-    control = {config.fork_token_id, config.child_token_id}
+def spelt(prompt_ids: Sequence[int], control: Set[int], tokenizer: Any) -> list[int]:
+    """Return ``prompt_ids`` with the ``control`` tokens that somebody typed as the words that they look like."""
     if control.isdisjoint(prompt_ids):
         return list(prompt_ids)
     words = {token: encode_text(tokenizer, token_name(tokenizer, token), control) for token in control}
@@ -135,12 +135,13 @@ class Call:
         self,
         prompt: Mapping[str, Any],
         params: SamplingParams,
-        config: ResolvedConfig,
+        config: AparConfig,
         tokenizer: Any,
         max_length: int,
         passed_on: Mapping[str, Any],
     ) -> None:
-        self.prompt = {**prompt, "prompt_token_ids": spelt(prompt["prompt_token_ids"], config, tokenizer)}
+        control = ControlTokens.of(config).control_ids
+        self.prompt = {**prompt, "prompt_token_ids": spelt(prompt["prompt_token_ids"], control, tokenizer)}
         self.params, self.tokenizer, self.passed_on = params, tokenizer, passed_on
         self.first: RequestOutput | None = None
         stop = [params.stop] if isinstance(params.stop, str) else list(params.stop or ())
@@ -173,10 +174,12 @@ class Call:
 class Part:
     """One answer of a call, its ``number``-th: goes with each of its requests, and puts what reads into vLLM's outputs."""
 
-    def __init__(self, call: Call, number: int, config: ResolvedConfig, limits: Limits) -> None:
+    def __init__(self, call: Call, number: int, config: AparConfig, limits: Limits) -> None:
         self.call, self.number = call, number
-        ids, skip = call.prompt["prompt_token_ids"], call.params.skip_special_tokens
-        self.answer = Answer(ids, config, limits, call.tokenizer, skip_special_tokens=skip)
+        self.answer = Answer(
+            call.prompt["prompt_token_ids"], ControlTokens.of(config), limits, call.tokenizer,  # vLLM itself knows what ends
+            max_threads=config.max_threads or MAX_THREADS, skip_special_tokens=call.params.skip_special_tokens,
+        )  # fmt: skip
         self.told = False  # has its end been told?
         self._so_far = Piece()
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hf_apar.config import AparConfig, ResolvedConfig
+from hf_apar.config import AparConfig
 from hf_apar.errors import ConfigurationError
 from hf_apar.serving.admission import AdmissionPolicy, Load
 from hf_apar.serving.driver import Driver, Made, ThreadRequest
@@ -52,8 +52,8 @@ class AparLLM:
         self._engine = LocalEngine(self.llm.llm_engine)
         self._driver = Driver(self._engine, policy)
         self._tokenizer = self.llm.get_tokenizer()
-        settings = (apar or AparConfig()).filled_from(model_settings(self.llm.llm_engine.model_config, self._tokenizer))
-        self.config = ResolvedConfig(**settings.to_dict())  # type: ignore[arg-type]
+        known = model_settings(self.llm.llm_engine.model_config, self._tokenizer)
+        self.config = (apar or AparConfig()).filled_from(known)
 
     def generate(
         self,

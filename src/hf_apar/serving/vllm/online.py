@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
 
-from hf_apar.config import ResolvedConfig
+from hf_apar.config import AparConfig
 from hf_apar.serving.admission import AdmissionPolicy, EqualShare, Load, policy_named
 from hf_apar.serving.driver import Driver, ThreadRequest
 from hf_apar.serving.vllm import stats
@@ -123,7 +123,7 @@ def _choose_rank(engine: Any) -> int | None:
 async def answer_in_threads(
     engine: Any,
     original: Generate,
-    config: ResolvedConfig,
+    config: AparConfig,
     prompt: dict[str, Any],
     params: SamplingParams,
     request_id: str,

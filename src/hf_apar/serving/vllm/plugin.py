@@ -12,8 +12,9 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from hf_apar.config import AparConfig, ResolvedConfig
+from hf_apar.config import AparConfig
 from hf_apar.errors import AparError
+from hf_apar.protocol import ControlTokens
 
 logger = logging.getLogger("vllm.hf_apar")
 
@@ -52,7 +53,7 @@ def register() -> None:
     AsyncLLM.generate = generate
 
 
-def wanted(engine: Any, prompt: Any, params: Any) -> ResolvedConfig | None:
+def wanted(engine: Any, prompt: Any, params: Any) -> AparConfig | None:
     """Return the settings with which a request is to be answered in threads, ``None`` for vLLM's own path.
 
     Raises:
@@ -73,7 +74,7 @@ def wanted(engine: Any, prompt: Any, params: Any) -> ResolvedConfig | None:
         for name in ("max_threads", "max_depth"):
             if name in own:
                 own[name] = int(own[name])
-        return ResolvedConfig(**(AparConfig.from_dict(own).filled_from(_settings(engine)).to_dict()))  # type: ignore[arg-type]
+        return AparConfig.from_dict(own).filled_from(_settings(engine))
     except (AparError, ValueError, TypeError) as error:
         if "apar" not in given:  # the server's setting, not the request's
             logger.debug("hf_apar: decoded plainly, since %s", error)
@@ -95,7 +96,8 @@ def without_forks(engine: Any, params: Any) -> Any:
 
     if not isinstance(params, SamplingParams) or engine.model_config.skip_tokenizer_init:
         return params
-    return banned(params, engine.get_tokenizer(), [[settings.fork_token_id], [settings.child_token_id]])  # type: ignore[list-item]
+    runs = [[token] for token in sorted(ControlTokens.of(settings).control_ids)]
+    return banned(params, engine.get_tokenizer(), runs)
 
 
 def _unfit(engine: Any, prompt: Any) -> str | None:

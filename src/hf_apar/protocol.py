@@ -1,0 +1,120 @@
+"""Who decides to fork: what starts a thread, what each side is fed, what ends one, what may come next, what is no text.
+
+Plain Python, shared by decoding, serving and training. To fork by other rules, write a :class:`ForkProtocol` and pass it:
+``model.generate(**inputs, custom_generate=partial(apar_decode, protocol=MyProtocol()))``.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, Self
+
+from hf_apar.config import AparConfig
+
+
+class Writer(Protocol):
+    """What a protocol may read of a thread: its depth, 1 for the root, and its path, all tokens that its last one sees."""
+
+    @property
+    def depth(self) -> int: ...
+    @property
+    def path_ids(self) -> Sequence[int]: ...
+
+
+@dataclass(frozen=True)
+class Fork:
+    """What each side is fed before it samples, beside the token that made it fork, which both see.
+
+    One of the two at least: threads that were fed the same would write the same.
+    """
+
+    parent: tuple[int, ...] = ()
+    child: tuple[int, ...] = ()
+
+
+class ForkProtocol(ABC):
+    """Rules of one fork language. Threads that join again, where one reads what its children wrote, it cannot say.
+
+    Attributes:
+        control_ids: tokens that are never text: left out of the answer, refused in prompts, lifted from the suppression of
+            plain decoding. Other tokens that are injected are text.
+        bias: added to the logits of tokens, by id, wherever they may come.
+        joint: text between two segments of an answer where neither has a space.
+        most_injected: tokens that are injected on one path at most; ``None`` if there is no bound.
+    """
+
+    control_ids: frozenset[int] = frozenset()
+    bias: Mapping[int, float] = {}
+    joint: str = ""
+    most_injected: int | None = None
+
+    @abstractmethod
+    def fork(self, thread: Writer, token: int) -> Fork | None:
+        """Does ``thread``, which is about to write ``token``, fork by it?"""
+
+    @abstractmethod
+    def ends(self, thread: Writer, token: int) -> bool:
+        """Does ``thread`` end itself by ``token``, which is then no part of its path?"""
+
+    def banned(self, thread: Writer, last: int) -> tuple[int, ...]:
+        """Return the tokens that may not follow ``last``, a token that ``thread`` has written or may write."""
+        return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlTokens(ForkProtocol):
+    """The paper's rules (arXiv 2401.06761, section 3.1): [Fork] forks, the child is fed [Child], EOS ends a thread.
+
+    [Child] is never sampled, and neither is [Fork] right after either of them or at ``max_depth``.
+
+    Attributes:
+        fork_token_id, child_token_id: ids of the two tokens.
+        eos_token_ids: each of them ends its thread.
+        max_depth: deepest thread that may exist; the root has depth 1.
+        fork_bias: added to the logit of [Fork]; ``-inf`` forbids forks.
+
+    >>> rules = ControlTokens(fork_token_id=8, child_token_id=9, eos_token_ids=frozenset({0}))
+    >>> root = Thread(0, None, 0, depth=1, path_ids=[5])
+    >>> rules.fork(root, 8), rules.fork(root, 6), rules.ends(root, 0)
+    (Fork(parent=(), child=(9,)), None, True)
+    >>> rules.banned(root, 5), rules.banned(root, 8)
+    ((9,), (9, 8))
+    """
+
+    fork_token_id: int
+    child_token_id: int
+    eos_token_ids: frozenset[int] = frozenset()
+    max_depth: int = 3
+    fork_bias: float = 0.0
+    joint: str = ""
+    control_ids: frozenset[int] = field(init=False)
+    bias: Mapping[int, float] = field(init=False)
+    most_injected: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        given = {
+            "control_ids": frozenset({self.fork_token_id, self.child_token_id}),
+            "bias": {self.fork_token_id: self.fork_bias} if self.fork_bias else {},
+            "most_injected": self.max_depth - 1,
+        }
+        for name, value in given.items():
+            object.__setattr__(self, name, value)  # frozen
+
+    @classmethod
+    def of(cls, config: AparConfig, eos_token_ids: Iterable[int] = ()) -> Self:
+        """Return the rules that ``config``, whose ids are known, sets."""
+        assert config.fork_token_id is not None and config.child_token_id is not None
+        names = ("fork_token_id", "child_token_id", "max_depth", "fork_bias", "joint")
+        given = {name: value for name in names if (value := getattr(config, name)) is not None}
+        return cls(eos_token_ids=frozenset(eos_token_ids), **given)
+
+    def fork(self, thread: Writer, token: int) -> Fork | None:
+        return Fork(child=(self.child_token_id,)) if token == self.fork_token_id else None
+
+    def ends(self, thread: Writer, token: int) -> bool:
+        return token in self.eos_token_ids
+
+    def banned(self, thread: Writer, last: int) -> tuple[int, ...]:
+        may_fork = thread.depth < self.max_depth and last not in self.control_ids and self.fork_bias > -math.inf
+        return (self.child_token_id,) if may_fork else (self.child_token_id, self.fork_token_id)
