@@ -170,12 +170,11 @@ class Answer:
         return self._reader.piece()
 
     def _append(self, thread: Thread, one: MadeToken) -> bool:
-        """Let ``thread`` write a token; return whether what its request made next follows it."""
+        """Let ``thread`` write a token; return whether what its request makes next follows it."""
         if one.token in self.protocol.banned(thread, thread.path_ids[-1]):
             self._refused.add(thread.index)
             self._again.append(thread)
             return False
-        self._refused.discard(thread.index)
         fork = self.protocol.fork(thread, one.token)
         place, length = len(thread.tokens), len(thread.path_ids) + 1
         self.row.write(thread, one.token)
@@ -187,7 +186,8 @@ class Answer:
             self.row.end(self.tree.threads[-1], "length")  # after what it is fed no token would have room
         if len(thread.path_ids) >= self.limits.max_length:
             self.row.end(thread, "length")
-        elif fork is not None and fork.parent:
+        elif self.refused(thread) or (fork is not None and fork.parent):  # its request bans too much, or knows too little
+            self._refused.discard(thread.index)
             self._again.append(thread)
             return False
         return thread.finish_reason is None

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 from hf_apar.config import AparConfig
 from hf_apar.errors import AparError
 from hf_apar.protocol import ControlTokens
+from hf_apar.serving.admission import policy_named
 
 logger = logging.getLogger("vllm.hf_apar")
 
@@ -27,12 +28,13 @@ def register() -> None:
     """Let ``AsyncLLM.generate`` answer in threads; a second call changes nothing.
 
     Raises:
-        ConfigurationError: if this vLLM's seams are not those that this package knows.
+        ConfigurationError: if this vLLM's seams are not those that this package knows, or ``APAR_POLICY`` names no policy.
     """
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from hf_apar.serving.vllm.engine import check_seams
 
+    policy_named(os.environ.get("APAR_POLICY") or "eager")  # a mistake is told now
     original = AsyncLLM.generate
     if getattr(original, "_hf_apar", False):
         return
