@@ -28,7 +28,7 @@ class Letters:
 
 
 class Engine:
-    """Makes several tokens a step, whatever may follow a fork; it obeys bans of runs if ``obedient``, else those of one token."""
+    """Makes several tokens a step, whatever a fork brings; obeys all bans if ``obedient``, else those of single tokens."""
 
     def __init__(self, seed, obedient, chunks):
         self.seed, self.obedient, self.chunks, self.running = seed, obedient, chunks, {}

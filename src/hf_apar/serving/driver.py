@@ -1,6 +1,6 @@
 """Answers in threads on any engine: what the engine made goes in, what it shall start and cancel comes out.
 
-An engine moves tokens and knows nothing of trees. To bring another one, write a class with the methods of :class:`Engine`;
+An engine moves tokens and knows nothing of trees. To bring another one, write a class with the methods of :class:`ThreadEngine`;
 ``docs/serving.md`` has one of thirty lines.
 """
 
@@ -66,7 +66,7 @@ class Made:
     failure: str | None = None
 
 
-class Engine(Protocol):
+class ThreadEngine(Protocol):
     """What writes tokens, and reports them by :meth:`Driver.made`, or by a step that :meth:`Driver.run` calls."""
 
     def start(self, request: ThreadRequest) -> None:
@@ -86,7 +86,7 @@ class Driver:
         policy: decides when children start; by default at once.
     """
 
-    def __init__(self, engine: Engine, policy: AdmissionPolicy | None = None) -> None:
+    def __init__(self, engine: ThreadEngine, policy: AdmissionPolicy | None = None) -> None:
         self.engine = engine
         self.admission = Admission(policy or Eager())
         self._options: dict[Answer, Any] = {}  # of the answers that are not finished

@@ -62,7 +62,7 @@ def spelt(prompt_ids: Sequence[int], control: Set[int], tokenizer: Any) -> list[
         raise ControlTokenError(
             f"the prompt holds a control token and {type(tokenizer).__name__} cannot spell it; remove it from the prompt"
         )
-    return [part for token in prompt_ids for part in words.get(token, [token])]
+    return [piece for token in prompt_ids for piece in words.get(token, [token])]
 
 
 def banned(params: SamplingParams, tokenizer: Any, runs: Sequence[Sequence[int]]) -> SamplingParams:
@@ -127,7 +127,7 @@ class Call:
         passed_on: what else goes with each request, such as ``lora_request``.
 
     Attributes:
-        parts: the answers.
+        answers: the answers.
         first: what the first request told first: the prompt, its cached tokens, its times.
     """
 
@@ -146,20 +146,20 @@ class Call:
         self.first: RequestOutput | None = None
         stop = [params.stop] if isinstance(params.stop, str) else list(params.stop or ())
         limits = Limits(params.max_tokens, max_length, stop, params.include_stop_str_in_output)
-        self.parts = [Part(self, number, config, limits) for number in range(params.n)]
+        self.answers = [AnswerOutput(self, number, config, limits) for number in range(params.n)]
 
     @property
     def told(self) -> bool:
         """Has the end of every answer been told?"""
-        return all(part.told for part in self.parts)
+        return all(one.told for one in self.answers)
 
     def outputs(self) -> list[RequestOutput]:
         """Return what is new in the form that the caller asked for."""
         if self.params.output_kind != RequestOutputKind.FINAL_ONLY:
-            return [self._merged([new]) for part in self.parts if (new := part.new()) is not None]
-        if self.told or not all(part.answer.finished for part in self.parts):
+            return [self._merged([new]) for one in self.answers if (new := one.new()) is not None]
+        if self.told or not all(one.answer.finished for one in self.answers):
             return []
-        return [self._merged([new for part in self.parts if (new := part.new()) is not None])]
+        return [self._merged([new for one in self.answers if (new := one.new()) is not None])]
 
     def _merged(self, outputs: list["AparCompletion"]) -> RequestOutput:
         first = self.first
@@ -171,7 +171,7 @@ class Call:
         )  # fmt: skip
 
 
-class Part:
+class AnswerOutput:
     """One answer of a call, its ``number``-th: goes with each of its requests, and puts what reads into vLLM's outputs."""
 
     def __init__(self, call: Call, number: int, config: AparConfig, limits: Limits) -> None:

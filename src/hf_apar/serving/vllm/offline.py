@@ -17,7 +17,7 @@ from vllm.inputs import TokensPrompt
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
-from hf_apar.serving.vllm.engine import Call, Part, cannot_fork, load_of, made_by, model_settings
+from hf_apar.serving.vllm.engine import AnswerOutput, Call, cannot_fork, load_of, made_by, model_settings
 
 Message = Mapping[str, object]
 Prompt = str | Sequence[int] | Mapping[str, Any]  # text, token ids, or vLLM's dicts of either
@@ -81,14 +81,14 @@ class AparLLM:
             if reason := cannot_fork(one):
                 raise ConfigurationError(f"APAR cannot follow these sampling_params, since {reason}; use llm.generate")
         calls = [self._call(prompt, one, lora_request) for prompt, one in zip(given, each, strict=True)]
-        parts = [part for call in calls for part in call.parts]
+        answers = [one for call in calls for one in call.answers]
         try:
-            for part in parts:
-                self._driver.add(part.answer, part)
+            for one in answers:
+                self._driver.add(one.answer, one)
             self._driver.run(self._engine.step)
         finally:
-            for part in parts:
-                self._driver.remove(part.answer)
+            for one in answers:
+                self._driver.remove(one.answer)
         return [output for call in calls for output in call.outputs()]
 
     def chat(
@@ -131,10 +131,10 @@ class LocalEngine:
         self._requests: dict[str, ThreadRequest] = {}  # by vLLM's name for them
 
     def start(self, request: ThreadRequest) -> None:
-        part: Part = request.options
+        asked: AnswerOutput = request.options
         name, prompt = self._name(request), TokensPrompt(prompt_token_ids=list(request.prompt_ids))
         self._requests[name] = request
-        self._engine.add_request(name, prompt, part.request_params(request), **part.call.passed_on)
+        self._engine.add_request(name, prompt, asked.request_params(request), **asked.call.passed_on)
 
     def cancel(self, request: ThreadRequest) -> None:
         self._engine.abort_request([self._name(request)])

@@ -141,8 +141,8 @@ async def answer_in_threads(
     passed_on = {"request_id": request_id, "data_parallel_rank": rank, **kwargs}
     call = ServerCall(partial(original, engine), prompt, params, config, engine.get_tokenizer(), length, passed_on)
     try:
-        for part in call.parts:
-            driver.add(part.answer, part)
+        for one in call.answers:
+            driver.add(one.answer, one)
         while not call.told:
             await call.news.wait()
             call.news.clear()
@@ -151,8 +151,8 @@ async def answer_in_threads(
             for output in call.outputs():
                 yield output
     finally:
-        for part in call.parts:
-            driver.remove(part.answer)
+        for one in call.answers:
+            driver.remove(one.answer)
         for task in call.tasks:
             task.cancel()
         await asyncio.gather(*call.tasks, return_exceptions=True)
