@@ -4,7 +4,7 @@ Plain decoding is speculation with an empty draft, and a prompt is a root with m
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -27,17 +27,13 @@ from hf_apar.config import AparConfig, ResolvedConfig
 from hf_apar.errors import ConfigurationError
 from hf_apar.forward.attention import tree_attention_for
 from hf_apar.forward.cache import TreeCache, layer_windows, new_tree_cache
-from hf_apar.forward.devices import runs_in_step
 from hf_apar.forward.layout import Query, lay_out
 from hf_apar.forward.prompts import Prompts
 from hf_apar.generation_settings import eos_token_ids
 from hf_apar.results import AparOutput, AparStats
-from hf_apar.speculation.calibration import step_times
-from hf_apar.speculation.lengths import DraftLengths
-from hf_apar.speculation.proposer import Draft, NoDrafts, Proposer, Run
-from hf_apar.speculation.states import LastHidden
+from hf_apar.speculation.drafting import Drafting, Outcome
+from hf_apar.speculation.proposer import Draft, Proposer, Run
 from hf_apar.streaming import Broadcast, ended_by_errors
-from hf_apar.tokens import embedding_rows
 from hf_apar.tree.growth import GrowingTree
 from hf_apar.tree.threads import Thread
 
@@ -76,14 +72,13 @@ class Decoder:
         config: ResolvedConfig,
         generation_config: GenerationConfig,
         broadcast: Broadcast,
-        proposer: Proposer,
+        proposer: Proposer | None,
     ) -> None:
         self.model, self.prompts, self.config, self.generation_config = model, prompts, config, generation_config
-        self.sampler, self.stopper, self.broadcast, self.proposer = sampler, stopper, broadcast, proposer
+        self.sampler, self.stopper, self.broadcast = sampler, stopper, broadcast
         self.device = prompts.input_ids.device
         self.compiled = generation_config.compile_config is not None
         self.call = model.get_compiled_call(generation_config.compile_config) if self.compiled else model
-        self.vocabulary = embedding_rows(model)
         self.cache: TreeCache = new_tree_cache(model)
         self.windows = layer_windows(model.config.get_text_config(decoder=True))
         self.eos = eos_token_ids(generation_config)
@@ -105,6 +100,9 @@ class Decoder:
             for row in rows
         ]
         self.stats = [AparStats() for _ in self.rows]
+        ends = frozenset((*self.eos, config.fork_token_id))
+        run = Run(model, sampler, config, ends, prompts.device(model))
+        self.drafting = Drafting(proposer, run, compiled=self.compiled or model._compiled_call_impl is not None)
 
     @property
     def forked(self) -> bool:
@@ -114,51 +112,33 @@ class Decoder:
     @torch.no_grad()
     def run(self) -> None:
         """Write the whole batch; the trees are in ``rows`` afterwards."""
-        proposer, device = self.proposer, self.prompts.device(self.model)
-        if proposer.watches and (self.compiled or self.model._compiled_call_impl is not None):
-            raise ConfigurationError(
-                f"{type(proposer).__name__} watches the model's last hidden states, which a compiled model does not show; "
-                "leave out compile_config, or choose another proposer"
-            )
-        schedule = "constant" if proposer.schedule is None and runs_in_step(self.model) else proposer.schedule
-        adapts = proposer.longest > 0 and schedule is None
-        times = step_times(self.model, device) if adapts else lambda width: 0.0
-        lengths = DraftLengths(proposer.longest, schedule, times, proposer.seconds, proposer.estimates)
-        self.lengths, pace = lengths, lengths.seconds if adapts else None
-        self.drafting = Run(self.model, self.sampler, self.config, device, pace, lengths.least_worth)
-        proposer.start(self.drafting)
-        with tree_attention_for(self.model) as packs, LastHidden(self.model, active=proposer.watches) as self.hidden:
+        with tree_attention_for(self.model) as packs, self.drafting:
             self.pack = packs and not self.compiled
             self.started = time.perf_counter()
             self._run()
 
     def _run(self) -> None:
         plan: list[list[Turn]] = [[Turn(row.live[0], Draft(), row.slots(row.live[0])[-1:])] for row in self.rows]
-        logits, states = self.prefill()
-        while self.advance(plan, self.choose(plan, logits), states):
+        logits, in_order = self.prefill()
+        while self.advance(plan, self.choose(plan, logits), in_order):
             plan = self.plan()
-            logits, states = self.forward(plan)
+            logits, in_order = self.forward(plan)
 
-    def prefill(self) -> tuple[Tensor, Tensor | None]:
-        """Feed the prompts; return the logits of their last tokens, (batch, vocabulary), and hidden states if watched."""
+    def prefill(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Feed the prompts; return the logits of their last tokens, (batch, vocabulary), and what picks those tokens."""
         for row, stats in zip(self.rows, self.stats, strict=True):
             stats.steps, stats.peak_threads, stats.peak_kv = 1, 1, row.prompt_slots
         logits = self.prompts.prefill(self.model, self.cache, self.generation_config.prefill_chunk_size)
-        return logits, None if self.hidden.states is None else self.hidden.states[:, -1]
+        return logits, _last
 
     def plan(self) -> list[list[Turn]]:
         """Give every live thread its last token and a draft to feed, and the draft its slots."""
         plan = []
-        limits = self.lengths.limits([row.live for row in self.rows])
-        drafts = self.lengths.trimmed(self.proposer.propose(self.rows, limits))
+        drafts = self.drafting.propose(self.rows, self.budget)
         for index, (row, stats) in enumerate(zip(self.rows, self.stats, strict=True)):
             live = row.live
-            spare = self.budget[index] - len(live)  # each thread samples one token for sure
             turns = []
             for thread, draft in zip(live, drafts[index], strict=True):
-                draft = self._feasible(draft)
-                draft = draft.keep(range(min(len(draft.tokens), max(spare, 0))))
-                spare -= len(draft.tokens)
                 turns.append(Turn(thread, draft, [row.slots(thread)[-1], *(row.pool.take() for _ in draft.tokens)]))
             stats.steps += bool(turns)
             stats.peak_threads = max(stats.peak_threads, len(turns))
@@ -166,16 +146,8 @@ class Decoder:
             plan.append(turns)
         return plan
 
-    def _feasible(self, draft: Draft) -> Draft:
-        """Cut ``draft`` before the first token that the model cannot choose: [Child], or one beyond its vocabulary."""
-        known, child = range(self.vocabulary), self.config.child_token_id
-        if draft.drawn_from is not None:  # to drop what was drawn would bend the distribution; it has no chance there
-            child = -1
-        end = next((place for place, one in enumerate(draft.tokens) if one == child or one not in known), None)
-        return draft if end is None else draft.keep(range(end))
-
-    def forward(self, plan: list[list[Turn]]) -> tuple[Tensor, Tensor | None]:
-        """Run the model over the plan once; return logits (queries, vocabulary) and, if watched, hidden states likewise."""
+    def forward(self, plan: list[list[Turn]]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Run the model over the plan once; return logits (queries, vocabulary), and what brings its outputs in order."""
         queries = [
             [query for turn in turns for query in self._queries(row, turn)]
             for row, turns in zip(self.rows, plan, strict=True)
@@ -192,9 +164,7 @@ class Decoder:
             pack=self.pack,
             buckets=self.compiled,
         )
-        logits = inputs.in_plan_order(inputs.run(self.call, self.cache))
-        states = self.hidden.states
-        return logits, None if states is None else inputs.in_plan_order(states.to(logits.device))
+        return inputs.in_plan_order(inputs.run(self.call, self.cache)), inputs.in_plan_order
 
     def choose(self, plan: list[list[Turn]], logits: Tensor) -> list[list[list[Sampled]]]:
         """Choose a token after every token that was fed, for all rows and threads at once.
@@ -212,12 +182,9 @@ class Decoder:
             if not turns and not self.forked:
                 contexts.append(self._idle_context(index, row))
                 owners.append(None)
-        start = time.perf_counter()
         for sampled, owner in zip(self._sample(_spread(logits.to(self.device), owners), contexts), owners, strict=True):
             if owner is not None:
                 owner.append(sampled)
-        if self.device.type == "cpu":  # elsewhere this waits for the forward pass
-            self.lengths.chose(time.perf_counter() - start, len(contexts))
         return chosen
 
     def _sample(self, logits: Tensor, contexts: Sequence[Context]) -> Iterator[Sampled]:
@@ -233,15 +200,18 @@ class Decoder:
                 choices.logits[index] if self.keep_logits else None,
             )
 
-    def advance(self, plan: list[list[Turn]], chosen: list[list[list[Sampled]]], states: Tensor | None = None) -> bool:
+    def advance(
+        self, plan: list[list[Turn]], chosen: list[list[list[Sampled]]], in_order: Callable[[Tensor], Tensor]
+    ) -> bool:
         """Append what was chosen, fork, end and release; is there anything left to write?"""
         out_of_time = self.stopper.out_of_time
-        fed, last = 0, []  # queries before this turn, and those that chose the last token of each thread
+        fed, outcomes = 0, []  # queries before this turn, and what became of the drafts
         for index, (row, turns) in enumerate(zip(self.rows, plan, strict=True)):
             if not turns:
                 continue
             for turn, tokens in zip(turns, chosen[index], strict=True):
-                last.append((index, turn.thread, fed + self._take(index, row, turn, tokens)))
+                kept, query = self._take(index, row, turn, tokens)
+                outcomes.append(Outcome(index, turn.thread, turn.draft, kept, fed + query))
                 fed += len(turn.slots)
             if out_of_time:
                 row.end_all("length")
@@ -249,15 +219,14 @@ class Decoder:
                 row.end_all("length") if self.budget[index] == 0 else row.end(row.newborn(live[-1]) or live[-1], "length")
             if not row.unfinished:
                 self.stats[index].seconds = time.perf_counter() - self.started
-        if states is not None:
-            self.proposer.observe([(index, thread) for index, thread, _ in last], states[[query for *_, query in last]])
+        self.drafting.judged(outcomes, in_order)
         self.broadcast.update([row.tree for row in self.rows])
         return any(row.unfinished for row in self.rows)
 
-    def _take(self, index: int, row: GrowingTree, turn: Turn, tokens: Sequence[Sampled]) -> int:
+    def _take(self, index: int, row: GrowingTree, turn: Turn, tokens: Sequence[Sampled]) -> tuple[int, int]:
         """Let a thread write the chosen tokens up to the first one that its draft did not guess, a [Fork], a stop or EOS.
 
-        Returns the index of the query that chose the last of them.
+        Returns how many guesses were kept, and the index of the query that chose the last token.
         """
         thread, draft, spare = turn.thread, turn.draft, dict(enumerate(turn.slots[1:]))
         place, query, kept = -1, 0, 0  # the last guess that was kept, the query that it is, how many were
@@ -283,11 +252,7 @@ class Decoder:
                 break
             place = guess
         row.pool.release(spare.values())
-        thread.drafts += bool(draft.tokens)
-        thread.proposed += len(draft.tokens)
-        thread.accepted += kept
-        self.lengths.judged(index, thread, draft, kept)
-        return query
+        return kept, query
 
     def _queries(self, row: GrowingTree, turn: Turn) -> list[Query]:
         path, draft = row.slots(turn.thread), turn.draft
@@ -300,7 +265,7 @@ class Decoder:
     def _contexts(self, index: int, row: GrowingTree, turn: Turn) -> list[Context]:
         draft = turn.draft
         contexts = [
-            self.drafting.context(index, row, turn.thread, [draft.tokens[guess] for guess in draft.way(place)])
+            self.drafting.run.context(index, row, turn.thread, [draft.tokens[guess] for guess in draft.way(place)])
             for place in range(-1, len(draft.tokens))
         ]
         if draft.drawn_from is not None:
@@ -312,6 +277,11 @@ class Decoder:
         length = max(len(other.path_ids) - another.prompt_length for another in self.rows for other in another.live)
         new_ids = row.tree.threads[0].path_ids[row.prompt_length :]
         return Context(index, [*new_ids, *[self.sampler.pad_token_id] * (length - len(new_ids))], may_fork=False)
+
+
+def _last(values: Tensor) -> Tensor:
+    """Return what a prompt's last token was given, (batch, ...), of (batch, width, ...)."""
+    return values[:, -1]
 
 
 def _spread(logits: Tensor, owners: Sequence[object | None]) -> Tensor:
@@ -403,7 +373,7 @@ def decode_in_threads(
     sampler = Sampler(logits_processor, config, input_ids, pad_token_id=pad, do_sample=bool(generation_config.do_sample))
     stopper = Stopper(stopping_criteria, config, input_ids, pad_token_id=pad)
     broadcast = Broadcast(streamer, input_ids.device)
-    decoder = Decoder(model, prompts, sampler, stopper, config, generation_config, broadcast, proposer or NoDrafts())
+    decoder = Decoder(model, prompts, sampler, stopper, config, generation_config, broadcast, proposer)
     if len(input_ids):
         decoder.run()
     broadcast.end()

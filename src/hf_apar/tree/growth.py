@@ -51,6 +51,11 @@ class GrowingTree:
         return bool(self._order)
 
     @property
+    def threads(self) -> list[Thread]:
+        """All threads, also those that ended, in the order of creation."""
+        return self.tree.threads
+
+    @property
     def live(self) -> list[Thread]:
         """The threads that write, in reading order of what they write next."""
         return [thread for thread in self._order if thread.index not in self._waiting]
