@@ -7,10 +7,8 @@ from common import Bars, encode, load, parser, publish, timed
 from questions import in_turn, read
 
 import hf_apar
-from hf_apar.speculation.calibration import step_times
 from hf_apar.speculation.lookup import PromptLookup
 from hf_apar.speculation.medusa import MedusaDrafts
-from hf_apar.speculation.together import Together
 
 LOOKUP = 5
 
@@ -31,7 +29,6 @@ def main() -> None:
         "APAR": {"apar": True},
         "APAR, prompt lookup": {"apar": True, "proposer": PromptLookup(LOOKUP)},
         "APAR, Medusa heads": {"apar": True, "proposer": heads},
-        "APAR, heads and lookup": {"apar": True, "proposer": Together(heads, PromptLookup(LOOKUP))},
     }
     if options.batch > 1:
         del ways["generate, prompt lookup"]  # which takes one sequence
@@ -48,27 +45,17 @@ def main() -> None:
         records.append(record)
         print(record["categories"], {name: round(record[name]["ms"], 1) for name in ways}, flush=True)
     name = "speculation" if options.batch == 1 else f"speculation_{options.batch}"
-    times = step_times(model)
     forks = [one for one in records if one["APAR"]["forked"]]
-    rows = [row(records, forks, name, times) for name in ways]
+    rows = [row(records, forks, name) for name in ways]
     title = "Speculation in every thread" + ("" if options.batch == 1 else f", batches of {options.batch}")
     publish(
         name,
         title,
-        [
-            "way",
-            "tokens a step",
-            "accepted a draft",
-            "ms a token",
-            "generate / it",
-            "where answers fork",
-            "of the predicted",
-        ],
+        ["way", "tokens a step", "tokens fed a step", "accepted a draft", "ms a token", "generate / it", "where answers fork"],
         rows,
         f"{options.dtype}, greedy, {options.max_new_tokens} new tokens at most, {len(chosen)} questions of Vicuna Bench, "
         f"{options.each} of each category, {len(forks)} of {len(records)} runs with forks. Ratios of time per token: medians "
-        "over the runs, with quartiles. Predicted: tokens a step and the time of a step of that width, both against APAR's "
-        f"own. {by_category(records)}",
+        f"over the runs, with quartiles. {by_category(records)}",
         records,
         Bars("generate / it, seconds a token", {name: gains(records, name) for name in ways}),
     )
@@ -84,40 +71,29 @@ def decode(model, tokenizer, inputs, way, limit):
         sampled = sum(len(thread.sampled_ids) for tree in out.trees for thread in tree.threads)
         found |= {name: sum(getattr(one, name) for one in out.stats) for name in ("drafts", "proposed", "accepted")}
         found["steps"] = max(stats.steps for stats in out.stats)
-        found["width"] = (sampled - found["accepted"] + found["proposed"]) / found["steps"]
+        found["fed"] = sampled - found["accepted"] + found["proposed"]
         found["forked"] = any(len(tree.threads) > 1 for tree in out.trees)
     return found
 
 
-def row(records, forks, name, times):
+def row(records, forks, name):
     mine = [record[name] for record in records]
     tokens = sum(one["tokens"] for one in mine)
     cells = [
         name,
         "",
         "",
+        "",
         f"{1000 * sum(one['seconds'] for one in mine) / tokens:.1f}",
         gain(records, name),
         gain(forks, name),
-        "",
     ]
     if "steps" in mine[0]:
         steps, drafts = (sum(one[what] for one in mine) for what in ("steps", "drafts"))
         cells[1] = f"{tokens / steps:.2f}"
-        cells[2] = f"{sum(one['accepted'] for one in mine) / drafts:.2f}" if drafts else ""
-        if drafts:
-            shares = [
-                (record["APAR"]["ms"] / record[name]["ms"]) / predicted(record["APAR"], record[name], times)
-                for record in records
-            ]
-            cells[6] = quartiles(shares)
+        cells[2] = f"{sum(one['fed'] for one in mine) / steps:.1f}"
+        cells[3] = f"{sum(one['accepted'] for one in mine) / drafts:.2f}" if drafts else ""
     return cells
-
-
-def predicted(alone, drafted, times):
-    """How many times faster than APAR alone drafts make it if only the model's own steps cost time."""
-    faster = (drafted["tokens"] / drafted["steps"]) / (alone["tokens"] / alone["steps"])
-    return faster * times(round(alone["width"])) / times(round(drafted["width"]))
 
 
 def gain(records, name):
@@ -134,14 +110,14 @@ def quartiles(values):
 
 
 def by_category(records):
-    """APAR with heads and lookup against APAR alone, by category, for runs of one question."""
+    """APAR with heads against APAR alone, by category, for runs of one question."""
     if any(len(set(record["categories"])) > 1 for record in records):
         return ""
     found = {}
     for record in records:
-        found.setdefault(record["categories"][0], []).append(record["APAR"]["ms"] / record["APAR, heads and lookup"]["ms"])
+        found.setdefault(record["categories"][0], []).append(record["APAR"]["ms"] / record["APAR, Medusa heads"]["ms"])
     parts = ", ".join(f"{category} {statistics.median(values):.2f}" for category, values in found.items())
-    return f"Heads and lookup against APAR alone by category: {parts}."
+    return f"Heads against APAR alone by category: {parts}."
 
 
 if __name__ == "__main__":

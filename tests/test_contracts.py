@@ -377,7 +377,7 @@ STATEFUL = {
 @pytest.mark.parametrize("drafts", [False, True])
 def test_l7_who_changes_from_call_to_call_is_refused_by_name(apar_llama, case, drafts):
     make, message = STATEFUL[case]
-    options = {"prompt_lookup_num_tokens": 2, "num_assistant_tokens_schedule": "constant"} if drafts else {}
+    options = {"prompt_lookup_num_tokens": 2} if drafts else {}
     with pytest.raises(ConfigurationError, match=f"{message} when it was called: it keeps state .* generate without apar"):
         apar_llama.generate(**PROMPTS, apar=True, max_new_tokens=200, **make(), **options)
 

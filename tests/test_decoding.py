@@ -59,8 +59,6 @@ class Oracle(Proposer):
     def __init__(self, model, spoil, length=3):
         self.model, self.spoil, self.length, self.calls = model, spoil, length, 0
 
-    schedule = "constant"
-
     def propose(self, rows, limits):
         return [[Draft(self.draft(thread)) for thread in row.live] for row in rows]
 

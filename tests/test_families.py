@@ -71,7 +71,7 @@ def test_every_family_writes_what_it_writes_on_each_path_alone(family, attention
         out = enabled.generate(**left_padded(prompts), apar=True, max_new_tokens=400, return_dict_in_generate=True)
         if not seed:  # trees of guesses, mostly wrong ones
             heads = MedusaHeads(SMALL["hidden_size"], 8, torch.arange(CHILD), 2)
-            proposer = MedusaDrafts(heads, schedule="constant")
+            proposer = MedusaDrafts(heads)
             drafted = enabled.generate(
                 **left_padded(prompts), apar=True, max_new_tokens=400, return_dict_in_generate=True, proposer=proposer
             )

@@ -79,7 +79,7 @@ class Growth(RuleBasedStateMachine):
     @precondition(lambda self: self.order)
     @rule()
     def feed(self):
-        given = [(thread.index, count) for thread, count in self.row.to_feed()]
+        given = [(thread.index, count) for thread, count in self.row.feed()]
         assert [index for index, _ in given] == self.live()
         slots = []
         for index, count in given:
@@ -92,7 +92,6 @@ class Growth(RuleBasedStateMachine):
         for index in self.live():
             path = self.paths[index]
             assert all(tuple(path[:end]) in self.fed for end in range(self.prompt + 1, len(path) + 1))
-        self.row.fed()
 
     @precondition(lambda self: not self.order)
     @rule()

@@ -63,8 +63,6 @@ class Watcher(AparStreamer):
 class Guesses(Proposer):
     """Guesses one token that is never right, and raises in ``method``."""
 
-    schedule = "constant"
-
     def __init__(self, method, function):
         self.watches = method == "observe"
         setattr(self, method, function)
@@ -109,12 +107,12 @@ Guesses.propose_none = staticmethod(lambda rows, limits: [[Draft()] * len(row.li
 
 def drafts(kind):
     if kind == "lookup":
-        return {"prompt_lookup_num_tokens": 3, "num_assistant_tokens_schedule": "constant"}
+        return {"prompt_lookup_num_tokens": 3}
     if kind == "assistant":
-        return {"assistant_model": tiny_llama(seed=5), "num_assistant_tokens_schedule": "constant"}
+        return {"assistant_model": tiny_llama(seed=5)}
     if kind == "Medusa":
         torch.manual_seed(0)
-        return {"proposer": MedusaDrafts(MedusaHeads(32, 16, torch.arange(CHILD), 2), schedule="constant")}
+        return {"proposer": MedusaDrafts(MedusaHeads(32, 16, torch.arange(CHILD), 2))}
     return {}
 
 

@@ -33,7 +33,7 @@ def run(model, inputs, **options):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("schedule", ["constant", "heuristic", None])
+@pytest.mark.parametrize("schedule", ["constant", "heuristic"])
 @pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.3}, {"apar": AparConfig(max_threads=2, max_depth=2)}])
 def test_heads_change_no_text(attention, schedule, options):
     model = enable_apar(tiny_llama(attn_implementation=attention))
@@ -49,7 +49,7 @@ def test_heads_change_no_text(attention, schedule, options):
 def test_the_state_is_that_of_the_last_token_of_each_thread(apar_llama):
     """Heads that change nothing guess the model's own choice again: what it chose from the observed state."""
     heads = MedusaHeads(32, 16, DRAFT_IDS, 1)  # the cell adds nothing as it is made
-    proposer = MedusaDrafts(heads, branches=1, schedule="constant")
+    proposer = MedusaDrafts(heads, branches=1)
     seen = []
     propose = proposer.propose
 
@@ -147,7 +147,7 @@ def test_training_makes_the_heads_guess_what_the_model_writes(writer, tmp_path):
     ids = tokenizer("list", return_tensors="pt").input_ids
     alone, out = (
         run(model, {"input_ids": ids}, max_new_tokens=60, proposer=proposer)
-        for proposer in (None, MedusaDrafts(heads, schedule="constant"))
+        for proposer in (None, MedusaDrafts(heads))
     )
     assert out.sequences.tolist() == alone.sequences.tolist()
 

@@ -206,7 +206,7 @@ def test_of_rows_that_end_one_after_the_other_the_cache_is_that_of_generate(atte
     plain = tiny_llama(attn_implementation=attention)
     model = enable_apar(tiny_llama(attn_implementation=attention))
     heads = MedusaHeads(32, 16, torch.arange(CHILD), 2)
-    proposer = MedusaDrafts(heads, schedule="constant") if drafts else None
+    proposer = MedusaDrafts(heads) if drafts else None
     inputs = left_padded(random_prompts(4, seed=11))
     ours = run(model, inputs, apar=NO_FORK, max_new_tokens=40, proposer=proposer)
     theirs = plain.generate(**inputs, max_new_tokens=40, return_dict_in_generate=True)
@@ -228,7 +228,6 @@ def test_the_cache_is_returned_where_nothing_forked_and_serves_the_next_turn(pla
         torch.testing.assert_close(mine.keys, other.keys)
         torch.testing.assert_close(mine.values, other.values)
     for drafts in ({"prompt_lookup_num_tokens": 3}, {"assistant_model": tiny_llama(seed=5)}):
-        drafts["num_assistant_tokens_schedule"] = "constant"
         drafted = run(apar_llama, first, apar=NO_FORK, max_new_tokens=8, eos_token_id=None, **drafts)
         assert drafted.stats[0].proposed > 0
         for mine, other in zip(drafted.past_key_values.layers, theirs.past_key_values.layers, strict=True):

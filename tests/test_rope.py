@@ -113,7 +113,7 @@ def test_l6_a_batch_on_both_sides_is_refused_and_a_prompt_beyond_names_no_limit(
 
 def test_l6_the_danger_is_real(monkeypatch):
     """Without the check the text of a call that crosses depends on ``max_threads``: the check is no mere caution."""
-    monkeypatch.setattr("hf_apar.decoding.validate_rope", lambda *args: None)
+    monkeypatch.setattr("hf_apar.decoding.validate_positions", lambda *args: None)
     model = enable_apar(longrope())
     with pytest.raises(AssertionError):
         forks_of_equal_texts(model, random_prompts(12, seed=1, shortest=30, longest=36), 300)

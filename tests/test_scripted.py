@@ -83,8 +83,11 @@ class Ends(StoppingCriteria):
 class Guesses(Proposer):
     """A proposer that is right, wrong, or both by turns."""
 
+    longest = 9
+    width = 10**6
+
     def __init__(self, reference, prompts, pattern):
-        self.reference, self.prompts, self.pattern, self.schedule = reference, prompts, pattern, "constant"
+        self.reference, self.prompts, self.pattern = reference, prompts, pattern
 
     def propose(self, rows, limits):
         return [[self.draft(thread, self.prompts[number]) for thread in row.live] for number, row in enumerate(rows)]

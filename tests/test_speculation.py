@@ -1,6 +1,8 @@
 """Proposers: the text is the same with and without them."""
 
+import time
 from collections import Counter
+from random import Random
 
 import pytest
 import torch
@@ -8,8 +10,11 @@ from transformers import CompileConfig
 
 from conftest import CHILD, FORK, left_padded, random_prompts, tiny_llama
 from hf_apar import AparConfig, ConfigurationError, enable_apar
+from hf_apar.protocol import ControlTokens
 from hf_apar.speculation.lookup import PromptLookup
 from hf_apar.speculation.medusa import MedusaDrafts, MedusaHeads
+from hf_apar.speculation.proposer import Proposer
+from hf_apar.tree.growth import GrowingTree
 
 NO_FORK = AparConfig(fork_bias=float("-inf"))
 
@@ -26,11 +31,9 @@ def repetitive_prompts(count):
 def test_prompt_lookup_writes_the_same_text_in_fewer_steps(apar_llama, max_threads):
     inputs, config = left_padded(random_prompts(5, seed=3)), AparConfig(max_threads=max_threads)
     alone = run(apar_llama, inputs, apar=config)
-    by_the_clock = run(apar_llama, inputs, apar=config, prompt_lookup_num_tokens=4)
-    out = run(
-        apar_llama, inputs, apar=config, prompt_lookup_num_tokens=4, num_assistant_tokens_schedule="constant"
-    )  # fmt: skip
-    for one in (by_the_clock, out):
+    constant = {"num_assistant_tokens_schedule": "constant"}
+    heuristic, out = (run(apar_llama, inputs, apar=config, prompt_lookup_num_tokens=4, **more) for more in ({}, constant))
+    for one in (heuristic, out):
         assert [tree.token_ids for tree in one.trees] == [tree.token_ids for tree in alone.trees]
     assert 0 < sum(stats.accepted for stats in out.stats) <= sum(stats.proposed for stats in out.stats)
     assert sum(stats.steps for stats in out.stats) < sum(stats.steps for stats in alone.stats)
@@ -68,7 +71,7 @@ def test_an_assistant_follows_the_tree_and_changes_no_text(apar_llama, kind, max
     alone = run(apar_llama, inputs, apar=config)
     out = run(
         apar_llama, inputs, apar=config, assistant_model=ASSISTANTS[kind](), num_assistant_tokens=3,
-        num_assistant_tokens_schedule="constant", assistant_confidence_threshold=0.1,
+        assistant_confidence_threshold=0.1,
     )  # fmt: skip
     assert [tree.token_ids for tree in out.trees] == [tree.token_ids for tree in alone.trees]
     proposed, accepted = (sum(getattr(stats, name) for stats in out.stats) for name in ("proposed", "accepted"))
@@ -78,30 +81,30 @@ def test_an_assistant_follows_the_tree_and_changes_no_text(apar_llama, kind, max
         assert accepted > 0.45 * proposed, "all but what a [Fork] or EOS cut off, and these are frequent here"
 
 
-def test_drafts_come_from_all_threads_and_hold_no_child():
-    from hf_apar.protocol import ControlTokens
-    from hf_apar.tree.growth import GrowingTree
-
+def test_lookups_come_from_all_threads():
     row = GrowingTree([1, 2, 3], ControlTokens(fork_token_id=FORK, child_token_id=CHILD), max_threads=8)
     root = row.live[0]
     for token in (4, 5, FORK):
         row.write(root, token)
     child, root = row.live
-    for token in (7, 8, 9):
+    for token in (6, 7, 8, 9):
         row.write(child, token)
-    row.write(root, 7)  # a sibling's words, which the root does not see
+    row.write(root, 7)  # a sibling's word, which the root does not see
     lookup = PromptLookup(4)
 
     def drafts(lookup, length):
         (found,) = lookup.propose([row], [[length] * 2])
         return [list(draft.tokens) for draft in found]
 
-    assert drafts(lookup, 4) == [[], [8, 9]]
+    assert drafts(lookup, 4) == [[], [8]], "after one word one guess"
+    row.write(root, 6)
+    row.write(root, 7)
+    assert drafts(lookup, 1) == [[], [8]] and drafts(lookup, 4) == [[], [8, 9]] and drafts(lookup, 0) == [[], []]
     for token in (1, 2):
         row.write(root, token)
     assert drafts(lookup, 2) == [[], [3, 4]]
-    assert drafts(lookup, 4) == [[], [3, 4, 5, FORK]], "and on to what followed in the prompt, [Child] left out"
-    assert all(CHILD not in draft for draft in drafts(PromptLookup(9), 9))
+    assert drafts(lookup, 4) == [[], [3, 4, 5, FORK]], "and on to what followed in the prompt"
+    assert drafts(PromptLookup(9), 9)[1][:6] == [3, 4, 5, FORK, 7, 6]
 
 
 def test_two_sources_of_drafts_are_one_too_many(apar_llama):
@@ -119,12 +122,12 @@ def random_heads():
 
 
 SOURCES = {
-    "lookup": lambda: {"prompt_lookup_num_tokens": 2, "num_assistant_tokens_schedule": "constant"},
+    "lookup": lambda: {"prompt_lookup_num_tokens": 2},
     "assistant": lambda: {
         "assistant_model": tiny_llama(seed=5, num_hidden_layers=1), "num_assistant_tokens": 2,
-        "num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0.4,
+        "assistant_confidence_threshold": 0.4,
     },
-    "heads": lambda: {"proposer": MedusaDrafts(random_heads(), schedule="constant")},
+    "heads": lambda: {"proposer": MedusaDrafts(random_heads())},
 }  # fmt: skip
 
 
@@ -144,8 +147,9 @@ def without_drafts(apar_llama):
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-def test_sampling_with_drafts_keeps_the_distribution(apar_llama, without_drafts, kind):
+def test_sampling_with_drafts_keeps_the_distribution(apar_llama, without_drafts, kind, monkeypatch):
     """A chi-square test over how many answers begin, forks among them, with drafts and without."""
+    monkeypatch.setattr(Proposer, "width", 10**6)  # that many answers at once leave no room
     found, out = beginnings(apar_llama, 1500, seed=1, **SOURCES[kind]())
     assert sum(stats.accepted for stats in out.stats) > 100
     assert sum(len(tree.threads) > 1 for tree in out.trees) > 100
@@ -155,6 +159,24 @@ def test_sampling_with_drafts_keeps_the_distribution(apar_llama, without_drafts,
     freedom = len(common) - 1
     assert freedom >= 10
     assert difference < freedom + 4 * (2 * freedom) ** 0.5, "four standard deviations above the mean of chi-square"
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_seeded_call_with_drafts_repeats_itself_in_a_slow_process_too(apar_llama, kind):
+    def draws(slow):
+        torch.manual_seed(7)
+        waits = Random(7)
+        pause = apar_llama.register_forward_pre_hook(lambda *_: time.sleep(waits.choice([0, 0, 0.02])) if slow else None)
+        try:
+            out = run(apar_llama, left_padded(repetitive_prompts(3)), do_sample=True, max_new_tokens=60, **SOURCES[kind]())
+        finally:
+            pause.remove()
+        counts = [(one.drafts, one.proposed, one.accepted) for tree in out.trees for one in tree.threads]
+        return out.sequences.tolist(), counts, [stats.steps for stats in out.stats]
+
+    first = draws(slow=False)
+    assert sum(proposed for _, proposed, _ in first[1]) > 0
+    assert draws(slow=False) == first and draws(slow=True) == first
 
 
 def test_an_object_that_makes_no_drafts_is_named(apar_llama):

@@ -1,7 +1,7 @@
 """Input checks, once, at the boundary: what cannot follow a tree is refused with the way out."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
@@ -79,6 +79,31 @@ def validate_generation(generation_config: GenerationConfig, model_kwargs: Mappi
             )
     if generation_config.use_cache is False:
         raise ConfigurationError("use_cache=False cannot be combined with apar, whose threads share the cache; leave it out")
+
+
+def validate_call(
+    model: PreTrainedModel,
+    generation_config: GenerationConfig,
+    model_kwargs: Mapping[str, Any],
+    streamer: object | None,
+    batch: int,
+) -> None:
+    """Raise for a call of ``generate`` that threads cannot follow."""
+    validate_model(model)
+    validate_generation(generation_config, model_kwargs)
+    validate_streamer(streamer, batch)
+
+
+def validate_positions(model: PreTrainedModel, prompts: Sequence[int], budget: int, injected: int | None) -> None:
+    """Raise :class:`ConfigurationError` for prompts of so many slots each after which positions are not exact.
+
+    Args:
+        budget: tokens that a row may sample.
+        injected: tokens that are fed on a path and not sampled, which the budget does not count; ``None`` for any number.
+    """
+    if prompts:
+        validate_length(max(prompts), model)
+        validate_rope(min(prompts), max(prompts), budget, injected, model)
 
 
 def validate_streamer(streamer: object | None, batch: int) -> None:

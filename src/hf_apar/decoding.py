@@ -4,100 +4,65 @@ Plain decoding is speculation with an empty draft, and a prompt is a root with m
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import LongTensor, Tensor
-from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
-from hf_apar.checks import (
-    validate_generation,
-    validate_length,
-    validate_model,
-    validate_rope,
-    validate_streamer,
-)
+from hf_apar.checks import validate_call, validate_positions
+from hf_apar.choice.chooser import Chooser, Sampled
 from hf_apar.choice.paths import Context
 from hf_apar.choice.sampling import Sampler
 from hf_apar.choice.stopping import Stopper, with_limits
 from hf_apar.config import MAX_THREADS, AparConfig
-from hf_apar.errors import ConfigurationError
-from hf_apar.forward.attention import tree_attention_for
-from hf_apar.forward.cache import TreeCache, layer_windows, new_tree_cache
-from hf_apar.forward.devices import runs_in_step
-from hf_apar.forward.layout import Query, lay_out
+from hf_apar.forward.layout import Query
+from hf_apar.forward.passes import Passes
 from hf_apar.forward.prompts import Prompts
-from hf_apar.generation_settings import eos_token_ids
+from hf_apar.generation_settings import padding_token
 from hf_apar.protocol import ForkProtocol
-from hf_apar.results import AparOutput, AparStats
-from hf_apar.speculation.calibration import step_times
-from hf_apar.speculation.lengths import DraftLengths
-from hf_apar.speculation.proposer import Draft, NoDrafts, Proposer, Run
-from hf_apar.speculation.states import LastHidden
+from hf_apar.results import AparOutput, AparStats, output
+from hf_apar.speculation.drafting import Drafting, Outcome
+from hf_apar.speculation.proposer import Draft, Proposer, Run
 from hf_apar.streaming import Broadcast, ended_by_errors
-from hf_apar.tokens import control_tokens, embedding_rows, settings_of
+from hf_apar.tokens import control_tokens, settings_of
 from hf_apar.tree.growth import GrowingTree
 from hf_apar.tree.threads import Thread
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Turn:
     """What one thread feeds in a step: the last ``fed`` tokens of its path, and a draft; ``slots`` are theirs."""
 
+    row: int
     thread: Thread
     fed: int
     draft: Draft
     slots: Sequence[int]
 
 
-@dataclass(frozen=True)
-class Sampled:
-    """A token that was chosen, whether its thread must stop there, and what it was chosen from where that is asked for."""
-
-    token: int
-    stops: bool
-    logprob: float | None = None
-    scores: Tensor | None = None
-    logits: Tensor | None = None
-
-
 class Decoder:
-    """The state of one ``generate`` call over a batch."""
+    """The state of one ``generate`` call over a batch.
+
+    Attributes:
+        rows: the tree of each prompt.
+        budget: tokens that each row may still sample.
+        stats: what each row has cost so far.
+    """
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        prompts: Prompts,
-        sampler: Sampler,
-        stopper: Stopper,
-        protocol: ForkProtocol,
-        max_threads: int,
-        generation_config: GenerationConfig,
+        rows: Sequence[GrowingTree],
+        budget: int,
+        passes: Passes,
+        chooser: Chooser,
+        drafting: Drafting,
         broadcast: Broadcast,
-        proposer: Proposer,
     ) -> None:
-        self.model, self.prompts, self.protocol, self.generation_config = model, prompts, protocol, generation_config
-        self.sampler, self.stopper, self.broadcast, self.proposer = sampler, stopper, broadcast, proposer
-        self.device = prompts.input_ids.device
-        self.compiled = generation_config.compile_config is not None
-        self.call = model.get_compiled_call(generation_config.compile_config) if self.compiled else model
-        self.vocabulary = embedding_rows(model)
-        self.cache: TreeCache = new_tree_cache(model)
-        self.windows = layer_windows(model.config.get_text_config(decoder=True))
-        keep = bool(generation_config.return_dict_in_generate)
-        self.keep_scores = keep and bool(generation_config.output_scores)
-        self.keep_logits = keep and bool(generation_config.output_logits)
-        rows = prompts.rows(protocol.control_ids)
-        self.budget = [int(generation_config.max_length) - prompts.input_ids.shape[1]] * len(rows)  # tokens left to sample
-        self.rows = [
-            GrowingTree(row.ids, protocol, max_threads=max_threads, prompt_slots=row.slots, padding=row.padding)
-            for row in rows
-        ]
-        self.stats = [AparStats() for _ in self.rows]
+        self.rows, self.budget, self.stats = rows, [budget] * len(rows), [AparStats() for _ in rows]
+        self.passes, self.chooser, self.drafting, self.broadcast = passes, chooser, drafting, broadcast
 
     @property
     def forked(self) -> bool:
@@ -105,197 +70,74 @@ class Decoder:
         return any(len(row.tree.threads) > 1 for row in self.rows)
 
     @torch.no_grad()
-    def run(self) -> None:
+    def run(self, prefill_chunk: int | None = None) -> None:
         """Write the whole batch; the trees are in ``rows`` afterwards."""
-        proposer, device = self.proposer, self.prompts.device(self.model)
-        if proposer.watches and (self.compiled or self.model._compiled_call_impl is not None):
-            raise ConfigurationError(
-                f"{type(proposer).__name__} watches the model's last hidden states, which a compiled model does not show; "
-                "leave out compile_config, or choose another proposer"
-            )
-        schedule = "constant" if proposer.schedule is None and runs_in_step(self.model) else proposer.schedule
-        adapts = proposer.longest > 0 and schedule is None
-        times = step_times(self.model, device) if adapts else lambda width: 0.0
-        lengths = DraftLengths(proposer.longest, schedule, times, proposer.seconds, proposer.estimates)
-        self.lengths, pace = lengths, lengths.seconds if adapts else None
-        self.drafting = Run(self.model, self.sampler, self.protocol, device, pace, lengths.least_worth)
-        proposer.start(self.drafting)
-        with tree_attention_for(self.model) as packs, LastHidden(self.model, active=proposer.watches) as self.hidden:
-            self.pack = packs and not self.compiled
+        with self.passes, self.drafting:
             self.started = time.perf_counter()
-            self._run()
+            plan = [Turn(index, row.live[0], 1, Draft(), row.slots(row.live[0])[-1:]) for index, row in enumerate(self.rows)]
+            for row, stats in zip(self.rows, self.stats, strict=True):
+                stats.steps, stats.peak_threads, stats.peak_kv = 1, 1, row.prompt_slots
+            self.advance(plan, self.choose(plan, self.passes.prefill(prefill_chunk)))
+            while any(row.unfinished for row in self.rows):
+                plan = self.plan()
+                self.advance(plan, self.choose(plan, self.forward(plan)))
 
-    def _run(self) -> None:
-        plan: list[list[Turn]] = [[Turn(row.live[0], 1, Draft(), row.slots(row.live[0])[-1:])] for row in self.rows]
-        logits, states = self.prefill()
-        while self.advance(plan, self.choose(plan, logits), states):
-            plan = self.plan()
-            logits, states = self.forward(plan)
-
-    def prefill(self) -> tuple[Tensor, Tensor | None]:
-        """Feed the prompts; return the logits of their last tokens, (batch, vocabulary), and hidden states if watched."""
-        for row, stats in zip(self.rows, self.stats, strict=True):
-            stats.steps, stats.peak_threads, stats.peak_kv = 1, 1, row.prompt_slots
-        logits = self.prompts.prefill(self.model, self.cache, self.generation_config.prefill_chunk_size)
-        return logits, None if self.hidden.states is None else self.hidden.states[:, -1]
-
-    def plan(self) -> list[list[Turn]]:
-        """Give every live thread its last token and a draft to feed, and the draft its slots."""
+    def plan(self) -> list[Turn]:
+        """Give every live thread what of its path is not cached yet, a draft, and the draft its slots."""
         plan = []
-        limits = self.lengths.limits([row.live for row in self.rows])
-        drafts = self.lengths.trimmed(self.proposer.propose(self.rows, limits))
+        drafts = self.drafting.propose(self.rows, self.budget)
         for index, (row, stats) in enumerate(zip(self.rows, self.stats, strict=True)):
-            to_feed = row.to_feed()
-            spare = self.budget[index] - len(to_feed)  # each thread samples one token for sure
-            turns = []
-            for (thread, fed), draft in zip(to_feed, drafts[index], strict=True):
-                draft = self._feasible(draft)
-                draft = draft.keep(range(min(len(draft.tokens), max(spare, 0))))
-                spare -= len(draft.tokens)
+            for (thread, fed), draft in zip(row.feed(), drafts[index], strict=True):
                 slots = [*row.slots(thread)[-fed:], *(row.pool.take() for _ in draft.tokens)]
-                turns.append(Turn(thread, fed, draft, slots))
-            row.fed()
-            stats.steps += bool(turns)
-            stats.peak_threads = max(stats.peak_threads, len(turns))
+                plan.append(Turn(index, thread, fed, draft, slots))
+            stats.steps += row.unfinished
+            stats.peak_threads = max(stats.peak_threads, len(row.live))
             stats.peak_kv = max(stats.peak_kv, row.pool.high_water - len(row.padding))
-            plan.append(turns)
         return plan
 
-    def _feasible(self, draft: Draft) -> Draft:
-        """Cut ``draft`` before the first token that the model does not know."""
-        end = next((place for place, one in enumerate(draft.tokens) if one not in range(self.vocabulary)), None)
-        return draft if end is None else draft.keep(range(end))
-
-    def forward(self, plan: list[list[Turn]]) -> tuple[Tensor, Tensor | None]:
-        """Run the model over the plan once; return logits (queries, vocabulary) and, if watched, hidden states likewise."""
-        queries = [
-            [query for turn in turns for query in self._queries(row, turn)]
-            for row, turns in zip(self.rows, plan, strict=True)
-        ]
+    def forward(self, plan: Sequence[Turn]) -> Tensor:
+        """Run the model over the plan once; return the logits after the last token of each path and after each guess."""
+        queries: list[list[Query]] = [[] for _ in self.rows]
+        for turn in plan:
+            queries[turn.row] += self._queries(turn)
         for stats, row in zip(self.stats, queries, strict=True):
             stats.attended += sum(len(query.sees) for query in row)
-        inputs = lay_out(
-            queries,
-            [row.scratch for row in self.rows],
-            self.windows,
-            dtype=self.model.dtype,
-            device=self.prompts.device(self.model),
-            high_water=max(row.pool.high_water for row in self.rows),
-            pack=self.pack,
-            buckets=self.compiled,
-        )
-        logits = inputs.in_plan_order(inputs.run(self.call, self.cache))
-        states = self.hidden.states
-        states = None if states is None else inputs.in_plan_order(states.to(logits.device))
-        chosen = [place for place, turn in _flat(plan) for place in range(place + turn.fed - 1, place + len(turn.slots))]
-        if len(chosen) == len(logits):
-            return logits, states
-        return logits[chosen], None if states is None else states[chosen]
+        return self.passes.step(self.rows, queries)
 
-    def choose(self, plan: list[list[Turn]], logits: Tensor) -> list[list[list[Sampled]]]:
-        """Choose a token after every token that was fed, for all rows and threads at once.
-
-        While nothing has forked, a finished row is still drawn for, so that sampling matches ``generate``.
-        """
-        owners: list[list[Sampled] | None] = []  # what each choice is added to
-        contexts: list[Context] = []
-        chosen: list[list[list[Sampled]]] = [[[] for _ in turns] for turns in plan]
-        for index, (row, turns) in enumerate(zip(self.rows, plan, strict=True)):
-            for place, turn in enumerate(turns):
-                found = self._contexts(index, row, turn)
-                contexts += found
-                owners += [chosen[index][place]] * len(found)
-            if not turns and not self.forked:
-                contexts.append(self._idle_context(index, row))
-                owners.append(None)
-        start = time.perf_counter()
-        for sampled, owner in zip(self._sample(_spread(logits.to(self.device), owners), contexts), owners, strict=True):
-            if owner is not None:
-                owner.append(sampled)
-        if self.device.type == "cpu":  # elsewhere this waits for the forward pass
-            self.lengths.chose(time.perf_counter() - start, len(contexts))
-        return chosen
-
-    def _sample(self, logits: Tensor, contexts: Sequence[Context]) -> Iterator[Sampled]:
-        choices = self.sampler(logits, contexts)
-        stops = self.stopper(contexts, choices.tokens)
-        logprobs = choices.logprobs() if self.keep_scores else None
-        for index, token in enumerate(choices.tokens):
-            yield Sampled(
-                token,
-                stops[index],
-                None if logprobs is None else logprobs[index],
-                choices.scores[index] if self.keep_scores else None,
-                choices.logits[index] if self.keep_logits else None,
-            )
-
-    def advance(self, plan: list[list[Turn]], chosen: list[list[list[Sampled]]], states: Tensor | None = None) -> bool:
-        """Append what was chosen, fork, end and release; is there anything left to write?"""
-        out_of_time = self.stopper.out_of_time
-        choices, last = 0, []  # queries before this turn, and those that chose the last token of each thread
-        for index, (row, turns) in enumerate(zip(self.rows, plan, strict=True)):
-            if not turns:
-                continue
-            for turn, tokens in zip(turns, chosen[index], strict=True):
-                last.append((index, turn.thread, choices + self._take(index, row, turn, tokens)))
-                choices += len(tokens)
-            if out_of_time:
-                row.end_all("length")
-            while len(live := row.live) > self.budget[index]:  # the last tokens go to threads in reading order
-                row.end_all("length") if self.budget[index] == 0 else row.end(live[-1], "length")
-            if not row.unfinished:
-                self.stats[index].seconds = time.perf_counter() - self.started
-        if states is not None:
-            self.proposer.observe([(index, thread) for index, thread, _ in last], states[[query for *_, query in last]])
-        self.broadcast.update([row.tree for row in self.rows])
-        return any(row.unfinished for row in self.rows)
-
-    def _take(self, index: int, row: GrowingTree, turn: Turn, tokens: Sequence[Sampled]) -> int:
-        """Let a thread write the chosen tokens up to the first one that its draft did not guess, a [Fork], a stop or EOS.
-
-        Returns the index of the query that chose the last of them.
-        """
-        thread, draft, spare = turn.thread, turn.draft, dict(enumerate(turn.slots[turn.fed :]))
-        place, query, kept = -1, 0, 0  # the last guess that was kept, the query that it is, how many were
-        while thread.finish_reason is None:  # else what a thread before it in the answer wrote just now has cut it off
-            query = place + 1
-            sampled = tokens[query]
-            token = sampled.token
-            self.budget[index] -= 1
-            _keep(thread, sampled)
-            guess = draft.after(place, token)
-            kept += guess is not None
-            if guess is None:
-                row.pool.release(spare.values())  # first, so that the token gets the lowest slot
-                spare = {}
-            goes_on = row.write(thread, token, None if guess is None else spare.pop(guess))
-            if sampled.stops and thread.finish_reason is None:
-                row.stop(thread)
-            if guess is None or not goes_on:
-                break
-            place = guess
-        row.pool.release(spare.values())
-        thread.drafts += bool(draft.tokens)
-        thread.proposed += len(draft.tokens)
-        thread.accepted += kept
-        self.lengths.judged(index, thread, draft, kept)
-        return query
-
-    def _queries(self, row: GrowingTree, turn: Turn) -> list[Query]:
-        thread, path, draft, fed = turn.thread, row.slots(turn.thread), turn.draft, turn.fed
+    def _queries(self, turn: Turn) -> list[Query]:
+        path, draft, ids = self.rows[turn.row].slots(turn.thread), turn.draft, turn.thread.path_ids
         own = [
-            Query(thread.path_ids[place], path[place], path[: len(path) + place + 1]) for place in range(-fed, 0)
+            Query(ids[place], path[place], path[: len(path) + place + 1], wanted=place == -1)
+            for place in range(-turn.fed, 0)
         ]
         guesses = [
-            Query(token, turn.slots[fed + place], [*path, *(turn.slots[fed + guess] for guess in draft.way(place))])
+            Query(token, turn.slots[turn.fed + place], [*path, *(turn.slots[turn.fed + one] for one in draft.way(place))])
             for place, token in enumerate(draft.tokens)
         ]
         return own + guesses
 
-    def _contexts(self, index: int, row: GrowingTree, turn: Turn) -> list[Context]:
-        draft = turn.draft
+    def choose(self, plan: Sequence[Turn], logits: Tensor) -> list[list[Sampled]]:
+        """Choose, for each turn, a token after its path and one after each of its guesses; ``logits`` as of :meth:`forward`.
+
+        While nothing has forked, a finished row is still drawn for, so that sampling matches ``generate``.
+        """
+        chosen: list[list[Sampled]] = [[] for _ in plan]
+        asked = [(context, chosen[place]) for place, turn in enumerate(plan) for context in self._contexts(turn)]
+        logits = logits.to(self.chooser.sampler.prompt_ids.device)
+        if not self.forked and (idle := set(range(len(self.rows))) - {turn.row for turn in plan}):
+            length = max(len(turn.thread.path_ids) - self.rows[turn.row].prompt_length for turn in plan)
+            asked += [(self._idle_context(row, length), []) for row in idle]
+            order = sorted(range(len(asked)), key=lambda place: asked[place][0].row)
+            asked = [asked[place] for place in order]
+            logits = torch.cat([logits, logits.new_zeros(len(idle), logits.shape[1])])[order]
+        for sampled, (_, mine) in zip(self.chooser(logits, [context for context, _ in asked]), asked, strict=True):
+            mine.append(sampled)
+        return chosen
+
+    def _contexts(self, turn: Turn) -> list[Context]:
+        draft, row = turn.draft, self.rows[turn.row]
         contexts = [
-            self.drafting.context(index, row, turn.thread, [draft.tokens[guess] for guess in draft.way(place)])
+            self.drafting.run.context(turn.row, row, turn.thread, [draft.tokens[guess] for guess in draft.way(place)])
             for place in range(-1, len(draft.tokens))
         ]
         if draft.drawn_from is not None:
@@ -303,44 +145,64 @@ class Decoder:
             contexts[:-1] = [replace(one, guess=token, drawn_from=chances) for one, token, chances in guessed]
         return contexts
 
-    def _idle_context(self, index: int, row: GrowingTree) -> Context:
-        length = max(len(other.path_ids) - another.prompt_length for another in self.rows for other in another.live)
-        root = row.tree.threads[0]
+    def _idle_context(self, index: int, length: int) -> Context:
+        """Return the context of a row that has ended, as ``generate`` sees it: padded to ``length`` new tokens."""
+        row, root = self.rows[index], self.rows[index].tree.threads[0]
         missing = length - (len(root.path_ids) - row.prompt_length)
-        return Context(index, root, row.prompt_length, [self.sampler.pad_token_id] * missing)
+        return Context(index, root, row.prompt_length, [self.chooser.sampler.pad_token_id] * missing)
 
+    def advance(self, plan: Sequence[Turn], chosen: Sequence[Sequence[Sampled]]) -> None:
+        """Append what was chosen, fork, end and release."""
+        out_of_time = self.chooser.stopper.out_of_time
+        choices, outcomes = 0, []  # choices before this turn, and what became of the drafts
+        for turn, tokens in zip(plan, chosen, strict=True):
+            kept, query = self._write(turn, tokens)
+            outcomes.append(Outcome(turn.row, turn.thread, turn.draft, kept, choices + query))
+            choices += len(tokens)
+        for index in {turn.row for turn in plan}:
+            row = self.rows[index]
+            if out_of_time or not self.budget[index]:
+                row.end_all("length")
+            while len(live := row.live) > self.budget[index]:  # the last tokens go to threads in reading order
+                row.end(live[-1], "length")
+            if not row.unfinished:
+                self.stats[index].seconds = time.perf_counter() - self.started
+        self.drafting.judged(outcomes, self.passes.in_order)
+        self.broadcast.update([row.tree for row in self.rows])
 
-def _flat(plan: Sequence[Sequence[Turn]]) -> Iterator[tuple[int, Turn]]:
-    """Yield each turn with the number of queries before it."""
-    before = 0
-    for turn in (turn for turns in plan for turn in turns):
-        yield before, turn
-        before += len(turn.slots)
+    def _write(self, turn: Turn, tokens: Sequence[Sampled]) -> tuple[int, int]:
+        """Let a thread write the chosen tokens up to the first one that its draft did not guess, a fork, a stop or its end.
 
-
-def _spread(logits: Tensor, owners: Sequence[object | None]) -> Tensor:
-    """Return ``logits`` (queries, vocabulary) with a row of zeros wherever a choice belongs to nobody."""
-    if None not in owners:
-        return logits
-    spread = logits.new_zeros(len(owners), logits.shape[1])
-    spread[[index for index, owner in enumerate(owners) if owner is not None]] = logits
-    return spread
-
-
-def _keep(thread: Thread, sampled: Sampled) -> None:
-    """Note down with ``thread`` what ``sampled`` was chosen from."""
-    thread.logprobs = _extended(thread.logprobs, sampled.logprob)
-    thread.scores = _extended(thread.scores, sampled.scores)
-    thread.logits = _extended(thread.logits, sampled.logits)
-
-
-def _extended(values: list[Item] | None, value: Item | None) -> list[Item] | None:
-    return values if value is None else [*(values or ()), value]
+        Returns how many guesses were kept, and the index of the choice that was the last one.
+        """
+        row, thread, draft = self.rows[turn.row], turn.thread, turn.draft
+        spare = dict(enumerate(turn.slots[turn.fed :]))
+        place, last, kept = -1, 0, 0  # the guess that was kept last, the choice that made the last token, how many were
+        goes_on = thread.finish_reason is None  # else what a thread before it in the answer wrote just now has cut it off
+        while goes_on:
+            last = place + 1
+            sampled = tokens[last]
+            self.budget[turn.row] -= 1
+            sampled.note(thread)
+            guess = draft.after(place, sampled.token)
+            kept += guess is not None
+            if guess is None:
+                row.pool.release(spare.values())  # first, so that the token gets the lowest slot
+                spare = {}
+            goes_on = row.write(thread, sampled.token, None if guess is None else spare.pop(guess))
+            if sampled.stops and thread.finish_reason is None:
+                row.stop(thread)
+                goes_on = False
+            if guess is None:
+                break
+            place = guess
+        row.pool.release(spare.values())
+        return kept, last
 
 
 def apar_decode(
     model: PreTrainedModel,
-    input_ids: LongTensor,
+    input_ids: Tensor,
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
@@ -350,7 +212,7 @@ def apar_decode(
     streamer: object | None = None,
     proposer: Proposer | None = None,
     **model_kwargs: Any,
-) -> AparOutput | LongTensor:
+) -> AparOutput | Tensor:
     """Decode along paragraph trees: a callable for ``model.generate(custom_generate=apar_decode)``.
 
     Args:
@@ -365,24 +227,14 @@ def apar_decode(
         ConfigurationError: for a generation option that threads cannot follow.
         UnsupportedModelError: for a model whose layers cannot attend along a tree.
     """
+    arguments = (model, input_ids, logits_processor, stopping_criteria, generation_config)
     with ended_by_errors(streamer):
-        return decode_in_threads(
-            model,
-            input_ids,
-            logits_processor,
-            stopping_criteria,
-            generation_config,
-            apar=apar,
-            protocol=protocol,
-            streamer=streamer,
-            proposer=proposer,
-            **model_kwargs,
-        )
+        return decode(*arguments, apar=apar, protocol=protocol, streamer=streamer, proposer=proposer, **model_kwargs)
 
 
-def decode_in_threads(
+def decode(
     model: PreTrainedModel,
-    input_ids: LongTensor,
+    input_ids: Tensor,
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
@@ -392,62 +244,30 @@ def decode_in_threads(
     streamer: object | None = None,
     proposer: Proposer | None = None,
     **model_kwargs: Any,
-) -> AparOutput | LongTensor:
+) -> AparOutput | Tensor:
     """Do what :func:`apar_decode` does, and leave the streamers to the caller where something is raised."""
-    validate_model(model)
-    validate_generation(generation_config, model_kwargs)
-    validate_streamer(streamer, len(input_ids))
-    if not isinstance(proposer, Proposer | None):
-        raise ConfigurationError(f"proposer is a {type(proposer).__name__}; pass a Proposer, such as MedusaDrafts(heads)")
+    validate_call(model, generation_config, model_kwargs, streamer, len(input_ids))
     generation_config = with_limits(generation_config, stopping_criteria)
-    if protocol is None:
-        protocol = control_tokens(model, generation_config, apar)
+    protocol = protocol or control_tokens(model, generation_config, apar)
     max_threads = (apar or AparConfig()).filled_from(settings_of(generation_config)).max_threads or MAX_THREADS
     prompts = Prompts.from_generate(input_ids, generation_config, model_kwargs)
-    lengths = [row.slots for row in prompts.rows(protocol.control_ids)] or [0]
-    validate_length(max(lengths), model)
+    prompt_rows = prompts.rows(protocol.control_ids)
     budget = int(generation_config.max_length) - input_ids.shape[1]
-    validate_rope(min(lengths), max(lengths), budget, protocol.most_injected, model)
-    eos = eos_token_ids(generation_config)
-    pad = int(generation_config.pad_token_id if generation_config.pad_token_id is not None else next(iter(eos), 0))
-    sampler = Sampler(logits_processor, protocol, input_ids, pad_token_id=pad, do_sample=bool(generation_config.do_sample))
+    validate_positions(model, [row.slots for row in prompt_rows], budget, protocol.most_injected)
+    pad, do_sample = padding_token(generation_config), bool(generation_config.do_sample)
+    sampler = Sampler(logits_processor, protocol, input_ids, pad_token_id=pad, do_sample=do_sample)
     stopper = Stopper(stopping_criteria, protocol.control_ids, input_ids, pad_token_id=pad)
+    passes = Passes(model, prompts)
+    rows = [
+        GrowingTree(row.ids, protocol, max_threads=max_threads, prompt_slots=row.slots, padding=row.padding)
+        for row in prompt_rows
+    ]
     broadcast = Broadcast(streamer, input_ids.device)
     decoder = Decoder(
-        model, prompts, sampler, stopper, protocol, max_threads, generation_config, broadcast, proposer or NoDrafts()
-    )
-    if len(input_ids):
-        decoder.run()
+        rows, budget, passes, Chooser(sampler, stopper, generation_config),
+        Drafting(proposer, Run(model, sampler, protocol, passes.device)), broadcast,
+    )  # fmt: skip
+    if rows:
+        decoder.run(generation_config.prefill_chunk_size)
     broadcast.end()
-    return _output(decoder, pad=pad)
-
-
-def _output(decoder: Decoder, *, pad: int) -> AparOutput | LongTensor:
-    answers = []
-    for row, stats in zip(decoder.rows, decoder.stats, strict=True):
-        answer, slots = row.tree.token_ids, row.prompt_slots
-        for name in ("drafts", "proposed", "accepted"):
-            setattr(stats, name, sum(getattr(thread, name) for thread in row.tree.threads))
-        stats.tokens = len(answer)
-        stats.critical_path = max(thread.start + len(thread.sampled_ids) for thread in row.tree.threads) - row.prompt_length
-        fed = len(answer) if row.tree.closing_ids else max(len(answer) - 1, 0)  # the last token is fed to get EOS alone
-        stats.kv_if_sequential = slots + fed
-        stats.attended_if_sequential = sum(range(slots + 1, slots + fed + 1))
-        answers.append([*answer, *row.tree.closing_ids])
-    width = max(map(len, answers), default=0)
-    prompt_ids = decoder.prompts.input_ids
-    new_ids = torch.tensor([answer + [pad] * (width - len(answer)) for answer in answers], dtype=torch.long)
-    sequences: LongTensor = torch.cat([prompt_ids, new_ids.view(len(answers), width).to(prompt_ids.device)], dim=1)  # type: ignore[assignment]
-    if not decoder.generation_config.return_dict_in_generate:
-        return sequences
-    trees = [row.tree for row in decoder.rows]
-    cache = None if decoder.forked or not trees else _plain_cache(decoder)
-    return AparOutput(sequences=sequences, trees=trees, stats=decoder.stats, cache=cache)
-
-
-def _plain_cache(decoder: Decoder) -> DynamicCache:
-    """Return what a batch without forks has cached: all but the last token that each row wrote."""
-    rows = [[*row.padding, *row.root_slots] for row in decoder.rows]
-    longest = max(len(row.padding) + cost.kv_if_sequential for row, cost in zip(decoder.rows, decoder.stats, strict=True))
-    slots = torch.tensor([[*row, *[0] * longest][:longest] for row in rows])
-    return decoder.cache.to_dynamic(slots, decoder.model.config)  # type: ignore[arg-type]
+    return output(rows, decoder.stats, passes, pad=pad, as_dict=bool(generation_config.return_dict_in_generate))

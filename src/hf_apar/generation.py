@@ -12,7 +12,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, Pre
 from hf_apar.checks import learns_prompts, validate_model, validate_streamer
 from hf_apar.choice.stopping import stop_string_criteria
 from hf_apar.config import AparConfig
-from hf_apar.decoding import decode_in_threads
+from hf_apar.decoding import decode
 from hf_apar.errors import ConfigurationError, UnsupportedModelError
 from hf_apar.protocol import ForkProtocol
 from hf_apar.speculation.assistant import AssistantDrafts
@@ -89,9 +89,9 @@ def generate_in_threads(
         taken, kwargs = _taken(model, kwargs, *_OURS)
         criteria = stop_string_criteria(taken["stop_strings"], kwargs.pop("tokenizer", None))
         kwargs["stopping_criteria"] = [*(kwargs.get("stopping_criteria") or ()), *criteria]
-        proposer = _proposer(model, settings, proposer, kwargs.pop("assistant_model", None), taken)
-        decode = partial(decode_in_threads, apar=settings, protocol=protocol, streamer=streamer, proposer=proposer)
-        return generate(**kwargs | {"custom_generate": decode, "streamer": _prompt_relay(streamer, kwargs)})
+        proposer = _proposer(proposer, kwargs.pop("assistant_model", None), taken)
+        loop = partial(decode, apar=settings, protocol=protocol, streamer=streamer, proposer=proposer)
+        return generate(**kwargs | {"custom_generate": loop, "streamer": _prompt_relay(streamer, kwargs)})
 
 
 def _prompt_relay(streamer: object | None, options: Mapping[str, Any]) -> PromptRelay | None:
@@ -128,28 +128,22 @@ _OURS = (
 )  # fmt: skip
 
 
-def _proposer(
-    model: Any, config: AparConfig | None, proposer: Proposer | None, assistant: Any, options: Mapping[str, Any]
-) -> Proposer | None:
+def _proposer(proposer: Proposer | None, assistant: Any, options: Mapping[str, Any]) -> Proposer | None:
     """Return what makes drafts, from transformers' own options or as it was given."""
     lookup = options["prompt_lookup_num_tokens"]
     if sum(source is not None for source in (proposer, assistant, lookup)) > 1:
         raise ConfigurationError("assistant_model, prompt_lookup_num_tokens and proposer all make drafts; pass one of them")
+    schedule = options["num_assistant_tokens_schedule"]
     if lookup is not None:
-        schedule = options["num_assistant_tokens_schedule"]
-        return PromptLookup(lookup, max_ngram=_first(options["max_matching_ngram_size"], 2), schedule=schedule)
+        ngram = _first(options["max_matching_ngram_size"], 2)
+        return PromptLookup(lookup, max_ngram=ngram, schedule=_first(schedule, PromptLookup.schedule))
     if assistant is None:
         return proposer
-    ids = (config or AparConfig()).filled_from(checkpoint_config(model))
-    if ids.fork_token_id is None or ids.child_token_id is None:
-        raise ConfigurationError("an assistant needs the ids of the control tokens; call enable_apar(model) first")
     default = assistant.generation_config
     return AssistantDrafts(
         assistant,
-        model,
-        (ids.fork_token_id, ids.child_token_id),
         num_tokens=_first(options["num_assistant_tokens"], default.num_assistant_tokens, 5),
-        schedule=_first(options["num_assistant_tokens_schedule"], default.num_assistant_tokens_schedule, None),
+        schedule=_first(schedule, default.num_assistant_tokens_schedule, AssistantDrafts.schedule),
         confidence=_first(options["assistant_confidence_threshold"], default.assistant_confidence_threshold, 0.0),
     )
 

@@ -18,6 +18,12 @@ def eos_token_ids(generation_config: GenerationConfig) -> list[int]:
     return [] if eos is None else [int(token) for token in (eos if isinstance(eos, list | tuple) else [eos])]
 
 
+def padding_token(generation_config: GenerationConfig) -> int:
+    """Return the id that fills up shorter rows, whatever it is where none is set."""
+    pad = generation_config.pad_token_id
+    return int(next(iter(eos_token_ids(generation_config)), 0) if pad is None else pad)
+
+
 def make_savable(config: GenerationConfig) -> list[str]:
     """Change what keeps ``config`` from being saved, and return in words what was changed.
 

@@ -1,12 +1,16 @@
 """What decoding returns beside the tokens: what an answer cost, and the output of ``generate``."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import LongTensor
+import torch
+from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.utils.generic import ModelOutput
 
+from hf_apar.forward.passes import Passes
+from hf_apar.tree.growth import GrowingTree
 from hf_apar.tree.threads import ParagraphTree
 
 
@@ -42,6 +46,17 @@ class AparStats:
     accepted: int = 0
     seconds: float = 0.0
 
+    def finish(self, row: GrowingTree) -> None:
+        """Add what only a finished answer tells."""
+        threads, answer = row.tree.threads, row.tree.token_ids
+        for name in ("drafts", "proposed", "accepted"):
+            setattr(self, name, sum(getattr(thread, name) for thread in threads))
+        self.tokens = len(answer)
+        self.critical_path = max(len(one.path_ids) + (one.eos_token_id is not None) for one in threads) - row.prompt_length
+        fed = len(answer) if row.tree.closing_ids else max(len(answer) - 1, 0)  # the last token is fed to get EOS alone
+        self.kv_if_sequential = row.prompt_slots + fed
+        self.attended_if_sequential = sum(range(row.prompt_slots + 1, row.prompt_slots + fed + 1))
+
     @property
     def tokens_per_step(self) -> float:
         """Tokens of the answer for each forward pass; plain decoding has at most 1."""
@@ -67,7 +82,7 @@ class AparOutput(ModelOutput):
             answer as a plain sequence.
     """
 
-    sequences: LongTensor | None = None
+    sequences: Tensor | None = None
     trees: list[ParagraphTree] | None = None
     stats: list[AparStats] | None = None
     cache: Cache | None = None
@@ -79,3 +94,28 @@ class AparOutput(ModelOutput):
 
     def __getitem__(self, key: Any) -> Any:
         return super().__getitem__("cache" if key == "past_key_values" else key)  # type: ignore[no-untyped-call]
+
+
+def output(
+    rows: Sequence[GrowingTree], stats: list[AparStats], passes: Passes, *, pad: int, as_dict: bool
+) -> AparOutput | Tensor:
+    """Return finished ``rows`` as ``generate`` does: the sequences alone, or ``as_dict`` all that there is."""
+    for row, cost in zip(rows, stats, strict=True):
+        cost.finish(row)
+    prompt_ids = passes.prompts.input_ids
+    answers = [[*row.tree.token_ids, *row.tree.closing_ids] for row in rows]
+    width = max(map(len, answers), default=0)
+    new_ids = torch.tensor([answer + [pad] * (width - len(answer)) for answer in answers], dtype=torch.long)
+    sequences = torch.cat([prompt_ids, new_ids.view(len(answers), width).to(prompt_ids.device)], dim=1)
+    if not as_dict:
+        return sequences
+    forked = any(len(row.tree.threads) > 1 for row in rows)
+    cache = None if forked or not rows else _plain_cache(rows, stats, passes)
+    return AparOutput(sequences=sequences, trees=[row.tree for row in rows], stats=stats, cache=cache)
+
+
+def _plain_cache(rows: Sequence[GrowingTree], stats: Sequence[AparStats], passes: Passes) -> Cache:
+    """Return what a batch without forks has cached: all but the last token that each row wrote."""
+    longest = max(len(row.padding) + cost.kv_if_sequential for row, cost in zip(rows, stats, strict=True))
+    slots = [([*row.padding, *row.root_slots] + [0] * longest)[:longest] for row in rows]
+    return passes.cache.to_dynamic(torch.tensor(slots), passes.model.config)  # type: ignore[arg-type]

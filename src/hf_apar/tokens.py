@@ -169,6 +169,13 @@ def checkpoint_config(model: PreTrainedModel) -> AparConfig:
     return settings_of(model.generation_config)
 
 
+def control_ids_of(model: PreTrainedModel) -> frozenset[int]:
+    """Return the ids of the control tokens that ``model``'s generation config carries: both, or none."""
+    settings = checkpoint_config(model)
+    ids = (settings.fork_token_id, settings.child_token_id)
+    return frozenset(token for token in ids if token is not None)
+
+
 def settings_of(generation_config: GenerationConfig | None) -> AparConfig:
     """Return the APAR settings that a generation config carries; the defaults where it carries none."""
     return AparConfig.from_dict(getattr(generation_config, "apar_config", None) or {})

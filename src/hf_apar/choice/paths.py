@@ -3,11 +3,19 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from hf_apar.tree.threads import Thread
+
+class HasPath(Protocol):
+    """A thread, as far as a choice may look at it: see :class:`~hf_apar.tree.threads.Thread`."""
+
+    @property
+    def path_ids(self) -> Sequence[int]: ...
+    @property
+    def unread(self) -> Sequence[int]: ...
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,7 @@ class Context:
     """
 
     row: int
-    thread: Thread
+    thread: HasPath
     prompt_length: int
     guesses: Sequence[int] = ()
     banned: Sequence[int] = ()

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from hf_apar.cli.compare import AparResult, Result
     from hf_apar.speculation.proposer import Proposer
 
-_LOOKED_UP = 5  # tokens that `generate` looks up for a draft
-
 
 @app.command()
 def generate(
@@ -190,16 +188,14 @@ def _sampling(do_sample: bool, drawn: dict[str, float | None], repetition_penalt
 
 
 def _heads(model: str | None, folder: Path | None) -> "Proposer | None":
-    """Return what makes drafts: heads in ``folder``, or those that lie with the model, and prompt lookup beside them."""
+    """Return what makes drafts: heads in ``folder``, or those that lie with the model, if any."""
     from hf_apar.checkpoints.loading import DEFAULT_ADAPTER
-    from hf_apar.speculation.lookup import PromptLookup
     from hf_apar.speculation.medusa import HEADS_FILE, MedusaDrafts, MedusaHeads
-    from hf_apar.speculation.together import Together
 
     lies_with_model = DEFAULT_ADAPTER if model is None else Path(model)
     if folder is None and not (lies_with_model / HEADS_FILE).is_file():
         return None
-    return Together(MedusaDrafts(MedusaHeads.load(folder or lies_with_model)), PromptLookup(_LOOKED_UP))
+    return MedusaDrafts(MedusaHeads.load(folder or lies_with_model))
 
 
 def _encode(

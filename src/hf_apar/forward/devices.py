@@ -12,9 +12,3 @@ def input_device(model: PreTrainedModel, prompts: torch.device) -> torch.device:
 def is_split(model: PreTrainedModel) -> bool:
     """Do the layers of ``model`` stand on several devices?"""
     return len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
-
-
-def runs_in_step(model: PreTrainedModel) -> bool:
-    """Must several processes run ``model`` with the same shapes, as tensor parallelism does?"""
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return several and torch.distributed.get_world_size() > 1 and getattr(model, "_tp_plan", None) is not None

@@ -25,6 +25,7 @@ class Query:
     token: int
     slot: int
     sees: Sequence[int]
+    wanted: bool = True
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class StepInputs:
     high_water: int
     packing: Packing | None
     places: tuple[LongTensor, LongTensor]
+    wanted: list[int] | None
 
     def run(self, model: Callable[..., Any], cache: TreeCache) -> Tensor:
         """Run ``model`` over the step; return its logits, of the shape of ``input_ids`` and the vocabulary."""
@@ -113,7 +115,12 @@ def lay_out(
         high_water=high_water,
         packing=Packing(rows, columns, len(plan), width) if pack else None,
         places=(_tensor([row for row, _ in places], device), columns),
+        wanted=_wanted([query.wanted for queries in plan for query in queries]),
     )
+
+
+def _wanted(flags: Sequence[bool]) -> list[int] | None:
+    return None if all(flags) else [place for place, wanted in enumerate(flags) if wanted]
 
 
 def _attention_mask(

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import LongTensor, Tensor
+from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from hf_apar.errors import ConfigurationError, ControlTokenError
@@ -36,7 +36,7 @@ class Prompts:
         model_kwargs: what else ``generate`` hands to the model.
     """
 
-    input_ids: LongTensor
+    input_ids: Tensor
     attention_mask: Tensor | None
     span: int
     prefix: DynamicCache | None
@@ -44,7 +44,7 @@ class Prompts:
 
     @classmethod
     def from_generate(
-        cls, input_ids: LongTensor, generation_config: GenerationConfig, model_kwargs: Mapping[str, Any]
+        cls, input_ids: Tensor, generation_config: GenerationConfig, model_kwargs: Mapping[str, Any]
     ) -> "Prompts":
         """Take the prompts out of what ``generate`` prepared.
 
@@ -135,11 +135,11 @@ class Prompts:
         assert logits is not None
         return logits[:, -1]  # type: ignore[no-any-return]
 
-    def _positions(self) -> LongTensor:
+    def _positions(self) -> Tensor:
         """Return the position of each token among its row's own, (batch or 1, span)."""
         if self.attention_mask is None:
-            return torch.arange(self.span, device=self.input_ids.device)[None]  # type: ignore[return-value]
-        return (self.attention_mask.long().cumsum(-1) - 1).clamp(min=0)  # type: ignore[return-value]
+            return torch.arange(self.span, device=self.input_ids.device)[None]
+        return (self.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
     def _check_positions(self, given: Tensor | None) -> None:
         if given is None:

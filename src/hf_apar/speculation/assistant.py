@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import LongTensor, Tensor
+from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
@@ -20,13 +20,9 @@ from hf_apar.forward.cache import layer_windows, new_tree_cache
 from hf_apar.forward.devices import input_device
 from hf_apar.forward.layout import Query, lay_out
 from hf_apar.forward.prompts import Prompts
-from hf_apar.generation_settings import eos_token_ids
-from hf_apar.speculation.calibration import step_times
-from hf_apar.speculation.proposer import Draft, Proposer, Run
-from hf_apar.tokens import embedding_rows
-from hf_apar.tree.growth import GrowingTree
+from hf_apar.speculation.proposer import Draft, Proposer, RowView, Run, ThreadView
+from hf_apar.tokens import control_ids_of, embedding_rows
 from hf_apar.tree.slots import SlotPool
-from hf_apar.tree.threads import Thread
 
 
 @dataclass
@@ -44,7 +40,7 @@ class Shadow:
     pool: SlotPool = field(default_factory=SlotPool)
     cached: dict[int, Cached] = field(default_factory=dict)  # of the threads that live or wait
 
-    def follow(self, row: GrowingTree, leave_out: frozenset[int]) -> list[tuple[Thread, list[int]]]:
+    def follow(self, row: RowView, leave_out: frozenset[int]) -> list[tuple[ThreadView, list[int]]]:
         """Forget what is on no path any more; return each live thread with the tokens that are not cached yet."""
         waiting, live = row.waiting, row.live
         for thread in [*waiting, *live]:
@@ -71,7 +67,7 @@ class Shadow:
         del cached.tokens[same:], cached.slots[same:]
         return list(path[same:])
 
-    def feed(self, thread: Thread, tokens: Sequence[int]) -> list[Query]:
+    def feed(self, thread: ThreadView, tokens: Sequence[int]) -> list[Query]:
         """Give ``tokens`` of ``thread`` slots, and return what feeds them."""
         cached, queries = self.cached[thread.index], []
         for token in tokens:
@@ -92,50 +88,42 @@ class AssistantDrafts(Proposer):
         confidence: a draft ends with the first token that the assistant gives less than this probability.
 
     Raises:
-        ConfigurationError: if the vocabularies differ by more than the control tokens.
+        ConfigurationError: at the start of a call, if the vocabularies differ by more than the control tokens.
         UnsupportedModelError: if the assistant cannot attend along a tree.
     """
 
     def __init__(
         self,
         assistant: PreTrainedModel,
-        target: PreTrainedModel,
-        control_ids: tuple[int, int],
         *,
-        num_tokens: int,
-        schedule: str | None = None,
+        num_tokens: int = 5,
+        schedule: str = "constant",
         confidence: float = 0.0,
     ) -> None:
         validate_model(assistant)
-        ours, theirs = embedding_rows(assistant), embedding_rows(target)
-        if not min(control_ids) <= ours <= theirs:
+        self.assistant, self.longest, self.schedule, self.confidence = assistant, num_tokens, schedule, confidence
+        self.windows = layer_windows(assistant.config.get_text_config(decoder=True))
+
+    def start(self, run: Run) -> None:
+        controls = run.protocol.control_ids
+        ours, theirs = embedding_rows(self.assistant), embedding_rows(run.model)
+        if not min(controls, default=theirs) <= ours <= theirs:
             raise ConfigurationError(
                 f"the assistant knows {ours} tokens and the model {theirs}; pass an assistant with the model's own "
                 "tokenizer, with or without the control tokens"
             )
-        self.assistant, self.longest, self.schedule, self.confidence = assistant, num_tokens, schedule, confidence
-        settings = getattr(assistant.generation_config, "apar_config", None) or {}
-        forks = (settings.get("fork_token_id"), settings.get("child_token_id")) == control_ids
-        self.leave_out = frozenset() if forks else frozenset(control_ids)
-        self.banned = [token for token in ((control_ids[1],) if forks else control_ids) if token < ours]
-        assert target.generation_config is not None
-        self.last = {*eos_token_ids(target.generation_config), control_ids[0]}  # nothing is drafted beyond these
-        self.windows = layer_windows(assistant.config.get_text_config(decoder=True))
+        self.leave_out = frozenset() if control_ids_of(self.assistant) == controls else controls
+        self.banned = [token for token in self.leave_out if token < ours]  # the rules ban what else may not come
+        self.run, self.cache = run, new_tree_cache(self.assistant)
         self.rows: list[Shadow] = []
-
-    def start(self, run: Run) -> None:
-        self.run, self.rows, self.cache = run, [], new_tree_cache(self.assistant)
         self.device = input_device(self.assistant, run.device)
 
-    def seconds(self, length: int, threads: int) -> float:
-        return length * step_times(self.assistant, self.device)(threads)
-
     @torch.no_grad()
-    def propose(self, rows: Sequence[GrowingTree], limits: Sequence[Sequence[int]]) -> Sequence[Sequence[Draft]]:
+    def propose(self, rows: Sequence[RowView], limits: Sequence[Sequence[int]]) -> Sequence[Sequence[Draft]]:
         with tree_attention_for(self.assistant) as self.pack:
             return self._propose(rows, limits)
 
-    def _propose(self, rows: Sequence[GrowingTree], limits: Sequence[Sequence[int]]) -> Sequence[Sequence[Draft]]:
+    def _propose(self, rows: Sequence[RowView], limits: Sequence[Sequence[int]]) -> Sequence[Sequence[Draft]]:
         if not self.rows:
             self._prefill(rows)
         wanted = [
@@ -157,14 +145,14 @@ class AssistantDrafts(Proposer):
                 draft.tokens.append(tokens[place])  # an unsure one too: to drop what was drawn would bend the distribution
                 if drawn_from is not None:
                     draft.drawn_from.append(drawn_from[place])
-                ends = sure[place] < self.confidence or tokens[place] in self.last
+                ends = sure[place] < self.confidence or self.run.is_last(thread, tokens[place])
                 if not ends and len(draft.tokens) < wanted[number][thread.index]:
                     plan[number].append((thread, [tokens[place]]))
         return [[drafts[number][thread.index].done() for thread in row.live] for number, row in enumerate(rows)]
 
-    def _prefill(self, rows: Sequence[GrowingTree]) -> None:
+    def _prefill(self, rows: Sequence[RowView]) -> None:
         """Feed the prompts, padded on the left as the target has them, so that each has its slots below any path's."""
-        prompts = [row.tree.threads[0].path_ids[: row.prompt_length] for row in rows]
+        prompts = [row.threads[0].path_ids[: row.prompt_length] for row in rows]
         if any(row.prompt_slots != row.prompt_length for row in rows):
             raise ConfigurationError(
                 "an assistant needs the prompt's tokens; pass input_ids, all of them, without embeddings"
@@ -172,7 +160,7 @@ class AssistantDrafts(Proposer):
         span = max(map(len, prompts))
         ids = torch.tensor([[0] * (span - len(prompt)) + list(prompt) for prompt in prompts])
         mask = torch.tensor([[0] * (span - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        whole = Prompts(_as_long(ids), None if bool(mask.all()) else mask, span, None, {})
+        whole = Prompts(ids, None if bool(mask.all()) else mask, span, None, {})
         whole.prefill(self.assistant, self.cache)
         for prompt in prompts:
             shadow = Shadow()
@@ -181,7 +169,7 @@ class AssistantDrafts(Proposer):
             self.rows.append(shadow)
 
     def _forward(
-        self, plan: Sequence[Sequence[tuple[Thread, list[int]]]], contexts: Sequence[Context]
+        self, plan: Sequence[Sequence[tuple[ThreadView, list[int]]]], contexts: Sequence[Context]
     ) -> tuple[list[int], list[float], Tensor | None]:
         """Feed each thread its tokens; return the next token of each, its probability, and what it was drawn from.
 
@@ -216,7 +204,3 @@ class _Drafted:
 
     def done(self) -> Draft:
         return Draft(self.tokens, drawn_from=torch.stack(self.drawn_from) if self.drawn_from else None)
-
-
-def _as_long(ids: Tensor) -> LongTensor:
-    return ids.long()  # type: ignore[return-value]

@@ -7,9 +7,7 @@ thread's drafts may come from threads that it does not see, since a draft is onl
 from collections.abc import Sequence
 
 from hf_apar.errors import ConfigurationError
-from hf_apar.speculation.proposer import Draft, Proposer, Run
-from hf_apar.tree.growth import GrowingTree
-from hf_apar.tree.threads import Thread
+from hf_apar.speculation.proposer import Draft, Proposer, RowView, Run, ThreadView
 
 
 class PromptLookup(Proposer):
@@ -18,10 +16,12 @@ class PromptLookup(Proposer):
     Args:
         num_tokens: the longest draft.
         schedule: see :class:`~hf_apar.speculation.proposer.Proposer`.
-        max_ngram: how many last tokens are looked up at most; fewer if those occur nowhere.
+        max_ngram: how many last tokens are looked up; fewer if those occur nowhere, for one guess alone.
     """
 
-    def __init__(self, num_tokens: int, *, max_ngram: int = 2, schedule: str | None = None) -> None:
+    schedule = "heuristic"
+
+    def __init__(self, num_tokens: int, *, max_ngram: int = 2, schedule: str = schedule) -> None:
         if num_tokens < 1 or max_ngram < 1:
             raise ConfigurationError(f"num_tokens is {num_tokens} and max_ngram {max_ngram}; both must be 1 or more")
         self.longest, self.max_ngram, self.schedule = num_tokens, max_ngram, schedule
@@ -30,33 +30,31 @@ class PromptLookup(Proposer):
     def start(self, run: Run) -> None:
         self._indices = {}
 
-    def propose(self, rows: Sequence[GrowingTree], limits: Sequence[Sequence[int]]) -> Sequence[Sequence[Draft]]:
+    def propose(self, rows: Sequence[RowView], limits: Sequence[Sequence[int]]) -> Sequence[Sequence[Draft]]:
         return [self._of_row(number, row, lengths) for number, (row, lengths) in enumerate(zip(rows, limits, strict=True))]
 
-    def _of_row(self, number: int, row: GrowingTree, lengths: Sequence[int]) -> list[Draft]:
+    def _of_row(self, number: int, row: RowView, lengths: Sequence[int]) -> list[Draft]:
         index = self._indices.setdefault(number, NgramIndex(self.max_ngram))
-        index.update(row.tree.threads)
-        return [
-            Draft(index.following(thread.path_ids, length))
-            for thread, length in zip(row.live, lengths, strict=True)
-        ]
+        index.update(row.threads)
+        return [Draft(index.following(one.path_ids, length)) for one, length in zip(row.live, lengths, strict=True)]
 
 
 class NgramIndex:
     """Where each run of tokens was last followed by something, over the paths of all threads of a row.
 
     >>> index = NgramIndex(2)
+    >>> from hf_apar.tree.threads import Thread
     >>> index.update([Thread(0, None, 0, 1, [5, 6, 7, 8])])
     >>> index.following([1, 5, 6], 2), index.following([9, 6], 2), index.following([8], 2)
-    ([7, 8], [7, 8], [])
+    ([7, 8], [7], [])
     """
 
     def __init__(self, max_ngram: int) -> None:
         self.max_ngram = max_ngram
-        self._found: dict[tuple[int, ...], tuple[list[int], int]] = {}  # a run -> a path that holds it, and what is next
+        self._found: dict[tuple[int, ...], tuple[Sequence[int], int]] = {}  # a run -> a path that holds it, and what is next
         self._read: dict[int, int] = {}  # thread -> how much of its path has been read
 
-    def update(self, threads: Sequence[Thread]) -> None:
+    def update(self, threads: Sequence[ThreadView]) -> None:
         """Read what the threads have written since the last call; a child's inherited path is its parent's business."""
         for thread in threads:
             path = thread.path_ids
@@ -66,10 +64,10 @@ class NgramIndex:
                     self._found[tuple(path[following - length : following])] = (path, following)
             self._read[thread.index] = max(first, len(path))
 
-    def following(self, path: Sequence[int], count: int) -> list[int]:
-        """Return up to ``count`` tokens that followed the longest run that ``path`` ends with."""
+    def following(self, path: Sequence[int], count: int) -> Sequence[int]:
+        """Return up to ``count`` tokens that followed what ``path`` ends with, one if no run as long as can be occurred."""
         for length in range(min(self.max_ngram, len(path)), 0, -1):
             if (found := self._found.get(tuple(path[-length:]))) is not None:
                 other, following = found
-                return other[following : following + count]
+                return other[following : following + (count if length == self.max_ngram else min(count, 1))]
         return []

@@ -6,26 +6,20 @@ the most frequent tokens (FR-Spec, Zhao et al., 2025), so that a guess costs lit
 """
 
 import json
-import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hf_apar.choice.paths import Context
 from hf_apar.errors import ConfigurationError
-from hf_apar.generation_settings import eos_token_ids
-from hf_apar.speculation.proposer import Draft, Proposer, Run
-from hf_apar.tree.growth import GrowingTree
-from hf_apar.tree.threads import Thread
+from hf_apar.speculation.proposer import Draft, Proposer, RowView, Run, ThreadView
 
-_FADING = 0.6  # about what a further guess in a row gains, of what the one before it gained
-WORTHLESS = 0.02  # guesses with less of a chance to be kept are not made
+LEAST_CHANCE = 0.15  # of being kept, for a guess to be made: what a token more costs a narrow step, at least in float32
 HEADS_FILE = "medusa.safetensors"
 
 
@@ -94,14 +88,18 @@ class _Node:
     """A guess that others may follow: its thread, its index in the draft, -1 for the path, and the guesses up to it."""
 
     number: int
-    thread: Thread
+    thread: ThreadView
     index: int
     guesses: Sequence[int]
-    worth: float
+    chance: float
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.number, self.thread.index
 
 
 class MedusaDrafts(Proposer):
-    """Proposes small trees of what ``heads`` guess, with the chance that they give each guess.
+    """Proposes small trees of what ``heads`` guess, as long as they give a guess a chance that pays.
 
     The guesses meet the same repetition penalty and bias of [Fork] as the model's choice. A thread that has just begun has
     no state yet, and no draft in its first step.
@@ -115,7 +113,6 @@ class MedusaDrafts(Proposer):
     """
 
     watches = True
-    estimates = True
 
     def __init__(
         self,
@@ -124,18 +121,18 @@ class MedusaDrafts(Proposer):
         depth: int | None = None,
         branches: int = 3,
         beam: int = 4,
-        schedule: str | None = None,
+        schedule: str = "constant",
     ) -> None:
-        self.heads, self.branches, self.beam, self.schedule = heads, branches, max(beam, 1), schedule
+        self.heads, self.branches, self.schedule = heads, branches, schedule
         self.depth = heads.length if depth is None else depth
         if self.depth < 1 or branches < 1:
             raise ConfigurationError(f"depth is {self.depth} and branches {branches}; both must be 1 or more")
-        self.longest = self.depth * (1 if branches == 1 else self.beam)
-        self.guess_seconds: deque[float] = deque(maxlen=32)
+        self.beam = 1 if branches == 1 else max(beam, 1)
+        self.longest = self.depth * self.beam
 
     def start(self, run: Run) -> None:
         output = run.model.get_output_embeddings()
-        assert isinstance(output, nn.Module) and run.model.generation_config is not None
+        assert isinstance(output, nn.Module)
         weight = cast(Tensor, output.weight)
         if weight.is_meta or not weight.is_floating_point() or type(weight.data) is not Tensor:
             raise ConfigurationError(
@@ -152,72 +149,64 @@ class MedusaDrafts(Proposer):
         self.heads.to(weight.device, weight.dtype)
         self.rows = weight[self.heads.draft_ids]  # (draft vocabulary, hidden)
         self.ids = self.heads.draft_ids.tolist()
-        self.places = torch.full(
-            (weight.shape[0],), len(self.ids), device=weight.device
-        )  # of each token in the draft vocabulary
+        self.places = torch.full((weight.shape[0],), len(self.ids), device=weight.device)  # of each token among those
         self.places[self.heads.draft_ids] = torch.arange(len(self.ids), device=weight.device)
-        self.last = {*eos_token_ids(run.model.generation_config), *run.protocol.control_ids}
         self.seen: dict[tuple[int, int], int] = {}
 
-    def observe(self, threads: Sequence[tuple[int, Thread]], states: Tensor) -> None:
+    def observe(self, threads: Sequence[tuple[int, ThreadView]], states: Tensor) -> None:
         self.seen = {(number, thread.index): place for place, (number, thread) in enumerate(threads)}
         self.states = states
 
     @torch.no_grad()
-    def propose(self, rows: Sequence[GrowingTree], limits: Sequence[Sequence[int]]) -> Sequence[Sequence[Draft]]:
-        drafts: dict[tuple[int, int], _Tree] = {}
-        nodes = []
-        for number, (row, lengths) in enumerate(zip(rows, limits, strict=True)):
-            for thread, length in zip(row.live, lengths, strict=True):
-                drafts[number, thread.index] = _Tree(length)
-                if length and (number, thread.index) in self.seen:
+    def propose(self, rows: Sequence[RowView], limits: Sequence[Sequence[int]]) -> Sequence[Sequence[Draft]]:
+        trees = [[_Tree(limit) for limit in lengths] for lengths in limits]
+        drafts, nodes = dict[tuple[int, int], _Tree](), []
+        for number, (row, made) in enumerate(zip(rows, trees, strict=True)):
+            for thread, tree in zip(row.live, made, strict=True):
+                if tree.most and (number, thread.index) in self.seen:
+                    drafts[number, thread.index] = tree
                     nodes.append(_Node(number, thread, -1, (), 1.0))
         if nodes:
-            self._guess(rows, nodes, drafts)
-        return [[drafts[number, thread.index].draft() for thread in row.live] for number, row in enumerate(rows)]
+            self._grow(rows, nodes, drafts)
+        return [[Draft(tree.tokens, tree.parents) for tree in made] for made in trees]
 
-    def _guess(self, rows: Sequence[GrowingTree], nodes: list[_Node], drafts: Mapping[tuple[int, int], "_Tree"]) -> None:
+    def _grow(self, rows: Sequence[RowView], nodes: Sequence[_Node], drafts: Mapping[tuple[int, int], "_Tree"]) -> None:
         """Grow the drafts by one guess in a row after the other, all of them together."""
-        places = [self.seen[node.number, node.thread.index] for node in nodes]
-        states = self.states[places].to(self.rows)  # (nodes, hidden)
-        embeddings = self.run.model.get_input_embeddings()
-        expected, width = float(len(nodes)), len(nodes)
-        least = max(WORTHLESS, self.run.least_worth(width))
+        states = self.states[[self.seen[node.key] for node in nodes]].to(self.rows)  # (nodes, hidden)
         for _ in range(self.depth):
-            start = time.perf_counter()
-            tokens = [node.guesses[-1] if node.guesses else node.thread.path_ids[-1] for node in nodes]
-            embedded = embeddings(torch.tensor(tokens, device=self.run.device))
-            states = self.heads(states, embedded.to(self.rows))
             contexts = [self.run.context(node.number, rows[node.number], node.thread, node.guesses) for node in nodes]
-            guesses = functional.linear(states, self.rows).float()  # (nodes, draft vocabulary)
-            scores = self.run.sampler.guess_scores(guesses, self.places, contexts)
-            best = scores.softmax(dim=-1).topk(min(self.branches, len(self.ids)))
+            states, guesses = self._guess(nodes, states, contexts)
             found: dict[tuple[int, int], list[tuple[float, int, int]]] = {}
-            for place, (node, chances, ids) in enumerate(zip(nodes, *best_lists(best), strict=True)):
-                for chance, which in zip(chances, ids, strict=True):
-                    if (worth := node.worth * chance) >= least:
-                        found.setdefault((node.number, node.thread.index), []).append((worth, place, self.ids[which]))
+            for place, node in enumerate(nodes):
+                for chance, token in guesses[place]:
+                    if node.chance * chance >= LEAST_CHANCE:
+                        found.setdefault(node.key, []).append((node.chance * chance, place, token))
             following, parents = [], []
-            for key, guessed in found.items():
-                for worth, place, token in sorted(guessed, reverse=True)[: self.beam if self.branches > 1 else 1]:
+            for key, likely in found.items():
+                for chance, place, token in sorted(likely, reverse=True)[: self.beam]:
                     node = nodes[place]
-                    index = drafts[key].add(token, node.index, worth)
-                    if index is not None and token not in self.last:
-                        following.append(_Node(node.number, node.thread, index, (*node.guesses, token), worth))
+                    index = drafts[key].add(token, node.index)
+                    if index is not None and not self.run.is_last(node.thread, token):
+                        following.append(_Node(node.number, node.thread, index, (*node.guesses, token), chance))
                         parents.append(place)
-            gain = sum(node.worth for node in following)
-            expected, width = expected + gain, width + len(following)
-            self.guess_seconds.append(time.perf_counter() - start)
-            if not following or not self._pays(gain, expected, width):
+            if not following:
                 break
             nodes, states = following, states[parents]
 
-    def _pays(self, gain: float, expected: float, width: int) -> bool:
-        """Is one more guess in a row worth its time, where the last one's gain was ``gain``?"""
-        if self.run.seconds is None:
-            return True
-        share = median(self.guess_seconds) / self.run.seconds(width)
-        return _FADING * gain > share * expected
+    def _guess(
+        self, nodes: Sequence[_Node], states: Tensor, contexts: Sequence[Context]
+    ) -> tuple[Tensor, list[list[tuple[float, int]]]]:
+        """Return the states after ``nodes``, (nodes, hidden), and what may follow each: (chance, token), likeliest first."""
+        tokens = [node.guesses[-1] if node.guesses else node.thread.path_ids[-1] for node in nodes]
+        embedded = self.run.model.get_input_embeddings()(torch.tensor(tokens, device=self.run.device))
+        states = self.heads(states, embedded.to(self.rows))
+        logits = functional.linear(states, self.rows).float()  # (nodes, draft vocabulary)
+        chances = self.run.sampler.guess_scores(logits, self.places, contexts).softmax(dim=-1)
+        best, which = chances.topk(min(self.branches, len(self.ids)))
+        return states, [
+            [(chance, self.ids[column]) for chance, column in zip(*one, strict=True)]
+            for one in zip(best.tolist(), which.tolist(), strict=True)
+        ]
 
 
 class _Tree:
@@ -227,24 +216,14 @@ class _Tree:
         self.most = most
         self.tokens: list[int] = []
         self.parents: list[int] = []
-        self.worth: list[float] = []
 
-    def add(self, token: int, parent: int, worth: float) -> int | None:
+    def add(self, token: int, parent: int) -> int | None:
         """Add a guess after that of index ``parent``; return its index, ``None`` if the draft is full."""
         if len(self.tokens) == self.most:
             return None
         self.tokens.append(token)
         self.parents.append(parent)
-        self.worth.append(worth)
         return len(self.tokens) - 1
-
-    def draft(self) -> Draft:
-        return Draft(self.tokens, self.parents, self.worth)
-
-
-def best_lists(best: "torch.return_types.topk") -> tuple[list[list[float]], list[list[int]]]:
-    """Return values and indices of a top-k, (rows, k), as lists: two copies to the host."""
-    return best.values.tolist(), best.indices.tolist()
 
 
 def path_successors(input_ids: Sequence[int], visible_until: Sequence[int], child_id: int) -> list[int]:

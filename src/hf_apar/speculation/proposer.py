@@ -1,18 +1,17 @@
-"""What the loop asks for drafts, and what it tells those who make them."""
+"""What the loop asks a proposer for, and all that a proposer may read: to add one, write a subclass of Proposer."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_apar.choice.paths import Context
+from hf_apar.choice.paths import Context, HasPath
 from hf_apar.choice.sampling import Sampler
 from hf_apar.protocol import ForkProtocol
-from hf_apar.tree.growth import GrowingTree
-from hf_apar.tree.threads import Thread
 
 
 @dataclass(frozen=True)
@@ -22,28 +21,20 @@ class Draft:
     Attributes:
         tokens: the guesses, each after the one that it follows; guesses that follow the same one differ.
         parents: for each guess the index of the one that it follows, -1 for the first; ``None`` for a chain.
-        worth: for each guess the estimated chance that it is kept, at most that of the one that it follows; ``None`` if
-            the proposer cannot tell.
         drawn_from: (tokens, vocabulary), of chains alone: the probabilities that each guess was drawn with; ``None`` for
             guesses that were not drawn, as best ones. It may be shorter than the vocabulary, and gives [Child] no chance.
     """
 
     tokens: Sequence[int] = ()
     parents: Sequence[int] | None = None
-    worth: Sequence[float] | None = None
     drawn_from: Tensor | None = None
 
-    def keep(self, places: Sequence[int]) -> "Draft":
-        """Return the guesses at ``places``, in ascending order, which hold with each guess the one that it follows."""
-        if len(places) == len(self.tokens):
+    def first(self, count: int) -> "Draft":
+        """Return the first ``count`` guesses alone."""
+        if count >= len(self.tokens):
             return self
-        new = {place: index for index, place in enumerate(places)} | {-1: -1}
-        return Draft(
-            [self.tokens[place] for place in places],
-            None if self.parents is None else [new[self.parents[place]] for place in places],
-            None if self.worth is None else [self.worth[place] for place in places],
-            None if self.drawn_from is None else self.drawn_from[list(places)],
-        )
+        parents = None if self.parents is None else self.parents[:count]
+        return Draft(self.tokens[:count], parents, None if self.drawn_from is None else self.drawn_from[:count])
 
     def way(self, place: int) -> list[int]:
         """Return the indices of the guesses from the first one to that at ``place``; none for -1.
@@ -67,24 +58,61 @@ class Draft:
         return None
 
 
+class ThreadView(HasPath, Protocol):
+    """A thread, to be read: ``index`` names it in its row, ``parent`` is that of the thread that forked it.
+
+    ``path_ids`` is all that its last token sees, itself included, and grows; the first ``start`` of them were given to it.
+    ``depth`` is 1 for the root.
+    """
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def parent(self) -> int | None: ...
+    @property
+    def depth(self) -> int: ...
+    @property
+    def start(self) -> int: ...
+
+
+class RowView(Protocol):
+    """The answer to one prompt while it is written, to be read.
+
+    ``live`` are the threads that write, ``waiting`` those that may not start yet, both in reading order; ``threads`` are
+    all of them, also those that ended, in the order of creation. The first ``prompt_length`` ids of any path are the
+    prompt's; of a prompt given as embeddings they are fewer than its ``prompt_slots`` in the cache.
+    """
+
+    @property
+    def live(self) -> Sequence[ThreadView]: ...
+    @property
+    def waiting(self) -> Sequence[ThreadView]: ...
+    @property
+    def threads(self) -> Sequence[ThreadView]: ...
+    @property
+    def prompt_length(self) -> int: ...
+    @property
+    def prompt_slots(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class Run:
     """The ``generate`` call that drafts are for.
 
     Attributes:
         device: where the model takes its inputs.
-        seconds: about how long a step of so many tokens takes; ``None`` where drafts do not follow the clock.
-        least_worth: what a guess must be worth to pay beside so many tokens.
     """
 
     model: PreTrainedModel
     sampler: Sampler
     protocol: ForkProtocol
     device: torch.device
-    seconds: Callable[[int], float] | None = None
-    least_worth: Callable[[int], float] = lambda width: 0.0
 
-    def context(self, number: int, row: GrowingTree, thread: Thread, drafted: Sequence[int] = ()) -> Context:
+    def is_last(self, thread: ThreadView, token: int) -> bool:
+        """Is no guess kept after ``token`` of ``thread``, since it ends there or forks?"""
+        return self.protocol.ends(thread, token) or self.protocol.fork(thread, token) is not None
+
+    def context(self, number: int, row: RowView, thread: ThreadView, drafted: Sequence[int] = ()) -> Context:
         """Return what the choice after ``thread``'s path and ``drafted`` may look at; ``number`` is the row's."""
         last = drafted[-1] if drafted else thread.path_ids[-1] if thread.path_ids else -1
         return Context(number, thread, row.prompt_length, drafted, self.protocol.banned(thread, last))
@@ -93,42 +121,37 @@ class Run:
 class Proposer(ABC):
     """Guesses what threads write next; a guess changes the number of steps and never what is written.
 
+    :meth:`propose` is all that one must have. It reads rows and threads and writes to none.
+
     Attributes:
         longest: the most guesses in a draft.
-        schedule: how the lengths of drafts follow what was accepted: ``None`` for as long as pays, by the measured cost of
-            a step and the share that was accepted; transformers' ``"constant"`` and ``"heuristic"``.
-        estimates: do its drafts tell what their guesses are worth?
+        schedule: ``"constant"``, or ``"heuristic"``: after a draft that was kept whole the thread's next one may have two
+            guesses more, after any other one less.
+        width: how many tokens a step may have where drafts widen it. What the live threads leave of them is shared among
+            these, so that drafts shrink as threads multiply; on a CPU a guess more is hardly ever worth a wider step.
         watches: does it want the model's last hidden states (:meth:`observe`)?
     """
 
     longest: int = 5
-    schedule: str | None = None
-    estimates: bool = False
+    schedule: str = "constant"
+    width: int = 32
     watches: bool = False
 
     def start(self, run: Run) -> None:  # noqa: B027 - nothing to do is right for most
         """Begin a ``generate`` call, and forget the last one."""
 
     @abstractmethod
-    def propose(self, rows: Sequence[GrowingTree], limits: Sequence[Sequence[int]]) -> Sequence[Sequence[Draft]]:
-        """Return for each row a draft for each of its live threads, in the order of ``row.live``.
+    def propose(self, rows: Sequence[RowView], limits: Sequence[Sequence[int]]) -> Sequence[Sequence[Draft]]:
+        """Return for each row a draft for each of its live threads, in the order of ``row.live``; called at each step.
+
+        A draft may hold what the model cannot choose, as [Child]; it is cut there.
 
         Args:
-            limits: of the same shape: the most guesses that are wanted.
+            limits: of the same shape: the most guesses that are fed, 0 for all where the step is wide without any.
         """
 
-    def observe(self, threads: Sequence[tuple[int, Thread]], states: Tensor) -> None:  # noqa: B027
-        """Take the model's last hidden states (threads, hidden) that chose the last tokens of ``threads``."""
+    def observe(self, threads: Sequence[tuple[int, ThreadView]], states: Tensor) -> None:  # noqa: B027
+        """Take the model's last hidden states (threads, hidden) that chose the last tokens of ``threads``.
 
-    def seconds(self, length: int, threads: int) -> float:
-        """Return about how long drafts of ``length`` tokens for so many threads take to make."""
-        return 0.0
-
-
-class NoDrafts(Proposer):
-    """The proposer of plain decoding."""
-
-    longest = 0
-
-    def propose(self, rows: Sequence[GrowingTree], limits: Sequence[Sequence[int]]) -> Sequence[Sequence[Draft]]:
-        return [[Draft()] * len(row.live) for row in rows]
+        ``threads`` are (number of the row, thread).
+        """

@@ -49,6 +49,11 @@ class GrowingTree:
         return bool(self._order)
 
     @property
+    def threads(self) -> list[Thread]:
+        """All threads, also those that ended, in the order of creation."""
+        return self.tree.threads
+
+    @property
     def live(self) -> list[Thread]:
         """The threads that write, in reading order of what they write next."""
         return [thread for thread in self._order if thread.index not in self._waiting]
@@ -68,11 +73,11 @@ class GrowingTree:
         """Return the slots of a live or waiting thread's path, by position."""
         return self._slots[thread.index]
 
-    def to_feed(self) -> list[tuple[Thread, int]]:
-        """Return each live thread, in reading order, with how many of its path's last tokens the next pass must feed.
+    def feed(self) -> list[tuple[Thread, int]]:
+        """Return each live thread, in reading order, with how many of its path's last tokens the next pass has to feed.
 
         These are its last one, after which it samples, and those before it that were not fed yet. What several paths
-        share is fed by one of them.
+        share is fed by one of them. From now on they count as fed.
         """
         live = self.live
         claimed = {self._slots[thread.index][-1] for thread in live}
@@ -83,12 +88,8 @@ class GrowingTree:
                 claimed.add(slot)
                 count += 1
             counts[thread.index] = count
+        self._unfed -= claimed
         return [(thread, counts[thread.index]) for thread in live]
-
-    def fed(self) -> None:
-        """Note that a pass was given what :meth:`to_feed` said."""
-        for thread, count in self.to_feed():
-            self._unfed.difference_update(self._slots[thread.index][-count:])
 
     def write(self, thread: Thread, token: int, slot: int | None = None) -> bool:
         """Let ``thread`` write ``token``, into ``slot`` if it is in the cache already, else into the lowest free one.

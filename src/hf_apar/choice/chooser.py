@@ -1,0 +1,55 @@
+"""Tokens for all places of a step at once, and what each was chosen from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import GenerationConfig
+
+from hf_apar.choice.paths import Context
+from hf_apar.choice.sampling import Sampler
+from hf_apar.choice.stopping import Stopper
+from hf_apar.tree.threads import Thread
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A token that was chosen, whether its thread must stop there, and what it was chosen from where that is asked for."""
+
+    token: int
+    stops: bool
+    logprob: float | None = None
+    scores: Tensor | None = None
+    logits: Tensor | None = None
+
+    def note(self, thread: Thread) -> None:
+        """Note down with ``thread`` what its token was chosen from."""
+        for name, value in (("logprobs", self.logprob), ("scores", self.scores), ("logits", self.logits)):
+            if value is not None:
+                setattr(thread, name, [*(getattr(thread, name) or ()), value])
+
+
+class Chooser:
+    """Chooses by ``sampler`` and judges by ``stopper``; keeps what ``generation_config`` wants returned."""
+
+    def __init__(self, sampler: Sampler, stopper: Stopper, generation_config: GenerationConfig) -> None:
+        self.sampler, self.stopper = sampler, stopper
+        keep = bool(generation_config.return_dict_in_generate)
+        self.keep_scores = keep and bool(generation_config.output_scores)
+        self.keep_logits = keep and bool(generation_config.output_logits)
+
+    def __call__(self, logits: Tensor, contexts: Sequence[Context]) -> list[Sampled]:
+        """Return the token chosen for each context; ``logits`` is (contexts, vocabulary)."""
+        choices = self.sampler(logits, contexts)
+        stops = self.stopper(contexts, choices.tokens)
+        logprobs = choices.logprobs() if self.keep_scores else None
+        return [
+            Sampled(
+                token,
+                stops[index],
+                None if logprobs is None else logprobs[index],
+                choices.scores[index] if self.keep_scores else None,
+                choices.logits[index] if self.keep_logits else None,
+            )
+            for index, token in enumerate(choices.tokens)
+        ]
