@@ -93,11 +93,9 @@ class Engine:
         return self.engine.vllm_config.cache_config.num_gpu_blocks
 
     def params(self, apar, tokens):
-        vocabulary = self.tokenizer.get_vocab()
-        banned = {vocabulary[name]: -100.0 for name in ("[Fork]", "[Child]")}
         return SamplingParams(
             temperature=0.0, max_tokens=tokens, repetition_penalty=self.penalty, output_kind=RequestOutputKind.DELTA,
-            extra_args={"apar": int(apar)}, logit_bias=None if apar else banned,
+            extra_args={"apar": int(apar)},
         )  # fmt: skip
 
     async def client(self, question, apar, tokens):

@@ -1,7 +1,7 @@
 """Answers in threads on any engine: what the engine made goes in, what it shall start and cancel comes out.
 
-An engine moves tokens and knows nothing of trees. To bring another one, write a class with the methods of :class:`ThreadEngine`;
-``docs/serving.md`` has one of thirty lines.
+An engine moves tokens and knows nothing of trees. To bring another one, write a class with the methods of
+:class:`ThreadEngine`; ``docs/serving.md`` has one of thirty lines.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -43,6 +43,11 @@ class ThreadRequest:
     max_tokens: int
     options: Any = None
 
+    @property
+    def opens_answer(self) -> bool:
+        """Is it the answer's first one, which goes on from the prompt alone?"""
+        return len(self.prompt_ids) == self.answer.row.prompt_length
+
     def banned_after(self, made: Sequence[int]) -> list[int]:
         """Return the tokens that must not come next, for engines that choose by themselves."""
         return [run[-1] for run in self.banned if tuple(made[len(made) - len(run) + 1 :]) == run[:-1]]
@@ -56,7 +61,7 @@ class Made:
         tokens: those that fork and end the thread included; the driver cancels a request that the protocol ends by a token.
         reason: set if the request has ended by itself: ``"eos"`` if the last token is its end, by the engine's own rules.
         stop_reason: whatever the engine tells about that beside.
-        failure: why the engine gave the request up.
+        failure: why the engine gave the request up; the whole answer ends.
     """
 
     request: ThreadRequest

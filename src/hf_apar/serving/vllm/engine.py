@@ -93,7 +93,7 @@ def thread_params(request: ThreadRequest, params: SamplingParams, tokenizer: Any
     own.max_tokens = request.max_tokens
     if params.seed is not None:
         own.seed = params.seed + request.thread.index
-    if request.thread.parent is not None:
+    if not request.opens_answer:
         own.min_tokens, own.prompt_logprobs, own.skip_reading_prefix_cache = 0, None, False
     return own
 
@@ -116,6 +116,15 @@ def load_of(vllm_config: Any, running: int, waiting: int, kv_usage: float) -> Lo
     cache = vllm_config.cache_config  # its number of blocks is known once the engine has started
     tokens = cache.block_size * max((cache.num_gpu_blocks or 0) - 1, 0)  # one block is vLLM's own
     return Load(running, waiting, kv_usage, vllm_config.scheduler_config.max_num_seqs, tokens, cache.block_size)
+
+
+def load_in_process(engine: Any) -> Load | None:
+    """Return the load of an ``LLMEngine``, or ``None`` where it works in another process, which tells nothing."""
+    core = getattr(getattr(engine, "engine_core", None), "engine_core", None)
+    if core is None:
+        return None
+    running, waiting = core.scheduler.get_request_counts()
+    return load_of(engine.vllm_config, running, waiting, core.scheduler.get_kv_cache_usage())
 
 
 class Call:

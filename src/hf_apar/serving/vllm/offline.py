@@ -17,7 +17,7 @@ from vllm.inputs import TokensPrompt
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
-from hf_apar.serving.vllm.engine import AnswerOutput, Call, cannot_fork, load_of, made_by, model_settings
+from hf_apar.serving.vllm.engine import AnswerOutput, Call, cannot_fork, load_in_process, made_by, model_settings
 
 Message = Mapping[str, object]
 Prompt = str | Sequence[int] | Mapping[str, Any]  # text, token ids, or vLLM's dicts of either
@@ -152,11 +152,7 @@ class LocalEngine:
             yield made_by(request, output.outputs[0])
 
     def load(self) -> Load:
-        core = getattr(getattr(self._engine, "engine_core", None), "engine_core", None)
-        if core is None:  # an engine in another process tells nothing
-            return Load(running=len(self._requests))
-        running, waiting = core.scheduler.get_request_counts()
-        return load_of(self._engine.vllm_config, running, waiting, core.scheduler.get_kv_cache_usage())
+        return load_in_process(self._engine) or Load(running=len(self._requests))
 
     @staticmethod
     def _name(request: ThreadRequest) -> str:

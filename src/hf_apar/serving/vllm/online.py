@@ -72,7 +72,7 @@ class ServerEngine:
                     call.news.set()
                 return
             except QueueFull:  # the server's queue is full: a child waits, a new answer is refused
-                if request.thread.parent is None:
+                if request.opens_answer:
                     raise
                 await asyncio.sleep(_PAUSE)
 
@@ -97,7 +97,7 @@ class ServerCall(Call):
     def prompt_of(self, request: ThreadRequest) -> dict[str, Any]:
         """Return the prompt of a thread: its path in place of the call's own, with all that goes with it."""
         path = {**self.prompt, "prompt_token_ids": list(request.prompt_ids)}
-        if request.thread.parent is not None:  # these describe the call's prompt alone
+        if not request.opens_answer:  # these describe the call's prompt alone
             path.pop("prompt", None)
             path.pop("prompt_token_offsets", None)
         return path
