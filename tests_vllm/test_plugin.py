@@ -4,6 +4,7 @@ from importlib.metadata import entry_points
 
 import pytest
 from vllm import SamplingParams
+from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.worker.gpu.sample.logits_processor.loader import _load_v2_logitsprocs_plugins
 
 from byte_tokenizer import byte_tokenizer
@@ -71,3 +72,10 @@ def test_a_policy_that_the_environment_misnames_is_told_when_the_server_starts(m
     monkeypatch.setenv("APAR_POLICY", "fair")
     with pytest.raises(ConfigurationError, match="eager, cap:N or share:N"):
         plugin.register()
+
+
+def test_a_second_registration_changes_nothing():
+    plugin.register()
+    once = AsyncLLM.generate
+    plugin.register()
+    assert AsyncLLM.generate is once and once.__module__ == plugin.__name__

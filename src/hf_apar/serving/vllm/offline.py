@@ -71,8 +71,9 @@ class AparLLM:
         Raises:
             ConfigurationError: for parameters that threads cannot follow, or of another number than the prompts.
         """
+        several: Any = prompts
         one_prompt = isinstance(prompts, str | Mapping) or (prompts and isinstance(prompts[0], int))
-        given: list[Prompt] = [prompts] if one_prompt else list(prompts)  # type: ignore[list-item, arg-type]
+        given: list[Prompt] = [several] if one_prompt else list(several)
         params = sampling_params or self.llm.get_default_sampling_params()
         each = [params] * len(given) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(given):
@@ -103,11 +104,9 @@ class AparLLM:
 
         ``chat_template_kwargs`` are those of :func:`~hf_apar.text.chat.encode_chat`.
         """
-        chats = [messages] if messages and isinstance(messages[0], Mapping) else messages
-        prompts = [
-            encode_chat(self._tokenizer, chat, chat_template_kwargs=chat_template_kwargs)  # type: ignore[arg-type]
-            for chat in chats
-        ]
+        several: Any = messages
+        chats = [several] if messages and isinstance(messages[0], Mapping) else several
+        prompts = [encode_chat(self._tokenizer, chat, chat_template_kwargs=chat_template_kwargs) for chat in chats]
         return self.generate(prompts, sampling_params, lora_request=lora_request)
 
     def _ids(self, prompt: Prompt) -> list[int]:

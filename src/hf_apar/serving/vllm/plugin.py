@@ -8,7 +8,7 @@ what it puts behind a [Fork] would be missing in the text.
 
 import logging
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -35,8 +35,8 @@ def register() -> None:
     from hf_apar.serving.vllm.engine import check_seams
 
     policy_named(os.environ.get("APAR_POLICY") or "eager")  # a mistake is told now
-    original = AsyncLLM.generate
-    if getattr(original, "_hf_apar", False):
+    original: Callable[..., AsyncGenerator[Any, None]] = AsyncLLM.generate
+    if original.__module__ == __name__:  # ours already
         return
     check_seams(original)
     if os.environ.get("VLLM_USE_RUST_FRONTEND") == "1":
@@ -46,12 +46,11 @@ def register() -> None:
         config = wanted(self, prompt, sampling_params)
         if config is None:
             plain = without_forks(self, sampling_params)
-            return original(self, prompt, plain, request_id, **kwargs)  # type: ignore[no-any-return]
+            return original(self, prompt, plain, request_id, **kwargs)
         from hf_apar.serving.vllm.online import answer_in_threads
 
         return answer_in_threads(self, original, config, prompt, sampling_params, request_id, **kwargs)
 
-    generate._hf_apar = True  # type: ignore[attr-defined]
     AsyncLLM.generate = generate
 
 
