@@ -122,11 +122,10 @@ class _Holding:
     def usually(self) -> float:
         return self.held / self.steps if self.steps else 0.0
 
-    def measure(self, answer: Answer, block_tokens: int) -> None:
-        """Note what ``answer`` holds now, each thread's last block as if it were full: once a step of each live thread."""
-        row = answer.row
-        share = 1.0 / max(1, len(row.live))
-        self.held += share * (row.prompt_length + row.pool.held + block_tokens * len(row.live))
+    def measure(self, answer: Answer, live: int, block_tokens: int) -> None:
+        """Note what ``answer`` holds now, each thread's last block as if it were full: once a step of each ``live`` thread."""
+        share = 1.0 / max(1, live)
+        self.held += share * (answer.row.prompt_length + answer.row.pool.held + block_tokens * live)
         self.steps += share
 
 
@@ -168,9 +167,9 @@ class Admission:
 
         So it is when a thread came, began or ended, and now and then while any child waits, since the load changes.
         """
-        holding = self._begun[answer]
-        holding.measure(answer, self._block_tokens)
-        if _count(answer) != holding.threads:
+        holding, threads = self._begun[answer], _count(answer)
+        holding.measure(answer, threads[0], self._block_tokens)
+        if threads != holding.threads:
             return True
         return time.monotonic() >= self._share_next and any(one.threads[1] for one in self._begun.values())
 
