@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import LongTensor, Tensor
-from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
 from hf_apar.checks import (
     resolve_config,
@@ -26,9 +26,10 @@ from hf_apar.choice.stopping import Stopper, with_limits
 from hf_apar.config import AparConfig, ResolvedConfig
 from hf_apar.errors import ConfigurationError
 from hf_apar.forward.attention import tree_attention_for
-from hf_apar.forward.cache import TreeCache, layer_windows, new_tree_cache
+from hf_apar.forward.cache import TreeCache
 from hf_apar.forward.devices import runs_in_step
-from hf_apar.forward.layout import Query, lay_out
+from hf_apar.forward.layout import StepLayout
+from hf_apar.forward.lines import Query
 from hf_apar.forward.prompts import Prompts
 from hf_apar.generation_settings import eos_token_ids
 from hf_apar.results import AparOutput, AparStats
@@ -81,11 +82,8 @@ class Decoder:
         self.model, self.prompts, self.config, self.generation_config = model, prompts, config, generation_config
         self.sampler, self.stopper, self.broadcast, self.proposer = sampler, stopper, broadcast, proposer
         self.device = prompts.input_ids.device
-        self.compiled = generation_config.compile_config is not None
-        self.call = model.get_compiled_call(generation_config.compile_config) if self.compiled else model
         self.vocabulary = embedding_rows(model)
-        self.cache: TreeCache = new_tree_cache(model)
-        self.windows = layer_windows(model.config.get_text_config(decoder=True))
+        self.cache, self.layout = TreeCache(), StepLayout.of(model, prompts.device(model))
         self.eos = eos_token_ids(generation_config)
         keep = bool(generation_config.return_dict_in_generate)
         self.keep_scores = keep and bool(generation_config.output_scores)
@@ -115,10 +113,10 @@ class Decoder:
     def run(self) -> None:
         """Write the whole batch; the trees are in ``rows`` afterwards."""
         proposer, device = self.proposer, self.prompts.device(self.model)
-        if proposer.watches and (self.compiled or self.model._compiled_call_impl is not None):
+        if proposer.watches and self.model._compiled_call_impl is not None:
             raise ConfigurationError(
                 f"{type(proposer).__name__} watches the model's last hidden states, which a compiled model does not show; "
-                "leave out compile_config, or choose another proposer"
+                "do not compile it, or choose another proposer"
             )
         schedule = "constant" if proposer.schedule is None and runs_in_step(self.model) else proposer.schedule
         adapts = proposer.longest > 0 and schedule is None
@@ -127,8 +125,7 @@ class Decoder:
         self.lengths, pace = lengths, lengths.seconds if adapts else None
         self.drafting = Run(self.model, self.sampler, self.config, device, pace, lengths.least_worth)
         proposer.start(self.drafting)
-        with tree_attention_for(self.model) as packs, LastHidden(self.model, active=proposer.watches) as self.hidden:
-            self.pack = packs and not self.compiled
+        with tree_attention_for(self.model) as self.pack, LastHidden(self.model, active=proposer.watches) as self.hidden:
             self.started = time.perf_counter()
             self._run()
 
@@ -181,18 +178,14 @@ class Decoder:
             for row, turns in zip(self.rows, plan, strict=True)
         ]
         for stats, row in zip(self.stats, queries, strict=True):
-            stats.attended += sum(len(query.sees) for query in row)
-        inputs = lay_out(
+            stats.attended += sum(query.seen for query in row)
+        inputs = self.layout.lay_out(
             queries,
             [row.scratch for row in self.rows],
-            self.windows,
-            dtype=self.model.dtype,
-            device=self.prompts.device(self.model),
             high_water=max(row.pool.high_water for row in self.rows),
             pack=self.pack,
-            buckets=self.compiled,
         )
-        logits = inputs.in_plan_order(inputs.run(self.call, self.cache))
+        logits = inputs.in_plan_order(inputs.run(self.model, self.cache))
         states = self.hidden.states
         return logits, None if states is None else inputs.in_plan_order(states.to(logits.device))
 
@@ -293,8 +286,8 @@ class Decoder:
         path, draft = row.slots(turn.thread), turn.draft
         fed = [turn.thread.path_ids[-1], *draft.tokens]
         return [
-            Query(token, slot, [*path, *(turn.slots[1 + guess] for guess in draft.way(place - 1))])
-            for place, (token, slot) in enumerate(zip(fed, turn.slots, strict=True))
+            Query(token, path, len(path), [turn.slots[1 + guess] for guess in draft.way(place - 1)])
+            for place, token in enumerate(fed)
         ]
 
     def _contexts(self, index: int, row: GrowingTree, turn: Turn) -> list[Context]:
@@ -433,9 +426,9 @@ def _output(decoder: Decoder, *, pad: int) -> AparOutput | LongTensor:
     return AparOutput(sequences=sequences, trees=trees, stats=decoder.stats, cache=cache)
 
 
-def _plain_cache(decoder: Decoder) -> DynamicCache:
+def _plain_cache(decoder: Decoder) -> TreeCache:
     """Return what a batch without forks has cached: all but the last token that each row wrote."""
     rows = [[*row.padding, *row.root_slots] for row in decoder.rows]
     longest = max(len(row.padding) + cost.kv_if_sequential for row, cost in zip(decoder.rows, decoder.stats, strict=True))
-    slots = torch.tensor([[*row, *[0] * longest][:longest] for row in rows])
-    return decoder.cache.to_dynamic(slots, decoder.model.config)  # type: ignore[arg-type]
+    decoder.cache.put_in_order(torch.tensor([[*row, *range(len(row), longest)][:longest] for row in rows]))
+    return decoder.cache

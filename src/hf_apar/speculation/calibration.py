@@ -9,8 +9,10 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_apar.forward.attention import tree_attention_for
-from hf_apar.forward.cache import layer_windows, new_tree_cache
-from hf_apar.forward.layout import Query, lay_out
+from hf_apar.forward.cache import TreeCache
+from hf_apar.forward.layout import StepLayout
+from hf_apar.forward.lines import Query
+from hf_apar.releases import cache_argument
 
 WIDTHS = (1, 4, 16, 64)
 CONTEXT = 128  # slots that each query sees, at most
@@ -50,18 +52,16 @@ def step_times(model: PreTrainedModel, device: torch.device | None = None) -> St
 
 @torch.no_grad()
 def _measured(model: PreTrainedModel, device: torch.device) -> StepTimes:
-    cache = new_tree_cache(model)
+    cache, layout = TreeCache(), StepLayout.of(model, device)
     config = model.config.get_text_config(decoder=True)
-    windows = layer_windows(config)
     seen = min(CONTEXT, getattr(config, "max_position_embeddings", None) or CONTEXT) - 1
     prefix = torch.zeros(1, seen, dtype=torch.long, device=device)
-    cache.prepare(None, seen, seen)
     with tree_attention_for(model):
-        model(input_ids=prefix, use_cache=True, **{cache.argument: cache})
-        steps = []
+        model(input_ids=prefix, use_cache=True, **{cache_argument(model): cache})
+        steps, path = [], [*range(seen)]
         for width in WIDTHS:
-            queries = [Query(0, seen + place, [*range(seen), seen + place]) for place in range(width)]
-            steps.append(lay_out([queries], [0], windows, dtype=model.dtype, device=device))
+            queries = [Query(0, path, seen, [seen + place]) for place in range(width)]
+            steps.append(layout.lay_out([queries], [0]))
         best = [float("inf")] * len(WIDTHS)
         begun = time.perf_counter()
         for repeat in range(REPEATS):  # in turn, so that a slow moment strikes all widths
