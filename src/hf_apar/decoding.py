@@ -18,7 +18,7 @@ from hf_apar.choice.paths import Context
 from hf_apar.choice.sampling import Sampler
 from hf_apar.choice.stopping import Stopper, with_limits
 from hf_apar.config import MAX_THREADS, AparConfig
-from hf_apar.forward.layout import Query
+from hf_apar.forward.lines import Query
 from hf_apar.forward.passes import Passes
 from hf_apar.forward.prompts import Prompts
 from hf_apar.generation_settings import eos_token_ids, padding_token
@@ -113,17 +113,15 @@ class Decoder:
         for turn in plan:
             queries[turn.row] += self._queries(turn)
         for stats, row in zip(self.stats, queries, strict=True):
-            stats.attended += sum(len(query.sees) for query in row)
+            stats.attended += sum(query.seen for query in row)
         return self.passes.step(self.rows, queries)
 
     def _queries(self, turn: Turn) -> list[Query]:
         path, draft, ids = self.rows[turn.row].slots(turn.thread), turn.draft, turn.thread.path_ids
-        own = [
-            Query(ids[place], path[place], path[: len(path) + place + 1], wanted=place == -1)
-            for place in range(-turn.fed, 0)
-        ]
+        length = len(path)
+        own = [Query(ids[end - 1], path, end, wanted=end == length) for end in range(length - turn.fed + 1, length + 1)]
         guesses = [
-            Query(token, turn.slots[turn.fed + place], [*path, *(turn.slots[turn.fed + one] for one in draft.way(place))])
+            Query(token, path, length, [turn.slots[turn.fed + one] for one in draft.way(place)])
             for place, token in enumerate(draft.tokens)
         ]
         return own + guesses
