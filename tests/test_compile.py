@@ -1,30 +1,38 @@
-"""A compiled model meets few shapes; the backend here records graphs and runs them as they are, so no compiler is needed."""
+"""Compiled models; the backend here records graphs and runs them as they are, so no compiler is needed."""
 
 import pytest
 import torch
 from transformers import CompileConfig
 
 from conftest import left_padded, random_prompts, tiny_llama
-from hf_apar import enable_apar
+from hf_apar import ConfigurationError, enable_apar
 
 GRAPHS = CompileConfig(backend="eager", mode=None, fullgraph=True)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_compiled_model_writes_the_same_text_with_few_graphs(apar_llama, batch):
+@pytest.mark.parametrize("how", ["compile", "forward"])
+def test_a_model_that_the_user_compiled_writes_the_same(apar_llama, how, batch):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    model = enable_apar(tiny_llama())
-    threads = 0
-    for seed in range(4):
+    model, threads = enable_apar(tiny_llama()), 0
+    if how == "compile":
+        model.compile(backend="eager", dynamic=True)
+    else:
+        model.forward = torch.compile(model.forward, backend="eager")
+    for seed in range(3):
         inputs = left_padded(random_prompts(batch, seed))
         expected = apar_llama.generate(**inputs, apar=True, max_new_tokens=200, return_dict_in_generate=True)
-        got = model.generate(**inputs, apar=True, max_new_tokens=200, compile_config=GRAPHS)
-        assert got.tolist() == expected.sequences.tolist()
+        assert model.generate(**inputs, apar=True, max_new_tokens=200).tolist() == expected.sequences.tolist()
         threads = max(threads, *(stats.peak_threads for stats in expected.stats))
     assert threads > 3
-    assert 1 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 1, "prompts and steps both"
     assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_compile_config_is_refused_with_apar(apar_llama):
+    with pytest.raises(ConfigurationError, match=r"compile_config cannot be combined .* model.compile\(dynamic=True\)"):
+        apar_llama.generate(**left_padded(random_prompts(2, seed=3)), apar=True, max_new_tokens=3, compile_config=GRAPHS)
 
 
 def test_without_apar_a_compiled_enabled_model_is_itself(plain_llama):

@@ -114,4 +114,4 @@ def test_a_gpu_writes_what_the_cpu_writes():
     expected = run(enable_apar(tiny_llama())).sequences.tolist()
     model = enable_apar(tiny_llama()).cuda()
     assert run(model).sequences.cpu().tolist() == expected, "prompts on the CPU move to the model"
-    assert model.generate(**{k: v.cuda() for k, v in PROMPTS.items()}, apar=True, **LIMIT).cpu().tolist()
+    assert model.generate(**{k: v.cuda() for k, v in PROMPTS.items()}, apar=True, **LIMIT).tolist() == expected

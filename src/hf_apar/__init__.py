@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hf_apar.branches import BranchOutput, branch
     from hf_apar.checkpoints.export import export_custom_generate
     from hf_apar.checkpoints.loading import AparModelForCausalLM, load_default_heads, load_default_model
     from hf_apar.checkpoints.readiness import check_model
@@ -30,6 +31,7 @@ __all__ = [
     "AparOutput",
     "AparStats",
     "AparStreamer",
+    "BranchOutput",
     "ConfigurationError",
     "ControlTokenError",
     "DataError",
@@ -38,6 +40,7 @@ __all__ = [
     "UnsupportedModelError",
     "add_control_tokens",
     "apar_decode",
+    "branch",
     "check_model",
     "disable_apar",
     "enable_apar",
@@ -48,6 +51,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "branches": ("BranchOutput", "branch"),
     "text.chat": ("encode_chat",),
     "checkpoints.loading": ("AparModelForCausalLM", "load_default_heads", "load_default_model"),
     "config": ("AparConfig",),

@@ -77,6 +77,11 @@ def validate_generation(generation_config: GenerationConfig, model_kwargs: Mappi
             raise ConfigurationError(
                 f"{name} cannot be combined with apar, which has it for the prompt and not for what threads write; {instead}"
             )
+    if generation_config.compile_config is not None:
+        raise ConfigurationError(
+            "compile_config cannot be combined with apar, whose steps differ in shape; leave it out, or compile the model "
+            "yourself with model.compile(dynamic=True)"
+        )
     if generation_config.use_cache is False:
         raise ConfigurationError("use_cache=False cannot be combined with apar, whose threads share the cache; leave it out")
 

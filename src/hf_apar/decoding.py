@@ -18,18 +18,22 @@ from hf_apar.choice.paths import Context
 from hf_apar.choice.sampling import Sampler
 from hf_apar.choice.stopping import Stopper, with_limits
 from hf_apar.config import MAX_THREADS, AparConfig
-from hf_apar.forward.layout import Query
+from hf_apar.forward.lines import Query
 from hf_apar.forward.passes import Passes
 from hf_apar.forward.prompts import Prompts
-from hf_apar.generation_settings import padding_token
-from hf_apar.protocol import ForkProtocol
+from hf_apar.generation_settings import eos_token_ids, padding_token
+from hf_apar.protocol import ForkProtocol, NoForks
 from hf_apar.results import AparOutput, AparStats, output
 from hf_apar.speculation.drafting import Drafting, Outcome
 from hf_apar.speculation.proposer import Draft, Proposer, Run
 from hf_apar.streaming import Broadcast, ended_by_errors
 from hf_apar.tokens import control_tokens, settings_of
+from hf_apar.tree.budget import BranchBudget, RowBudget
 from hf_apar.tree.growth import GrowingTree
 from hf_apar.tree.threads import Thread
+
+Branches = Sequence[Sequence[int]]
+"""Token ids of the branches of one prompt."""
 
 
 @dataclass(frozen=True)
@@ -48,20 +52,20 @@ class Decoder:
 
     Attributes:
         rows: the tree of each prompt.
-        budget: tokens that each row may still sample.
+        budgets: tokens that each row may still sample.
         stats: what each row has cost so far.
     """
 
     def __init__(
         self,
         rows: Sequence[GrowingTree],
-        budget: int,
+        budgets: Sequence[RowBudget],
         passes: Passes,
         chooser: Chooser,
         drafting: Drafting,
         broadcast: Broadcast,
     ) -> None:
-        self.rows, self.budget, self.stats = rows, [budget] * len(rows), [AparStats() for _ in rows]
+        self.rows, self.budgets, self.stats = rows, budgets, [AparStats() for _ in rows]
         self.passes, self.chooser, self.drafting, self.broadcast = passes, chooser, drafting, broadcast
 
     @property
@@ -70,14 +74,22 @@ class Decoder:
         return any(len(row.tree.threads) > 1 for row in self.rows)
 
     @torch.no_grad()
-    def run(self, prefill_chunk: int | None = None) -> None:
-        """Write the whole batch; the trees are in ``rows`` afterwards."""
+    def run(self, branches: Sequence[Branches] = (), *, prefill_chunk: int | None = None) -> None:
+        """Write the whole batch; the trees are in ``rows`` afterwards.
+
+        Args:
+            branches: those of each prompt, with which it goes on in place of what the model would choose.
+        """
         with self.passes, self.drafting:
             self.started = time.perf_counter()
             plan = [Turn(index, row.live[0], 1, Draft(), row.slots(row.live[0])[-1:]) for index, row in enumerate(self.rows)]
             for row, stats in zip(self.rows, self.stats, strict=True):
                 stats.steps, stats.peak_threads, stats.peak_kv = 1, 1, row.prompt_slots
-            self.advance(plan, self.choose(plan, self.passes.prefill(prefill_chunk)))
+            logits = self.passes.prefill(prefill_chunk)
+            for row, ids in zip(self.rows, branches, strict=False):
+                row.branch(row.live[0], ids)
+            if not branches:
+                self.advance(plan, self.choose(plan, logits))
             while any(row.unfinished for row in self.rows):
                 plan = self.plan()
                 self.advance(plan, self.choose(plan, self.forward(plan)))
@@ -85,7 +97,7 @@ class Decoder:
     def plan(self) -> list[Turn]:
         """Give every live thread what of its path is not cached yet, a draft, and the draft its slots."""
         plan = []
-        drafts = self.drafting.propose(self.rows, self.budget)
+        drafts = self.drafting.propose(self.rows, [budget.left for budget in self.budgets])
         for index, (row, stats) in enumerate(zip(self.rows, self.stats, strict=True)):
             for (thread, fed), draft in zip(row.feed(), drafts[index], strict=True):
                 slots = [*row.slots(thread)[-fed:], *(row.pool.take() for _ in draft.tokens)]
@@ -101,17 +113,15 @@ class Decoder:
         for turn in plan:
             queries[turn.row] += self._queries(turn)
         for stats, row in zip(self.stats, queries, strict=True):
-            stats.attended += sum(len(query.sees) for query in row)
+            stats.attended += sum(query.seen for query in row)
         return self.passes.step(self.rows, queries)
 
     def _queries(self, turn: Turn) -> list[Query]:
         path, draft, ids = self.rows[turn.row].slots(turn.thread), turn.draft, turn.thread.path_ids
-        own = [
-            Query(ids[place], path[place], path[: len(path) + place + 1], wanted=place == -1)
-            for place in range(-turn.fed, 0)
-        ]
+        length = len(path)
+        own = [Query(ids[end - 1], path, end, wanted=end == length) for end in range(length - turn.fed + 1, length + 1)]
         guesses = [
-            Query(token, turn.slots[turn.fed + place], [*path, *(turn.slots[turn.fed + one] for one in draft.way(place))])
+            Query(token, path, length, [turn.slots[turn.fed + one] for one in draft.way(place)])
             for place, token in enumerate(draft.tokens)
         ]
         return own + guesses
@@ -161,10 +171,9 @@ class Decoder:
             choices += len(tokens)
         for index in {turn.row for turn in plan}:
             row = self.rows[index]
-            if out_of_time or not self.budget[index]:
+            if out_of_time:
                 row.end_all("length")
-            while len(live := row.live) > self.budget[index]:  # the last tokens go to threads in reading order
-                row.end(live[-1], "length")
+            self.budgets[index].settle(row)
             if not row.unfinished:
                 self.stats[index].seconds = time.perf_counter() - self.started
         self.drafting.judged(outcomes, self.passes.in_order)
@@ -182,7 +191,6 @@ class Decoder:
         while goes_on:
             last = place + 1
             sampled = tokens[last]
-            self.budget[turn.row] -= 1
             sampled.note(thread)
             guess = draft.after(place, sampled.token)
             kept += guess is not None
@@ -192,10 +200,9 @@ class Decoder:
             goes_on = row.write(thread, sampled.token, None if guess is None else spare.pop(guess))
             if sampled.stops and thread.finish_reason is None:
                 row.stop(thread)
-                goes_on = False
-            if guess is None:
-                break
-            place = guess
+            self.budgets[turn.row].spend(row, thread)
+            goes_on &= guess is not None and thread.finish_reason is None
+            place = place if guess is None else guess
         row.pool.release(spare.values())
         return kept, last
 
@@ -241,13 +248,22 @@ def decode(
     *,
     apar: AparConfig | None = None,
     protocol: ForkProtocol | None = None,
+    branches: Sequence[Branches] = (),
+    branch_length: int | None = None,
     streamer: object | None = None,
     proposer: Proposer | None = None,
     **model_kwargs: Any,
 ) -> AparOutput | Tensor:
-    """Do what :func:`apar_decode` does, and leave the streamers to the caller where something is raised."""
+    """Do what :func:`apar_decode` does, and leave the streamers to the caller where something is raised.
+
+    Args:
+        branches: for each prompt, or each group of ``num_return_sequences`` of them, the branches with which it goes on.
+        branch_length: bounds a branch with its prompt, in place of ``max_new_tokens``.
+    """
     validate_call(model, generation_config, model_kwargs, streamer, len(input_ids))
     generation_config = with_limits(generation_config, stopping_criteria)
+    if protocol is None and branches:
+        protocol = NoForks(frozenset(eos_token_ids(generation_config)))
     protocol = protocol or control_tokens(model, generation_config, apar)
     max_threads = (apar or AparConfig()).filled_from(settings_of(generation_config)).max_threads or MAX_THREADS
     prompts = Prompts.from_generate(input_ids, generation_config, model_kwargs)
@@ -263,11 +279,19 @@ def decode(
         for row in prompt_rows
     ]
     broadcast = Broadcast(streamer, input_ids.device)
+    budgets = [_branch_budget(budget, branch_length) if branches else RowBudget(budget) for _ in rows]
     decoder = Decoder(
-        rows, budget, passes, Chooser(sampler, stopper, generation_config),
+        rows, budgets, passes, Chooser(sampler, stopper, generation_config),
         Drafting(proposer, Run(model, sampler, protocol, passes.device)), broadcast,
     )  # fmt: skip
     if rows:
-        decoder.run(generation_config.prefill_chunk_size)
+        each = [branches[index * len(branches) // len(rows)] for index in range(len(rows))] if branches else ()
+        decoder.run(each, prefill_chunk=generation_config.prefill_chunk_size)
     broadcast.end()
     return output(rows, decoder.stats, passes, pad=pad, as_dict=bool(generation_config.return_dict_in_generate))
+
+
+def _branch_budget(new_tokens: int, length: int | None) -> BranchBudget:
+    if length is None:
+        return BranchBudget(lambda thread: thread.start + new_tokens - len(thread.path_ids))
+    return BranchBudget(lambda thread: length - len(thread.path_ids))

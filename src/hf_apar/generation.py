@@ -73,6 +73,7 @@ def generate_in_threads(
     apar: bool | AparConfig = True,
     protocol: ForkProtocol | None = None,
     proposer: Proposer | None = None,
+    loop: Callable[..., Any] = decode,
     **kwargs: Any,
 ) -> Any:
     """Call ``model``'s own ``generate`` with APAR as its decoding loop; what :class:`AparGenerationMixin` does.
@@ -90,7 +91,7 @@ def generate_in_threads(
         criteria = stop_string_criteria(taken["stop_strings"], kwargs.pop("tokenizer", None))
         kwargs["stopping_criteria"] = [*(kwargs.get("stopping_criteria") or ()), *criteria]
         proposer = _proposer(proposer, kwargs.pop("assistant_model", None), taken)
-        loop = partial(decode, apar=settings, protocol=protocol, streamer=streamer, proposer=proposer)
+        loop = partial(loop, apar=settings, protocol=protocol, streamer=streamer, proposer=proposer)
         return generate(**kwargs | {"custom_generate": loop, "streamer": _prompt_relay(streamer, kwargs)})
 
 

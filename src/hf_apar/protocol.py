@@ -62,6 +62,19 @@ class ForkProtocol(ABC):
         return ()
 
 
+@dataclass(frozen=True)
+class NoForks(ForkProtocol):
+    """Nobody forks; each of ``eos_token_ids`` ends its thread."""
+
+    eos_token_ids: frozenset[int] = frozenset()
+
+    def fork(self, thread: Writer, token: int) -> Fork | None:
+        return None
+
+    def ends(self, thread: Writer, token: int) -> bool:
+        return token in self.eos_token_ids
+
+
 @dataclass(frozen=True, kw_only=True)
 class ControlTokens(ForkProtocol):
     """The paper's rules (arXiv 2401.06761, section 3.1): [Fork] forks, the child is fed [Child], EOS ends a thread.

@@ -24,7 +24,12 @@ def takes(function: Any, name: str) -> bool:
 
 def cache_argument(model: PreTrainedModel) -> str:
     """Return under which of :data:`CACHE_NAMES` ``model`` takes its cache."""
-    return next((name for name in CACHE_NAMES if takes(type(model).forward, name)), CACHE_NAMES[1])
+    return _cache_argument(type(model).forward)
+
+
+@cache
+def _cache_argument(forward: Any) -> str:  # asked at every step
+    return next((name for name in CACHE_NAMES if takes(forward, name)), CACHE_NAMES[1])
 
 
 GENERATE_CACHE = next(name for name in CACHE_NAMES if takes(GenerationMixin.prepare_inputs_for_generation, name))

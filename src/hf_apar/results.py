@@ -117,5 +117,6 @@ def output(
 def _plain_cache(rows: Sequence[GrowingTree], stats: Sequence[AparStats], passes: Passes) -> Cache:
     """Return what a batch without forks has cached: all but the last token that each row wrote."""
     longest = max(len(row.padding) + cost.kv_if_sequential for row, cost in zip(rows, stats, strict=True))
-    slots = [([*row.padding, *row.root_slots] + [0] * longest)[:longest] for row in rows]
-    return passes.cache.to_dynamic(torch.tensor(slots), passes.model.config)  # type: ignore[arg-type]
+    held = [[*row.padding, *row.root_slots] for row in rows]
+    passes.cache.put_in_order(torch.tensor([[*slots, *range(len(slots), longest)][:longest] for slots in held]))
+    return passes.cache

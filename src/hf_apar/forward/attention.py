@@ -13,7 +13,7 @@ from threading import Lock
 from typing import Any
 
 import torch
-from torch import LongTensor, Tensor
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -24,10 +24,10 @@ TREE_ATTENTION = "apar_sdpa"
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the queries of a ragged batch belong: query ``i`` of (1, queries) to ``rows[i]``, ``columns[i]``."""
+    """Where the queries of a ragged batch belong: query ``i`` of (1, queries) to ``rows[i]``, ``columns[i]``, integers."""
 
-    rows: LongTensor
-    columns: LongTensor
+    rows: Tensor
+    columns: Tensor
     batch: int
     width: int
 
@@ -35,7 +35,7 @@ class Packing:
         """Return the same on ``device``, where a layer's weights are."""
         if self.rows.device == device:
             return self
-        return replace(self, rows=self.rows.to(device), columns=self.columns.to(device))  # type: ignore[arg-type]
+        return replace(self, rows=self.rows.to(device), columns=self.columns.to(device))
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,9 @@ class Step:
 
     def repeated(self, mask: Tensor, group: int) -> Tensor:
         """Return ``mask`` (batch, 1, width, slots) for the heads of a group, (batch, 1, group * width, slots)."""
-        if torch.compiler.is_compiling():  # a graph finds the same repetitions by itself
-            return mask.repeat(1, 1, group, 1)
         known = self.masks.get((id(mask), group))  # the mask is kept too: one that dies leaves its id to another
         if known is None:
-            known = self.masks[id(mask), group] = (
-                mask,
-                mask.repeat(1, 1, group, 1),
-            )
+            known = self.masks[id(mask), group] = (mask, mask.repeat(1, 1, group, 1))
         return known[1]
 
 
@@ -88,7 +83,8 @@ _LOCK = Lock()
 def tree_attention_for(model: PreTrainedModel) -> Iterator[bool]:
     """Let ``model`` use :func:`tree_attention` meanwhile, if it uses sdpa; yield whether rows may be packed then.
 
-    A model with flex attention runs on sdpa too, or on eager attention where it has no sdpa: each step has a mask of its
+    A model that the user compiled stays with plain sdpa: in a graph there is no looking up of the step. A model with flex
+    attention runs on sdpa too, or on eager attention where it has no sdpa: each step has a mask of its
     own, for which flex attention compiles a kernel anew, and on CPUs a wrong one. Runs of several threads may overlap: the
     last one to end switches back.
     """
@@ -98,9 +94,7 @@ def tree_attention_for(model: PreTrainedModel) -> Iterator[bool]:
         switch.runs += 1
         config._attn_implementation = meanwhile = _meanwhile(model, switch.before)
     try:
-        # in a graph that the user compiled there is no looking up of the step
-        compiled = model._compiled_call_impl is not None or hasattr(model.forward, "_torchdynamo_orig_callable")
-        yield meanwhile == TREE_ATTENTION and not compiled
+        yield meanwhile == TREE_ATTENTION
     finally:
         with _LOCK:
             switch.runs -= 1
@@ -115,6 +109,8 @@ def _meanwhile(model: PreTrainedModel, implementation: str) -> str:
         return "eager"
     if implementation not in ("sdpa", "flex_attention") or not model._supports_attention_backend:
         return implementation
+    if model._compiled_call_impl is not None or hasattr(model.forward, "_torchdynamo_orig_callable"):
+        return "sdpa"
     AttentionInterface.register(TREE_ATTENTION, tree_attention)
     AttentionMaskInterface.register(TREE_ATTENTION, sdpa_mask)
     return TREE_ATTENTION
@@ -127,7 +123,7 @@ def tree_attention(
 
     ``key`` and ``value`` are (batch, groups, slots, dim), the result (batch, width, heads, dim) or (1, queries, heads, dim).
     """
-    step = _current_step(attention_mask)
+    step = _STEP.get()
     if step is None:
         return _plain(module, query, key, value, attention_mask, **kwargs)
     packing = step.packing
@@ -143,13 +139,6 @@ def tree_attention(
     else:
         output = _grouped(step, query, key, value, attention_mask, group, kwargs.get("scaling"))
     return (output if packing is None else output[packing.rows, packing.columns][None]), None
-
-
-def _current_step(attention_mask: Tensor | None) -> Step | None:
-    if not torch.compiler.is_compiling():
-        return _STEP.get()
-    # a graph cannot look up the step; the loop packs nothing when compiled, and its masks alone are additive
-    return Step(None) if attention_mask is not None and attention_mask.is_floating_point() else None
 
 
 def _grouped(

@@ -1,22 +1,24 @@
-"""A ``transformers`` cache that is written in place, by slot.
+"""A ``DynamicCache`` that is written in place, by slot.
 
-What depends on the cache interface of a transformers release stands here and nowhere else.
+What depends on the cache interface of a transformers release stands here.
 """
 
 from typing import Any
 
 import torch
-from torch import LongTensor, Tensor
-from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from hf_apar.releases import cache_argument
+from hf_apar.errors import ConfigurationError
 
 SMALLEST = 256  # slots of a buffer
 
+Places = tuple[Tensor, Tensor]
+"""Rows and slots, both integers (queries,), that a forward pass writes, row by row."""
+
 
 def power_of_two(slots: int) -> int:
-    """Return the capacity for ``slots``: the smallest power of two that is enough, so that buffers have few shapes.
+    """Return the capacity for ``slots``: the smallest power of two that is enough, so that buffers grow seldom.
 
     >>> power_of_two(3), power_of_two(257)
     (256, 512)
@@ -24,119 +26,142 @@ def power_of_two(slots: int) -> int:
     return max(SMALLEST, 1 << (slots - 1).bit_length())
 
 
-class TreeLayer(CacheLayerMixin):
-    """Keys and values of one layer: buffers (batch, heads, capacity, head_dim), whose capacity is a power of two.
+class TreeLayer(DynamicLayer):
+    """Keys and values of one layer: views (batch, heads, length, head_dim) of buffers that have room for more.
 
-    Keys and values may differ in ``head_dim``. RoPE is applied before caching, so the order of slots is free.
+    Keys and values may differ in ``head_dim``. RoPE is applied before caching, so the order of slots is free. A sliding
+    window is a mask of its own: the layer keeps all slots.
+
+    Attributes:
+        length: how many slots are held.
+        by_slot: do they hold the threads of a tree, in no order that a sequence has?
     """
 
-    is_sliding = False  # every layer keeps all slots; a sliding window is a mask of its own
-
-    def __init__(self, cache: "TreeCache") -> None:
+    def __init__(self) -> None:
+        self.length = 0
+        self.by_slot = False
+        self._step: tuple[Places | None, int] | None = None  # where the next update writes, and how far it reads
         super().__init__()  # type: ignore[no-untyped-call]
-        self.cache = cache
+
+    # Methods of transformers that rearrange a layer set these two: what they set is the buffer from then on.
+
+    @property
+    def keys(self) -> Tensor | None:
+        return None if self._keys is None else self._keys[:, :, : self.length]
+
+    @keys.setter
+    def keys(self, states: Tensor | None) -> None:
+        self._keys, self.length = states, 0 if states is None else states.shape[2]
+
+    @property
+    def values(self) -> Tensor | None:
+        return None if self._values is None else self._values[:, :, : self.length]
+
+    @values.setter
+    def values(self, states: Tensor | None) -> None:
+        self._values, self.length = states, 0 if states is None else states.shape[2]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.keys = key_states.new_zeros(*key_states.shape[:2], 0, key_states.shape[3])
-        self.values = value_states.new_zeros(*value_states.shape[:2], 0, value_states.shape[3])
+        self.device = key_states.device  # read by offloading
+        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
         self.is_initialized = True
+
+    def prepare(self, places: Places | None, high_water: int, width: int) -> None:
+        """Do what :meth:`TreeCache.prepare` says."""
+        self.by_slot, self.length, self._step = True, max(high_water - width, 0), (places, high_water)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
-        self.keys, self.values = self._written(self.keys, key_states), self._written(self.values, value_states)
-        return self.keys[:, :, : self.cache.high_water], self.values[:, :, : self.cache.high_water]
-
-    def _written(self, buffer: Tensor, states: Tensor) -> Tensor:
-        capacity = buffer.shape[2]
-        if self.cache.high_water > capacity:
-            # zero-filled, since a masked NaN still poisons attention
-            grown = buffer.new_zeros(*buffer.shape[:2], power_of_two(self.cache.high_water), buffer.shape[3])
-            grown[:, :, :capacity] = buffer
-            buffer = grown
-        if self.cache.places is None:
-            buffer[:, :, self.cache.high_water - states.shape[2] : self.cache.high_water] = states
-            return buffer
-        rows, slots = (index.to(states.device) for index in self.cache.places)
-        buffer[rows, :, slots] = states.transpose(1, 2).flatten(0, 1)  # (queries, heads, dim)
-        return buffer
-
-    def keep_rows(self, rows: Tensor) -> None:
-        assert self.keys is not None and self.values is not None
-        self.keys, self.values = self.keys[rows.to(self.keys.device)], self.values[rows.to(self.values.device)]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.cache.high_water, 0
+        if self._step is None:
+            self._check_order("continued plainly")
+            places, end = None, self.length + key_states.shape[2]
+        else:
+            (places, end), self._step = self._step, None
+        assert self._keys is not None and self._values is not None
+        self._keys = _written(self._keys, key_states, places, end)
+        self._values = _written(self._values, value_states, places, end)
+        self.length = end
+        return self._keys[:, :, :end], self._values[:, :, :end]
 
     def get_seq_length(self) -> int:
-        return self.cache.past
+        return self.length
 
-    def get_max_length(self) -> int:
-        return -1
+    def reset(self) -> None:
+        # by hand: transformers before 5.18 zeroes a layer here and keeps its length
+        self.keys = self.values = self._step = None
+        self.is_initialized = self.by_slot = False
+
+    def crop(self, tokens_to_remove: int) -> None:
+        self._check_order("cropped")
+        if tokens_to_remove > 0:
+            raise ValueError(f"crop takes how many tokens to remove as a negative number, got {tokens_to_remove}")
+        self.length = max(self.length + tokens_to_remove, 0)
+
+    def put_in_order(self, slots: Tensor) -> None:
+        """Do what :meth:`TreeCache.put_in_order` says."""
+        assert self._keys is not None and self._values is not None
+        self._keys, self._values = _at(self._keys, slots), _at(self._values, slots)
+        self.by_slot, self.length = False, slots.shape[1]
+
+    def _check_order(self, done: str) -> None:
+        if self.by_slot:
+            raise ConfigurationError(
+                f"a cache that holds the threads of an answer, slot by slot, cannot be {done}; take the one that generate "
+                "returns where nothing forked"
+            )
 
 
-class TreeCache(Cache):
+class TreeCache(DynamicCache):
     """The key-value cache of a batch of paragraph trees; the prefix that threads share stands in it once.
 
-    Args:
-        layers: the number of layers of the model.
-        argument: the name under which the model's forward pass takes its cache.
-
-    Attributes:
-        places: rows and slots, both (queries,), that the next forward pass writes, row by row; ``None`` for the next slots
-            of every row.
-        high_water: attention reads the slots below it.
-        past: the slots below it are older than the next forward pass; what the model takes for the sequence length.
+    It stands wherever a ``DynamicCache`` does. A forward pass that :meth:`prepare` announced is a step of the decoding loop
+    and writes by slot; any other appends. Its buffers are written in place, so nothing can be trained through it.
     """
 
-    def __init__(self, layers: int, argument: str) -> None:
-        self.argument = argument
-        self.places: tuple[LongTensor, LongTensor] | None = None
-        self.high_water = self.past = 0
-        self.tree_layers = [TreeLayer(self) for _ in range(layers)]
-        super().__init__(layers=list(self.tree_layers))
+    def __init__(self) -> None:
+        Cache.__init__(self, layer_class_to_replicate=TreeLayer)
 
-    def prepare(self, places: tuple[LongTensor, LongTensor] | None, high_water: int, width: int) -> None:
-        """Say where the next forward pass of ``width`` tokens a row writes and how far it reads."""
-        self.places, self.high_water, self.past = places, high_water, max(high_water - width, 0)
+    def prepare(self, places: Places | None, high_water: int, width: int) -> None:
+        """Say what the next forward pass, of ``width`` tokens a row, writes: to slots of ``places``, and reads.
 
-    def load(self, prefix: DynamicCache) -> None:
-        """Copy the keys and values of ``prefix`` into the first slots of an empty cache."""
-        length = prefix.get_seq_length()
-        self.prepare(None, length, length)
-        for layer, (keys, values) in zip(self.tree_layers, plain_layers(prefix), strict=True):
-            layer.update(keys, values)
+        Args:
+            places: ``None`` for the last ``width`` slots below ``high_water`` of every row.
+            high_water: attention reads the slots below it.
+        """
+        for layer in self.layers:
+            assert isinstance(layer, TreeLayer)
+            layer.prepare(places, high_water, width)
 
-    def to_dynamic(self, slots: LongTensor, config: Any) -> DynamicCache:
-        """Return the ``slots`` (batch, length) of each row as a cache of the kind that ``generate`` makes."""
-        cache = DynamicCache(config=config.get_text_config(decoder=True))
-        for index, layer in enumerate(self.tree_layers):
-            assert layer.keys is not None and layer.values is not None
-            cache.update(_at(layer.keys, slots), _at(layer.values, slots), index)
-        return cache
-
-    def keep_rows(self, rows: Tensor) -> None:
-        """Keep the batch rows listed in ``rows`` (kept,), in that order."""
-        for layer in self.tree_layers:
-            layer.keep_rows(rows)
-
-    @property
-    def bytes(self) -> int:
-        """The size of all buffers in bytes."""
-        buffers = [buffer for layer in self.tree_layers for buffer in (layer.keys, layer.values) if buffer is not None]
-        return sum(buffer.numel() * buffer.element_size() for buffer in buffers)
+    def put_in_order(self, slots: Tensor) -> None:
+        """Keep ``slots`` (batch, length) of each row, in that order: the cache of plain sequences, that may be cropped."""
+        for layer in self.layers:
+            assert isinstance(layer, TreeLayer)
+            layer.put_in_order(slots)
 
 
-def _at(buffer: Tensor, slots: LongTensor) -> Tensor:
-    """Return (batch, heads, length, dim) of ``buffer`` (batch, heads, capacity, dim), row by row at ``slots``."""
+def _written(buffer: Tensor, states: Tensor, places: Places | None, end: int) -> Tensor:
+    """Write ``states`` (batch, heads, width, dim) into the slots below ``end``, or to ``places``; return the buffer."""
+    capacity = buffer.shape[2]
+    if end > capacity:
+        # zero-filled, since a masked NaN still poisons attention
+        grown = buffer.new_zeros(*buffer.shape[:2], power_of_two(end), buffer.shape[3])
+        grown[:, :, :capacity] = buffer
+        buffer = grown
+    if places is None:
+        buffer[:, :, end - states.shape[2] : end] = states
+    else:
+        rows, slots = (index.to(states.device) for index in places)
+        buffer[rows, :, slots] = states.transpose(1, 2).flatten(0, 1)  # (queries, heads, dim)
+    return buffer
+
+
+def _at(buffer: Tensor, slots: Tensor) -> Tensor:
+    """Return ``buffer`` (batch, heads, capacity, dim) with ``slots`` (batch, length) of each row first, in that order."""
+    if bool((slots == torch.arange(slots.shape[1], device=slots.device)).all()):
+        return buffer  # they stand first already
     rows = torch.arange(len(slots), device=buffer.device)[:, None]
     return buffer.transpose(1, 2)[rows, slots.to(buffer.device)].transpose(1, 2)
-
-
-def plain_layers(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
-    """Return the keys and values of each layer of a filled cache of transformers."""
-    return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[union-attr, misc]
 
 
 def layer_windows(config: Any) -> dict[str, int | None]:
@@ -148,9 +173,3 @@ def layer_windows(config: Any) -> dict[str, int | None]:
     sliding = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention" if sliding else "full_attention"]
     return {kind: sliding if kind == "sliding_attention" else None for kind in dict.fromkeys(kinds)}
-
-
-def new_tree_cache(model: PreTrainedModel) -> TreeCache:
-    """Return an empty cache for ``model``."""
-    layers = int(model.config.get_text_config(decoder=True).num_hidden_layers)
-    return TreeCache(layers, cache_argument(model))

@@ -1,54 +1,45 @@
 """From the flat plan of a step to the tensors of its forward pass, and from its logits back to the plan."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import LongTensor, Tensor
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from hf_apar.forward.attention import Packing, tree_step
-from hf_apar.forward.cache import TreeCache, power_of_two
-from hf_apar.forward.masks import additive, slots_mask
-
-
-@dataclass(frozen=True)
-class Query:
-    """One token that a forward pass feeds.
-
-    Attributes:
-        token: its id.
-        slot: the cache slot that its keys and values go to.
-        sees: the slots of its path by position, its own one last; so its position is ``len(sees) - 1``.
-    """
-
-    token: int
-    slot: int
-    sees: Sequence[int]
-    wanted: bool = True
+from hf_apar.forward.cache import Places, TreeCache, layer_windows
+from hf_apar.forward.devices import is_split
+from hf_apar.forward.lines import PathLines, Query
+from hf_apar.forward.masks import additive
+from hf_apar.releases import cache_argument, takes
 
 
 @dataclass(frozen=True)
 class StepInputs:
-    """The tensors of one forward pass.
+    """The tensors of one forward pass; all indices are integers.
 
-    ``input_ids`` and ``position_ids`` are (batch, width), or (1, queries) where ``packing`` is given; ``targets``, rows and
-    slots, both (queries,), say where each token goes in the cache, ``None`` for the last slots below ``high_water``.
-    ``attention_mask`` is ``None`` where every query sees all slots below ``high_water``, (batch, slots) for one query a row,
-    the additive (batch, 1, width, slots) otherwise, or a ``dict`` of these by kind of layer.
+    Attributes:
+        input_ids: (batch, width), or (1, queries) where ``packing`` is given.
+        position_ids: of the same shape.
+        targets: where each token goes in the cache, ``None`` for the last slots below ``high_water``.
+        attention_mask: ``None`` where every query sees all slots below ``high_water``, (batch, slots) for one query a row,
+            the additive (batch, 1, width, slots) otherwise, or a ``dict`` of these by kind of layer.
+        kept: the columns whose logits are wanted, ``None`` for all.
+        places: row and column of each wanted query among what the model returns, ``None`` for all that it returns.
     """
 
-    input_ids: LongTensor
-    position_ids: LongTensor
-    targets: tuple[LongTensor, LongTensor] | None
+    input_ids: Tensor
+    position_ids: Tensor
+    targets: Places | None
     attention_mask: Tensor | dict[str, Tensor] | None
     high_water: int
     packing: Packing | None
-    places: tuple[LongTensor, LongTensor]
-    wanted: list[int] | None
+    kept: Tensor | None
+    places: Places | None
 
-    def run(self, model: Callable[..., Any], cache: TreeCache) -> Tensor:
-        """Run ``model`` over the step; return its logits, of the shape of ``input_ids`` and the vocabulary."""
+    def run(self, model: PreTrainedModel, cache: TreeCache) -> Tensor:
+        """Run ``model`` over the step; return its logits, (batch, columns, vocabulary)."""
         cache.prepare(self.targets, self.high_water, self.input_ids.shape[1])
         with tree_step(self.packing):
             logits: Tensor = model(
@@ -57,91 +48,102 @@ class StepInputs:
                 attention_mask=self.attention_mask,
                 use_cache=True,
                 return_dict=True,
-                **{cache.argument: cache},
+                **{cache_argument(model): cache},
+                **({} if self.kept is None else {"logits_to_keep": self.kept}),
             ).logits
         return logits
 
     def in_plan_order(self, values: Tensor) -> Tensor:
-        """Return what the model gave for each query of the plan, row by row, (queries, ...), without padding."""
-        return values[0] if self.packing is not None else values[self.places]
+        """Return what the model gave for each wanted query of the plan, row by row, (queries, ...), without padding."""
+        return values.flatten(0, 1) if self.places is None else values[self.places]
 
 
-def lay_out(
-    plan: Sequence[Sequence[Query]],
-    scratch: Sequence[int],
-    windows: Mapping[str, int | None],
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-    high_water: int = 0,
-    pack: bool = False,
-    buckets: bool = False,
-) -> StepInputs:
-    """Lay out the queries of each row, side by side if ``pack``, else padded on the right to the widest row.
-
-    A padding query is token 0, goes to the row's free slot ``scratch[row]`` and sees that slot alone: a query that sees
-    nothing would give NaN.
+class StepLayout:
+    """Lays out the steps of one run of ``model``; what each path sees is kept from step to step.
 
     Args:
         windows: how many positions each kind of layer sees, ``None`` for all (:func:`hf_apar.forward.cache.layer_windows`).
-        high_water: lower bound of the slots that attention reads.
-        pack: rows of different widths stand in one row of tokens, which takes
-            :func:`hf_apar.forward.attention.tree_attention`; rows of one width are never packed.
-        buckets: round the width and ``high_water`` up to powers of two and mask densely, so that a compiled model meets
-            few shapes.
+        keeps: does the model take ``logits_to_keep``?
     """
-    width = max(len(queries) for queries in plan)
-    width = 1 << (width - 1).bit_length() if buckets else width
-    pack = pack and any(len(queries) < width for queries in plan)
-    padded = [
-        [*queries, *[Query(0, free, [free])] * (width - len(queries))] for queries, free in zip(plan, scratch, strict=True)
-    ]
-    fed = plan if pack else padded
-    high_water = max([high_water, *(query.slot + 1 for queries in fed for query in queries)])
-    high_water = power_of_two(high_water) if buckets else high_water
-    plain = width == 1 and not pack and not buckets and list(windows.values()) == [None]
-    full = all(len(query.sees) == high_water for queries in fed for query in queries)
-    shape = (1, -1) if pack else (len(plan), width)
-    slots = [query.slot for queries in fed for query in queries]
-    appended = not pack and not buckets and slots == [*range(high_water - width, high_water)] * len(plan)
-    rows = _tensor([row for row, queries in enumerate(fed) for _ in queries], device)
-    places = [(row, column) for row, queries in enumerate(plan) for column in range(len(queries))]
-    columns = _tensor([column for _, column in places], device)
-    return StepInputs(
-        input_ids=_tensor([query.token for queries in fed for query in queries], device).view(shape),  # type: ignore[arg-type]
-        position_ids=_tensor([len(query.sees) - 1 for queries in fed for query in queries], device).view(shape),  # type: ignore[arg-type]
-        targets=None if appended else (rows, _tensor(slots, device)),
-        attention_mask=None if plain and full else _attention_mask(fed, windows, width, high_water, dtype, device, plain),
-        high_water=high_water,
-        packing=Packing(rows, columns, len(plan), width) if pack else None,
-        places=(_tensor([row for row, _ in places], device), columns),
-        wanted=_wanted([query.wanted for queries in plan for query in queries]),
-    )
 
+    def __init__(self, windows: Mapping[str, int | None], *, dtype: torch.dtype, device: torch.device, keeps: bool) -> None:
+        self.dtype, self.device, self.keeps = dtype, device, keeps
+        self.lines = PathLines(windows, device)
+        self.plain = list(windows.values()) == [None]  # no window hides anything
 
-def _wanted(flags: Sequence[bool]) -> list[int] | None:
-    return None if all(flags) else [place for place, wanted in enumerate(flags) if wanted]
+    @classmethod
+    def of(cls, model: PreTrainedModel, device: torch.device) -> "StepLayout":
+        """Return the layout for ``model``, which takes its inputs on ``device``."""
+        windows = layer_windows(model.config.get_text_config(decoder=True))
+        # a tensor of indices would have to follow the last layer to its device
+        keeps = takes(type(model).forward, "logits_to_keep") and not is_split(model)
+        return cls(windows, dtype=model.dtype, device=device, keeps=keeps)
 
+    def lay_out(
+        self, plan: Sequence[Sequence[Query]], scratch: Sequence[int], *, high_water: int = 0, pack: bool = False
+    ) -> StepInputs:
+        """Lay out the queries of each row, side by side if ``pack``, else padded on the right to the widest row.
 
-def _attention_mask(
-    fed: Sequence[Sequence[Query]],
-    windows: Mapping[str, int | None],
-    width: int,
-    slots: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    plain: bool,
-) -> Tensor | dict[str, Tensor]:
-    masks = {}  # each (batch, width, slots)
-    for kind, window in windows.items():
-        seen = [[query.sees if window is None else query.sees[-window:] for query in queries] for queries in fed]
-        masks[kind] = slots_mask(seen, width, slots)
-    (first, *others) = masks.values()
-    if plain:
-        return first[:, 0].to(device)  # (batch, slots): what generate passes
-    added = {kind: additive(mask[:, None].to(device), dtype) for kind, mask in masks.items()}  # type: ignore[arg-type]
-    return added if others else next(iter(added.values()))
+        A padding query is token 0, goes to the row's free slot ``scratch[row]`` and sees that slot alone: a query that sees
+        nothing would give NaN.
 
+        Args:
+            high_water: lower bound of the slots that attention reads.
+            pack: rows of different widths stand in one row of tokens, which takes
+                :func:`hf_apar.forward.attention.tree_attention`; rows of one width are never packed.
+        """
+        width = max(len(queries) for queries in plan)
+        pack = pack and any(len(queries) < width for queries in plan)
+        grid = [
+            [*queries, *[Query(0, (), 0, () if pack else (free,), wanted=False)] * (width - len(queries))]
+            for queries, free in zip(plan, scratch, strict=True)
+        ]  # (batch, width)
+        fed = [
+            (query, row, column)
+            for row, queries in enumerate(plan if pack else grid)
+            for column, query in enumerate(queries)
+        ]
+        slots = [query.slot for query, *_ in fed]
+        high_water = max(high_water, max(slots) + 1)
+        table = [
+            [query.token for query, *_ in fed], [query.seen - 1 for query, *_ in fed], slots,
+            [row for _, row, _ in fed], [column for *_, column in fed],
+        ]  # fmt: skip
+        input_ids, position_ids, targets, rows, columns = torch.tensor(table, device=self.device)
+        shape = (1, len(fed)) if pack else (len(plan), width)
+        appended = not pack and slots == [*range(high_water - width, high_water)] * len(plan)
+        cells = [(0, place) if pack else (row, column) for place, (_, row, column) in enumerate(fed)]
+        kept, places = self._wanted([cell for cell, (query, *_) in zip(cells, fed, strict=True) if query.wanted], *shape)
+        return StepInputs(
+            input_ids=input_ids.view(shape),
+            position_ids=position_ids.view(shape),
+            targets=None if appended else (rows, targets),
+            attention_mask=self._attention_mask(grid, high_water, plain=self.plain and width == 1 and not pack),
+            high_water=high_water,
+            packing=Packing(rows, columns, len(plan), width) if pack else None,
+            kept=kept,
+            places=places,
+        )
 
-def _tensor(values: Sequence[int], device: torch.device) -> LongTensor:
-    return torch.tensor(values, dtype=torch.long, device=device)  # type: ignore[return-value]
+    def _wanted(self, cells: Sequence[tuple[int, int]], rows: int, width: int) -> tuple[Tensor | None, Places | None]:
+        """Return the columns whose logits are wanted, and where among these each wanted cell stands; ``None`` for all."""
+        columns = sorted({column for _, column in cells}) if self.keeps else [*range(width)]
+        index = {column: place for place, column in enumerate(columns)}
+        kept = None if len(columns) == width else torch.tensor(columns, device=self.device)
+        if len(cells) == rows * len(columns):
+            return kept, None
+        places = torch.tensor([(row, index[column]) for row, column in cells], device=self.device)
+        return kept, (places[:, 0], places[:, 1])
+
+    def _attention_mask(
+        self, grid: Sequence[Sequence[Query]], slots: int, *, plain: bool
+    ) -> Tensor | dict[str, Tensor] | None:
+        queries = [query for row in grid for query in row]
+        if plain and all(query.seen == slots for query in queries):
+            return None
+        masks = self.lines.masks(queries, slots)
+        if plain:
+            return next(iter(masks.values()))  # (batch, slots): what generate passes
+        shape = (len(grid), 1, len(grid[0]), slots)
+        added = {kind: additive(mask.view(shape), self.dtype) for kind, mask in masks.items()}
+        return added if len(added) > 1 else next(iter(added.values()))

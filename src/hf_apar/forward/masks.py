@@ -1,44 +1,44 @@
-"""Who sees whom, as pure functions of index vectors; True means "may attend"."""
-
-from collections.abc import Sequence
+"""Who sees whom, as pure functions of indices; True means "may attend"."""
 
 import torch
-from torch import BoolTensor, LongTensor, Tensor
+from torch import Tensor
 
 
-def visible_until_mask(visible_until: LongTensor) -> BoolTensor:
-    """Return ``mask[b, i, j] = (j <= i < visible_until[b, j])`` of shape (batch, length, length).
+def visible_until_mask(visible_until: Tensor) -> Tensor:
+    """Return booleans ``mask[b, i, j] = (j <= i < visible_until[b, j])`` of shape (batch, length, length).
 
-    ``visible_until`` (batch, length) is what a row of trees in depth-first order needs to know: a token is seen from
-    itself to the end of its thread's subtree.
+    ``visible_until``, integers (batch, length), is what a row of trees in depth-first order needs to know: a token is seen
+    from itself to the end of its thread's subtree.
 
     >>> visible_until_mask(torch.tensor([[4, 3, 3, 4]])).int().tolist()  # root, child, child, root
     [[[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 1]]]
     """
     index = torch.arange(visible_until.shape[-1], device=visible_until.device)
     queries, keys = index[:, None], index[None, :]
-    return (keys <= queries) & (queries < visible_until[:, None, :])  # type: ignore[return-value]
+    return (keys <= queries) & (queries < visible_until[:, None, :])
 
 
-def additive(mask: BoolTensor, dtype: torch.dtype) -> Tensor:
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Return 0 where ``mask`` is true and ``dtype``'s lowest number elsewhere: the form that eager and sdpa agree on.
 
     >>> additive(torch.tensor([True, False]), torch.float16).tolist()
     [0.0, -65504.0]
     """
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
-def slots_mask(rows: Sequence[Sequence[Sequence[int]]], width: int, slots: int) -> BoolTensor:
-    """Return the mask (batch, ``width``, ``slots``) of queries that each list the cache slots they see.
+def view_change(old: int, new: int, window: int | None) -> tuple[range, range]:
+    """Return the positions that come into view and those that fall out of it when a path grows from ``old`` to ``new``.
 
-    A row with fewer than ``width`` queries gets queries that see nothing.
+    A path that is cut does the reverse.
 
-    >>> slots_mask([[[0, 2], [0, 1]]], width=2, slots=3).int().tolist()
-    [[[1, 0, 1], [1, 1, 0]]]
+    >>> view_change(3, 5, window=3), view_change(5, 3, window=3)
+    ((range(3, 5), range(0, 2)), (range(0, 2), range(3, 5)))
+    >>> view_change(3, 5, window=None)
+    (range(3, 5), range(0, 0))
     """
-    mask = torch.zeros(len(rows), width, slots, dtype=torch.bool)
-    for row, queries in enumerate(rows):
-        for column, seen in enumerate(queries):
-            mask[row, column, torch.tensor(seen)] = True
-    return mask  # type: ignore[return-value]
+    if new < old:
+        fallen, come = view_change(new, old, window)
+        return come, fallen
+    before, after = (0, 0) if window is None else (max(old - window, 0), max(new - window, 0))
+    return range(max(old, after), new), range(before, min(after, old))

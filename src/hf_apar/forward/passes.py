@@ -5,13 +5,13 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_apar.forward.attention import tree_attention_for
-from hf_apar.forward.cache import layer_windows, new_tree_cache
-from hf_apar.forward.layout import Query, StepInputs, lay_out
+from hf_apar.forward.cache import TreeCache
+from hf_apar.forward.layout import StepInputs, StepLayout
+from hf_apar.forward.lines import Query
 from hf_apar.forward.prompts import Prompts
 from hf_apar.tree.growth import GrowingTree
 
@@ -22,8 +22,7 @@ class Passes:
     def __init__(self, model: PreTrainedModel, prompts: Prompts) -> None:
         self.model, self.prompts = model, prompts
         self.device = prompts.device(model)
-        self.cache = new_tree_cache(model)
-        self.windows = layer_windows(model.config.get_text_config(decoder=True))
+        self.cache, self.layout = TreeCache(), StepLayout.of(model, self.device)
         self._inputs: StepInputs | None = None
         self._stack = ExitStack()
 
@@ -40,12 +39,9 @@ class Passes:
 
     def step(self, rows: Sequence[GrowingTree], queries: Sequence[Sequence[Query]]) -> Tensor:
         """Feed the queries of each row; return the logits of those that want them, row by row, (queries, vocabulary)."""
-        self._inputs = lay_out(
+        self._inputs = self.layout.lay_out(
             queries,
             [row.scratch for row in rows],
-            self.windows,
-            dtype=self.model.dtype,
-            device=self.device,
             high_water=max(row.pool.high_water for row in rows),
             pack=self._pack,
         )
@@ -55,6 +51,4 @@ class Passes:
         """Pick out of (batch, width, ...) what the last pass gave for each query that wants it: (queries, ...)."""
         if self._inputs is None:
             return values[:, -1]  # the prompts' last tokens
-        found = self._inputs.in_plan_order(values)
-        wanted = self._inputs.wanted
-        return found if wanted is None else found[torch.tensor(wanted, device=found.device)]
+        return self._inputs.in_plan_order(values)

@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from hf_apar.errors import ConfigurationError, ControlTokenError
-from hf_apar.forward.cache import TreeCache, plain_layers
+from hf_apar.forward.cache import TreeCache
 from hf_apar.forward.devices import input_device, is_split
-from hf_apar.releases import GENERATE_CACHE, without_cache
+from hf_apar.releases import GENERATE_CACHE, cache_argument, without_cache
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Prompts:
     """Token ids, embeddings, or either of them after a prefix that is in a cache already.
 
     Attributes:
-        input_ids: (batch, known); fewer than ``span`` where embeddings or a cached prefix stand for the others.
+        input_ids: integers (batch, known); fewer than ``span`` where embeddings or a cached prefix stand for the others.
         attention_mask: (batch, span), ``None`` where nothing is padding.
         span: positions of the prefix and the prompt together, padding included.
         prefix: keys and values of the first positions, left as they are; ``None`` for none.
@@ -103,7 +103,8 @@ class Prompts:
     def prefill(self, model: PreTrainedModel, cache: TreeCache, chunk_size: int | None = None) -> Tensor:
         """Feed the prompts in chunks of ``chunk_size``; return the logits of their last tokens, (batch, vocabulary)."""
         if self.prefix is not None:
-            cache.load(self.prefix)
+            for index, (keys, values, *_) in enumerate(self.prefix):
+                cache.update(keys, values, index)
         logits, device = None, self.device(model)
         positions = self._positions().to(device)
         options = {**self.model_kwargs, "use_cache": True}
@@ -111,7 +112,6 @@ class Prompts:
         mask = None if self.attention_mask is None else self.attention_mask.to(device)
         for start in range(self.past, self.span, chunk_size or self.span):
             end = min(start + (chunk_size or self.span), self.span)
-            cache.prepare(None, end, end - start)
             known = self.input_ids[:, : self.input_ids.shape[1] - (self.span - end)].to(device)
             embeds = self.model_kwargs.get("inputs_embeds")
             if "logits_to_keep" in options and not is_split(model):
@@ -128,10 +128,10 @@ class Prompts:
             kept, inputs = without_cache(prepared(next_sequence_length=end - start, **{GENERATE_CACHE: cache}))
             if kept is not cache:  # the model begins anew: Phi3 beyond its first window
                 _, inputs = without_cache(prepared(next_sequence_length=end, **{GENERATE_CACHE: None}))
-                cache.prepare(None, end, end)
+                cache.reset()  # type: ignore[no-untyped-call]
                 if "logits_to_keep" in inputs:
                     inputs["logits_to_keep"] = 1
-            logits = model(**inputs, **{cache.argument: cache}, return_dict=True).logits
+            logits = model(**inputs, **{cache_argument(model): cache}, return_dict=True).logits
         assert logits is not None
         return logits[:, -1]  # type: ignore[no-any-return]
 
@@ -155,7 +155,7 @@ class Prompts:
 
 
 def _checked_prefix(cache: Any, batch: int, span: int) -> DynamicCache | None:
-    if cache is not None and type(cache) is not DynamicCache:
+    if cache is not None and type(cache) not in (DynamicCache, TreeCache):
         raise ConfigurationError(
             f"past_key_values is a {type(cache).__name__}, and apar takes a DynamicCache: its threads share a cache of "
             "their own, into which a prefix is copied; leave it out, or prefill the prefix into a DynamicCache"
@@ -163,7 +163,7 @@ def _checked_prefix(cache: Any, batch: int, span: int) -> DynamicCache | None:
     if cache is None or cache.get_seq_length() == 0:
         return None
     length = cache.get_seq_length()
-    for keys, _ in plain_layers(cache):
+    for keys, *_ in cache:
         if keys.shape[0] != batch or keys.shape[2] != length:
             raise ConfigurationError(
                 f"past_key_values holds {keys.shape[0]} rows and {keys.shape[2]} of {length} positions, wanted {batch} rows "
@@ -175,4 +175,4 @@ def _checked_prefix(cache: Any, batch: int, span: int) -> DynamicCache | None:
             f"past_key_values holds {length} positions and the prompt has {span}, its prefix included; pass a prompt that "
             "goes on after the prefix"
         )
-    return cache
+    return cache  # type: ignore[no-any-return]

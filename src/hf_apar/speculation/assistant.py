@@ -16,9 +16,10 @@ from hf_apar.checks import validate_model
 from hf_apar.choice.paths import Context
 from hf_apar.errors import ConfigurationError
 from hf_apar.forward.attention import tree_attention_for
-from hf_apar.forward.cache import layer_windows, new_tree_cache
+from hf_apar.forward.cache import TreeCache
 from hf_apar.forward.devices import input_device
-from hf_apar.forward.layout import Query, lay_out
+from hf_apar.forward.layout import StepLayout
+from hf_apar.forward.lines import Query
 from hf_apar.forward.prompts import Prompts
 from hf_apar.speculation.proposer import Draft, Proposer, RowView, Run, ThreadView
 from hf_apar.tokens import control_ids_of, embedding_rows
@@ -37,6 +38,7 @@ class Cached:
 class Shadow:
     """The assistant's side of one row."""
 
+    layout: StepLayout
     pool: SlotPool = field(default_factory=SlotPool)
     cached: dict[int, Cached] = field(default_factory=dict)  # of the threads that live or wait
 
@@ -63,17 +65,18 @@ class Shadow:
         """Keep of ``cached`` what ``path`` begins with, short of its last token; return the rest of the path."""
         limit = min(len(cached.tokens), len(path) - 1)
         same = next((place for place in range(limit) if cached.tokens[place] != path[place]), limit)
+        self.layout.lines.cut(cached.slots, same)
         self.pool.release(cached.slots[same:])
         del cached.tokens[same:], cached.slots[same:]
         return list(path[same:])
 
     def feed(self, thread: ThreadView, tokens: Sequence[int]) -> list[Query]:
         """Give ``tokens`` of ``thread`` slots, and return what feeds them."""
-        cached, queries = self.cached[thread.index], []
+        cached, queries = self.cached[thread.index], list[Query]()
         for token in tokens:
             cached.tokens.append(token)
             cached.slots.append(self.pool.take())
-            queries.append(Query(token, cached.slots[-1], list(cached.slots)))
+            queries.append(Query(token, cached.slots, len(cached.slots), wanted=len(queries) == len(tokens) - 1))
         return queries
 
 
@@ -102,7 +105,6 @@ class AssistantDrafts(Proposer):
     ) -> None:
         validate_model(assistant)
         self.assistant, self.longest, self.schedule, self.confidence = assistant, num_tokens, schedule, confidence
-        self.windows = layer_windows(assistant.config.get_text_config(decoder=True))
 
     def start(self, run: Run) -> None:
         controls = run.protocol.control_ids
@@ -114,9 +116,10 @@ class AssistantDrafts(Proposer):
             )
         self.leave_out = frozenset() if control_ids_of(self.assistant) == controls else controls
         self.banned = [token for token in self.leave_out if token < ours]  # the rules ban what else may not come
-        self.run, self.cache = run, new_tree_cache(self.assistant)
+        self.run, self.cache = run, TreeCache()
         self.rows: list[Shadow] = []
         self.device = input_device(self.assistant, run.device)
+        self.layout = StepLayout.of(self.assistant, self.device)
 
     @torch.no_grad()
     def propose(self, rows: Sequence[RowView], limits: Sequence[Sequence[int]]) -> Sequence[Sequence[Draft]]:
@@ -163,7 +166,7 @@ class AssistantDrafts(Proposer):
         whole = Prompts(ids, None if bool(mask.all()) else mask, span, None, {})
         whole.prefill(self.assistant, self.cache)
         for prompt in prompts:
-            shadow = Shadow()
+            shadow = Shadow(self.layout)
             taken = [shadow.pool.take() for _ in range(span)]
             shadow.cached[0] = Cached(list(prompt), taken[span - len(prompt) :])
             self.rows.append(shadow)
@@ -176,18 +179,13 @@ class AssistantDrafts(Proposer):
         The assistant's logits go through the model's own logits processors: its choices are judged after them.
         """
         fed = [[shadow.feed(*turn) for turn in turns] for shadow, turns in zip(self.rows, plan, strict=True)]
-        inputs = lay_out(
+        inputs = self.layout.lay_out(
             [[query for queries in row for query in queries] for row in fed],
             [shadow.pool.peek() for shadow in self.rows],
-            self.windows,
-            dtype=self.assistant.dtype,
-            device=self.device,
             high_water=max(shadow.pool.high_water for shadow in self.rows),
             pack=self.pack,
         )
-        ends = torch.tensor([len(queries) for row in fed for queries in row]).cumsum(0) - 1
-        logits = inputs.in_plan_order(inputs.run(self.assistant, self.cache))
-        last = logits[ends.to(logits.device)].float()  # (threads, vocabulary)
+        last = inputs.in_plan_order(inputs.run(self.assistant, self.cache)).float()  # (threads, vocabulary)
         last[:, self.banned] = -torch.inf
         sampler = self.run.sampler
         last = functional.pad(last, (0, embedding_rows(self.run.model) - last.shape[1]), value=-torch.inf)

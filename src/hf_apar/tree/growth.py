@@ -42,6 +42,7 @@ class GrowingTree:
         self.root_slots: list[int] = []  # where the root's path stood when it ended
         self._order = [root]  # threads that live or wait, by the place in the answer where each goes on
         self._waiting: dict[int, tuple[int, ...]] = {}  # and what they are fed when they start
+        self._apart = False  # are the threads answers of their own?
 
     @property
     def unfinished(self) -> bool:
@@ -110,8 +111,10 @@ class GrowingTree:
     def branch(self, thread: Thread, branches: Sequence[Sequence[int]]) -> None:
         """Let ``thread`` end here, and a child for each of ``branches`` begin with its tokens, in this order.
 
-        A branch without tokens goes on from the path's end, whose last token it feeds anew to sample after it.
+        From now on each thread is an answer of its own: a stop ends it alone. A branch without tokens goes on from the
+        path's end, whose last token it feeds anew to sample after it.
         """
+        self._apart = True
         for ids in branches:
             self._add_child(thread, Fork(child=tuple(ids)))
         self.end(thread, "eos")
@@ -137,7 +140,10 @@ class GrowingTree:
         self._end_from(0, reason)
 
     def stop(self, thread: Thread) -> None:
-        """End ``thread`` and cut the answer there: all threads that write what reads later end too."""
+        """End ``thread`` and cut the answer there: all threads that write what reads later end too, but for branches."""
+        if self._apart:
+            self.end(thread, "stop")
+            return
         self.tree.stopped_by = thread.index
         self._end_from(self._order.index(thread), "stop")
 

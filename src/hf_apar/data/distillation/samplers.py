@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, RepetitionPenaltyLogitsProcessor
 
-from hf_apar.forward.cache import new_tree_cache
+from hf_apar.forward.cache import TreeCache
 from hf_apar.generation_settings import eos_token_ids
+from hf_apar.releases import cache_argument
 from hf_apar.text.encoding import decode_text, token_texts
 
 LEAD_TOKENS = 48
@@ -154,16 +155,15 @@ def _sample(sampler: TransformersSampler, tasks: Sequence[Task]) -> list[Continu
     assert model.generation_config is not None
     eos = {*eos_token_ids(model.generation_config), tokenizer.eos_token_id} - {None}
     rows = [_Row(tokenizer, task, eos) for task in tasks]
-    cache, running = new_tree_cache(model), rows
+    cache, running = TreeCache(), rows
     positions, seen = (attention_mask.cumsum(1) - 1).clamp(min=0), input_ids  # (rows, tokens so far): what is penalised
     longest = max(task.max_new_tokens for task in tasks)
     hurried = longest > LEAD_TOKENS and not any(task.sentence_after for task in tasks)
     patience = sampler.straggler_share * len(rows) if hurried else 0
     for _ in range(longest):
-        cache.prepare(None, attention_mask.shape[1], input_ids.shape[1])
         logits = model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=True,
-            logits_to_keep=1, **{cache.argument: cache},
+            logits_to_keep=1, **{cache_argument(model): cache},
         ).logits[:, -1].float()  # fmt: skip
         logits = penalise(seen, logits)
         in_line = [index for index, row in enumerate(running) if row.task.sentence_after]
@@ -182,7 +182,7 @@ def _sample(sampler: TransformersSampler, tasks: Sequence[Task]) -> list[Continu
         positions = positions[:, -1:] + 1
         if len(going) <= 0.75 * len(running):
             keep = torch.tensor(going, device=input_ids.device)
-            cache.keep_rows(keep)
+            cache.batch_select_indices(keep)
             input_ids, attention_mask, positions, seen = (
                 tensor[keep] for tensor in (input_ids, attention_mask, positions, seen)
             )
