@@ -214,7 +214,7 @@ def test_what_the_engine_gives_up_ends_the_answer():
     engine.step(0, 3)
     root, child = engine.requests.values()
     engine.driver.made(Made(root, failure="error"))
-    assert engine.cancelled == [0, 1] and answer.finished and answer.failure == "error"
+    assert engine.cancelled == [1] and answer.finished and answer.failure == "error"
     engine.driver.made(Made(child, [MadeToken(65)]))
     assert answer.read().text == "1:", "and what comes late is left out"
 

@@ -123,7 +123,7 @@ class _Holding:
         return self.held / self.steps if self.steps else 0.0
 
     def measure(self, answer: Answer, live: int, block_tokens: int) -> None:
-        """Note what ``answer`` holds now, each thread's last block as if it were full: once a step of each ``live`` thread."""
+        """Note what ``answer`` holds now, the last block of each ``live`` thread as if it were full: once a step of each."""
         share = 1.0 / max(1, live)
         self.held += share * (answer.row.prompt_length + answer.row.pool.held + block_tokens * live)
         self.steps += share

@@ -133,7 +133,7 @@ class Driver:
         answer, thread = made.request.answer, made.request.thread
         if self._requests.get((answer, thread.index)) is not made.request:
             return
-        if made.reason is not None:
+        if made.reason is not None or made.failure is not None:
             del self._requests[answer, thread.index]
         answer.write(thread, made.tokens, reason=made.reason, stop_reason=made.stop_reason)
         if made.failure is not None:
@@ -159,7 +159,8 @@ class Driver:
 
     def _settle(self, answer: Answer) -> None:
         for thread in answer.to_cancel():
-            self.engine.cancel(self._requests.pop((answer, thread.index)))
+            if (request := self._requests.pop((answer, thread.index), None)) is not None:  # else the engine gave it up
+                self.engine.cancel(request)
         for thread in answer.to_start():
             request = self._requests[answer, thread.index] = self._request(answer, thread)
             self.engine.start(request)
