@@ -20,7 +20,7 @@ from field_tokenizers import (
 )
 from hf_apar import DataError, encode_chat
 from hf_apar.cli.common import template_arguments
-from hf_apar.data.distillation.distill import Answer, Question, distill
+from hf_apar.data.distillation.distill import Question, TextAnswer, distill
 from hf_apar.data.distillation.elaborate import elaborate
 from hf_apar.data.distillation.samplers import Continuation
 from hf_apar.data.extraction.text_tree import TextThread
@@ -193,7 +193,7 @@ def test_what_is_trained_after_a_thinking_template_is_what_is_decoded():
         assert tokenizer.decode(row.input_ids[len(prompt) :]) == "Two:[Fork][Child] it grows\nBye."
         assert ("<think>" in text) is (variables is not None)
     mixture = mix(
-        [Answer(f"{number}?", LIST) for number in range(4)], tokenizer, (fork, child),
+        [TextAnswer(f"{number}?", LIST) for number in range(4)], tokenizer, (fork, child),
         Selection(max_repetition=1.0, held_out=0.3), chat_template_kwargs=NO_THOUGHT,
     )  # fmt: skip
     assert all("<think>\n\n</think>\n\n1. **Oak" in tokenizer.decode(row.input_ids) for row in mixture.held_out)
@@ -212,7 +212,7 @@ def test_distilling_and_elaborating_take_variables_and_remember_them(tmp_path):
     tokenizer, sample, path = byte_level(), Writes(), tmp_path / "answers.jsonl"
     questions = [Question("Why?"), Question("How?")]
     list(distill(sample, tokenizer, questions, path, chat_template_kwargs=NO_THOUGHT))
-    answers = [Answer("Why?", LIST)]
+    answers = [TextAnswer("Why?", LIST)]
     longer = tmp_path / "longer.jsonl"
     list(elaborate(sample, tokenizer, answers, longer, chat_template_kwargs=NO_THOUGHT))
     assert len(sample.prompts) > 2

@@ -20,7 +20,7 @@ from hf_apar.checkpoints.loading import DEFAULT_BASE
 from hf_apar.cli import app
 from hf_apar.cli.live import CURSOR, LiveTree, TreeView
 from hf_apar.config import AparConfig
-from hf_apar.data.distillation.distill import Answer, _Limits, in_batches, read_answers
+from hf_apar.data.distillation.distill import TextAnswer, _Limits, in_batches, read_answers
 from hf_apar.data.distillation.questions import template_questions
 from hf_apar.training.evaluation import PROMPTS, Judged, likelihoods, plain_answers
 from hf_apar.training.heads import train_medusa as learn
@@ -272,7 +272,7 @@ def test_heads_are_trained_and_used_and_change_no_text(checkpoint, tmp_path):
 def test_the_recipe_goes_through_all_stages_and_on_from_where_it_stopped(untuned, tmp_path):
     """From answers that are there already: a random model's own would hold no list."""
     texts = ["- A: a b c d e\n- B: f g h i j\n- C: k l m n o"] * 8 + ["no list"] * 4
-    own = [Answer(f"{place}?", text) for place, text in enumerate(texts)]
+    own = [TextAnswer(f"{place}?", text) for place, text in enumerate(texts)]
     limits = _Limits(new_tokens=384, whole_tokens=384, items=None)
     settings = (limits, f"{untuned} transformers float32 0.3 1.0 0")
     list(in_batches(template_questions(3), tmp_path / "answers.jsonl", 3, settings, lambda _: own))

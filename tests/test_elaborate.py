@@ -7,7 +7,7 @@ import pytest
 
 from byte_tokenizer import byte_tokenizer
 from field_tokenizers import MAKERS
-from hf_apar.data.distillation.distill import Answer, read_answers
+from hf_apar.data.distillation.distill import TextAnswer, read_answers
 from hf_apar.data.distillation.elaborate import CLOSING_TOKENS, CLOSINGS, MORE_TOKENS, SHORTEST, elaborate
 from hf_apar.data.distillation.samplers import Continuation, Task
 from hf_apar.data.extraction.markdown import extract
@@ -45,7 +45,7 @@ class Says:
 
 
 def run(tokenizer, path, sample, *responses, **options):
-    answers = [Answer("How do I rest?", response) for response in responses]
+    answers = [TextAnswer("How do I rest?", response) for response in responses]
     list(elaborate(sample, tokenizer, answers, path, min_detail_tokens=LEAST, **options))
     return [answer.response for answer in read_answers(path)]
 
@@ -128,7 +128,7 @@ def test_an_answer_keeps_its_parts_or_stays_as_it_was(tokenizer, tmp_path):
 
 def test_a_second_call_goes_on_where_the_first_one_stopped(tokenizer, tmp_path):
     path, sample = tmp_path / "a.jsonl", Says(" It helps. You will see that it does so very soon. And then")
-    answers = [Answer(f"How do I rest {number} times?", LIST) for number in range(5)]
+    answers = [TextAnswer(f"How do I rest {number} times?", LIST) for number in range(5)]
     steps = elaborate(sample, tokenizer, answers, path, min_detail_tokens=LEAST, batch_size=2)
     assert next(steps) == 2
     steps.close()

@@ -14,7 +14,8 @@ import torch
 from transformers import DynamicCache, LlamaForCausalLM, TextIteratorStreamer
 
 from conftest import CHILD, FORK, random_prompts, tiny_llama
-from hf_apar import AparStreamer, ConfigurationError, apar_decode, attention, enable_apar
+from hf_apar import AparStreamer, ConfigurationError, apar_decode, enable_apar
+from hf_apar.forward import attention
 from hf_apar.speculation.medusa import MedusaDrafts, MedusaHeads
 from hf_apar.speculation.proposer import Draft, Proposer
 

@@ -20,7 +20,7 @@ from transformers import (
 
 from byte_tokenizer import byte_tokenizer
 from hf_apar.checkpoints.loading import load_adapter
-from hf_apar.data.distillation.distill import Answer
+from hf_apar.data.distillation.distill import TextAnswer
 from hf_apar.errors import ConfigurationError, ControlTokenError, DataError
 from hf_apar.text.chat import encode_chat
 from hf_apar.tokens import FORK_TOKEN, add_control_tokens
@@ -35,7 +35,7 @@ from hf_apar.training.rows.features import IGNORED
 torch.set_num_threads(1)
 
 LIST = "- A: a b c d e\n- B: f g h i j\n- C: k l m n o"
-ANSWERS = [Answer(f"list {n:02}", LIST) for n in range(16)] + [Answer(f"say {n:02}", "no list") for n in range(40)]
+ANSWERS = [TextAnswer(f"list {n:02}", LIST) for n in range(16)] + [TextAnswer(f"say {n:02}", "no list") for n in range(40)]
 
 
 @pytest.fixture(scope="module")
@@ -304,8 +304,8 @@ def test_answers_that_cannot_be_trained_on(base, answers, options, message):
 def test_what_repeats_itself_is_left_out(base):
     model, tokenizer = loaded(base)
     ids = add_control_tokens(model, tokenizer)
-    loop = Answer("loop", "It goes on and on and then. " * 9)
-    twice = Answer("twice", LIST.replace("B:", "A:"))
+    loop = TextAnswer("loop", "It goes on and on and then. " * 9)
+    twice = TextAnswer("twice", LIST.replace("B:", "A:"))
     selection = Selection(structured_share=0.1, unforked_share=0.0, held_out=0.1)
     kept = mix([*ANSWERS, loop, twice], tokenizer, ids, selection)
     assert len(kept.train) + len(kept.held_out) == len(ANSWERS)
@@ -322,7 +322,7 @@ def test_what_teaches_a_bad_habit_is_left_out(base, response):
     model, tokenizer = loaded(base)
     ids = add_control_tokens(model, tokenizer)
     selection = Selection(structured_share=0.1, held_out=0.1)
-    given = [*ANSWERS, Answer("habit", response)]
+    given = [*ANSWERS, TextAnswer("habit", response)]
     assert mix(given, tokenizer, ids, selection) == mix(ANSWERS, tokenizer, ids, selection)
 
 
@@ -339,9 +339,9 @@ def test_a_compiled_run_ends_like_one_that_is_not(trained, base, answers, tmp_pa
 def test_what_forks_too_often_or_gains_too_little_is_left_out(base):
     model, tokenizer = loaded(base)
     ids = add_control_tokens(model, tokenizer)
-    longer = Answer("longer", LIST + "\n- D: p q r s t")
-    uneven = Answer("uneven", "- A: a b c d e\n- B: " + "f g h i j " * 20 + "\n- C: k l m n o")
-    told = Answer("told", "- A: It is old. It is grey.\n- B: It is new. It is red.\n- C: It is here, is it not.")
+    longer = TextAnswer("longer", LIST + "\n- D: p q r s t")
+    uneven = TextAnswer("uneven", "- A: a b c d e\n- B: " + "f g h i j " * 20 + "\n- C: k l m n o")
+    told = TextAnswer("told", "- A: It is old. It is grey.\n- B: It is new. It is red.\n- C: It is here, is it not.")
     given = [*ANSWERS, longer, uneven, told]
     options = {"structured_share": 0.1, "unforked_share": 0.0, "held_out": 0.1, "max_repetition": 1.0}
 
@@ -369,9 +369,9 @@ def test_of_several_answers_to_a_prompt_the_likeliest_that_forks_is_trained_on(b
         return 1.0 if asked[-1][1] == LIST else 0.5
 
     given = [
-        *(Answer("both fork", text) for text in (LIST, second, "Rest.")),
-        *(Answer("one forks", text) for text in ("Rest.", LIST)),
-        *(Answer("none forks", text) for text in ("Sleep.", "Sleep well.")),
+        *(TextAnswer("both fork", text) for text in (LIST, second, "Rest.")),
+        *(TextAnswer("one forks", text) for text in ("Rest.", LIST)),
+        *(TextAnswer("none forks", text) for text in ("Sleep.", "Sleep well.")),
     ]
     options = {"structured_share": 0.1, "unforked_share": 0.0, "held_out": 0.1}
     kept = mix(given, tokenizer, ids, Selection(likeliest=True, **options), nll=nll)

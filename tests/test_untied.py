@@ -26,7 +26,7 @@ from byte_tokenizer import byte_tokenizer
 from hf_apar import AparModelForCausalLM, add_control_tokens
 from hf_apar.checkpoints.export import save_merged
 from hf_apar.checkpoints.loading import load_adapter, save_adapter
-from hf_apar.data.distillation.distill import Answer
+from hf_apar.data.distillation.distill import TextAnswer
 from hf_apar.errors import ConfigurationError
 from hf_apar.training.lora import add_lora, load_lora, token_indices
 from hf_apar.training.mixture import Selection
@@ -35,7 +35,7 @@ from hf_apar.training.recipe import train
 torch.set_num_threads(1)
 
 LIST = "- A: a b c d e\n- B: f g h i j\n- C: k l m n o"
-ANSWERS = [Answer(f"list {n:02}", LIST) for n in range(16)] + [Answer(f"say {n:02}", "no list") for n in range(40)]
+ANSWERS = [TextAnswer(f"list {n:02}", LIST) for n in range(16)] + [TextAnswer(f"say {n:02}", "no list") for n in range(40)]
 OPTIONS = {"rank": 8, "learning_rate": 2e-2, "token_rate": 2.0, "max_length": 256, "save_steps": 40, "eval_steps": 40}
 
 
