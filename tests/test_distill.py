@@ -1,7 +1,6 @@
 """Self-distillation: what ends is kept whole, what does not is left out, and a stop loses nothing."""
 
 import copy
-import inspect
 import itertools
 import json
 from collections import Counter
@@ -12,7 +11,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from byte_tokenizer import byte_tokenizer
 from field_tokenizers import DUMMY_PREFIX, MAKERS
-from hf_apar.cli.training import recipe
 from hf_apar.data.distillation.batches import BatchReport, TextAnswer
 from hf_apar.data.distillation.distill import (
     CUT_OFF,
@@ -31,6 +29,7 @@ from hf_apar.data.distillation.samplers import LEAD_TOKENS, Continuation, Task, 
 from hf_apar.errors import DataError
 from hf_apar.text.chat import encode_chat
 from hf_apar.text.encoding import encode_text, token_texts
+from hf_apar.training.recipe import DEFAULT_RECIPE
 
 
 @pytest.fixture(scope="module")
@@ -334,7 +333,7 @@ def test_template_questions_are_different_and_mostly_opened():
 
 def test_every_template_has_a_place_for_each_slot():
     prompts = [prompt for family in families().values() for prompt in family.prompts()]
-    assert len(prompts) == len(set(prompts)) == inspect.signature(recipe).parameters["templates"].default
+    assert len(prompts) == len(set(prompts)) == DEFAULT_RECIPE.asking.templates
     for name, family in families().items():
         places = {template.count("{}") for template in family.templates}
         assert places == {len(family.slots)}, name

@@ -12,8 +12,9 @@ from conftest import CHILD, FORK, VOCABULARY, left_padded, random_prompts, tiny_
 from hf_apar import AparConfig, ConfigurationError, DataError, UnsupportedModelError, add_control_tokens, enable_apar
 from hf_apar.data.extraction.markdown import extract
 from hf_apar.speculation.medusa import MedusaDrafts, MedusaHeads, path_successors
-from hf_apar.training.heads import HeadsLearn, most_frequent, train_medusa
+from hf_apar.training.heads import HeadsLearn, most_frequent
 from hf_apar.training.rows.features import tree_features
+from tuned import train_medusa
 
 TEXT = "- A: a b c d e\n- B: f g h i j\n- C: k l m n o"
 DRAFT_IDS = torch.tensor([token for token in range(VOCABULARY) if token != CHILD])

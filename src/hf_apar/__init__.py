@@ -7,8 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hf_apar.checkpoints.default_model import load_default_heads, load_default_model
     from hf_apar.checkpoints.export import export_custom_generate
-    from hf_apar.checkpoints.loading import AparModelForCausalLM, load_default_heads, load_default_model
+    from hf_apar.checkpoints.loading import AparModelForCausalLM
     from hf_apar.checkpoints.readiness import check_model
     from hf_apar.config import AparConfig
     from hf_apar.decoding import apar_decode
@@ -49,7 +50,8 @@ __all__ = [
 
 _MODULES = {
     "text.chat": ("encode_chat",),
-    "checkpoints.loading": ("AparModelForCausalLM", "load_default_heads", "load_default_model"),
+    "checkpoints.loading": ("AparModelForCausalLM",),
+    "checkpoints.default_model": ("load_default_heads", "load_default_model"),
     "config": ("AparConfig",),
     "decoding": ("apar_decode",),
     "errors": ("AparError", "ConfigurationError", "ControlTokenError", "DataError", "UnsupportedModelError"),

@@ -132,7 +132,7 @@ def _attention_mask(
     (first, *others) = masks.values()
     if plain:
         return first[:, 0].to(device)  # (batch, slots): what generate passes
-    added = {kind: additive(mask[:, None].to(device), dtype) for kind, mask in masks.items()}  # type: ignore[arg-type]
+    added = {kind: additive(mask[:, None].to(device), dtype) for kind, mask in masks.items()}
     return added if others else next(iter(added.values()))
 
 

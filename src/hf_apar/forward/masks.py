@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from torch import BoolTensor, LongTensor, Tensor
+from torch import Tensor
 
 
-def visible_until_mask(visible_until: LongTensor) -> BoolTensor:
+def visible_until_mask(visible_until: Tensor) -> Tensor:
     """Return ``mask[b, i, j] = (j <= i < visible_until[b, j])`` of shape (batch, length, length).
 
     ``visible_until`` (batch, length) is what a row of trees in depth-first order needs to know: a token is seen from
@@ -17,10 +17,10 @@ def visible_until_mask(visible_until: LongTensor) -> BoolTensor:
     """
     index = torch.arange(visible_until.shape[-1], device=visible_until.device)
     queries, keys = index[:, None], index[None, :]
-    return (keys <= queries) & (queries < visible_until[:, None, :])  # type: ignore[return-value]
+    return (keys <= queries) & (queries < visible_until[:, None, :])
 
 
-def additive(mask: BoolTensor, dtype: torch.dtype) -> Tensor:
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Return 0 where ``mask`` is true and ``dtype``'s lowest number elsewhere: the form that eager and sdpa agree on.
 
     >>> additive(torch.tensor([True, False]), torch.float16).tolist()
@@ -29,7 +29,7 @@ def additive(mask: BoolTensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
-def slots_mask(rows: Sequence[Sequence[Sequence[int]]], width: int, slots: int) -> BoolTensor:
+def slots_mask(rows: Sequence[Sequence[Sequence[int]]], width: int, slots: int) -> Tensor:
     """Return the mask (batch, ``width``, ``slots``) of queries that each list the cache slots they see.
 
     A row with fewer than ``width`` queries gets queries that see nothing.
@@ -41,4 +41,4 @@ def slots_mask(rows: Sequence[Sequence[Sequence[int]]], width: int, slots: int) 
     for row, queries in enumerate(rows):
         for column, seen in enumerate(queries):
             mask[row, column, torch.tensor(seen)] = True
-    return mask  # type: ignore[return-value]
+    return mask

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, RepetitionPenaltyLogitsProcessor
 
+from hf_apar.data.settings import Sampling
 from hf_apar.forward.cache import new_tree_cache
 from hf_apar.generation_settings import eos_token_ids
 from hf_apar.text.encoding import decode_text, token_texts
@@ -74,9 +75,9 @@ class TransformersSampler:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    temperature: float = 0.3
+    temperature: float = Sampling.temperature
     top_k: int = 50
-    repetition_penalty: float = 1.0
+    repetition_penalty: float = Sampling.repetition_penalty
     straggler_share: float = 0.1
 
     def __call__(self, tasks: Sequence[Task]) -> list[Continuation]:
@@ -96,9 +97,9 @@ class VllmSampler:
 
     llm: Any
     tokenizer: PreTrainedTokenizerBase
-    temperature: float = 0.3
+    temperature: float = Sampling.temperature
     top_k: int = 50
-    repetition_penalty: float = 1.0
+    repetition_penalty: float = Sampling.repetition_penalty
 
     def __call__(self, tasks: Sequence[Task]) -> list[Continuation]:
         """Go on with the prompt of each of ``tasks``."""

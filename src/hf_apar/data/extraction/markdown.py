@@ -15,13 +15,15 @@ from hf_apar.data.extraction.parts import Span, enough, find_parts
 from hf_apar.data.extraction.rules import NO_STRUCTURE, RULES, Candidate, Rule
 from hf_apar.data.extraction.text_tree import TextThread
 from hf_apar.data.extraction.thinking import thinking_end
-
-MAX_DEPTH = 3
-MAX_FORKS = 16
+from hf_apar.data.settings import TreeLimits
 
 
 def extract(
-    answer: str, *, max_depth: int = MAX_DEPTH, max_forks: int = MAX_FORKS, rules: Sequence[Rule] = RULES
+    answer: str,
+    *,
+    max_depth: int = TreeLimits.max_depth,
+    max_forks: int = TreeLimits.max_forks,
+    rules: Sequence[Rule] = RULES,
 ) -> TextThread:
     """Return the paragraph tree of ``answer``; one thread of one piece where it should not fork.
 
@@ -41,7 +43,7 @@ def extract(
     return extraction(answer, max_depth=max_depth, max_forks=max_forks, rules=rules).tree
 
 
-def refusal(answer: str, *, max_forks: int = MAX_FORKS, rules: Sequence[Rule] = RULES) -> str | None:
+def refusal(answer: str, *, max_forks: int = TreeLimits.max_forks, rules: Sequence[Rule] = RULES) -> str | None:
     """Return why :func:`extract` leaves ``answer`` in one piece; ``None`` if it forks.
 
     >>> refusal("See [this](https://example.org).")
@@ -68,7 +70,11 @@ class Extraction:
 
 
 def extraction(
-    answer: str, *, max_depth: int = MAX_DEPTH, max_forks: int = MAX_FORKS, rules: Sequence[Rule] = RULES
+    answer: str,
+    *,
+    max_depth: int = TreeLimits.max_depth,
+    max_forks: int = TreeLimits.max_forks,
+    rules: Sequence[Rule] = RULES,
 ) -> Extraction:
     """Return what :func:`extract` and :func:`refusal` do, for the work of one of them."""
     start = thinking_end(answer)

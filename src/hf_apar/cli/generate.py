@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 _LOOKED_UP = 5  # tokens that `generate` looks up for a draft
 
 
-@app.command()
-def generate(
+@app.command("generate")
+def generate_command(
     prompt: Annotated[str, typer.Argument(help="The question, as one user turn; - reads it from the standard input.")],
     model: ModelOption = None,
     base: BaseOption = None,
@@ -113,8 +113,8 @@ def generate(
     _say_what_was_cut(one, many, max_new_tokens)
 
 
-@app.command()
-def merge(
+@app.command("merge")
+def merge_command(
     output: Annotated[Path, typer.Argument(help="A new folder.", file_okay=False)],
     model: ModelOption = None,
     base: BaseOption = None,
@@ -124,8 +124,8 @@ def merge(
     if output.exists() and any(output.iterdir()):
         raise typer.BadParameter(f"{output} is not empty; name a new folder", param_hint="OUTPUT")
     loaded, tokenizer = load(model, dtype, base)
+    from hf_apar.checkpoints.default_model import DEFAULT_ADAPTER
     from hf_apar.checkpoints.export import save_merged
-    from hf_apar.checkpoints.loading import DEFAULT_ADAPTER
     from hf_apar.speculation.medusa import HEADS_FILE
 
     with _whole_or_nothing(output) as unfinished:
@@ -191,7 +191,7 @@ def _sampling(do_sample: bool, drawn: dict[str, float | None], repetition_penalt
 
 def _heads(model: str | None, folder: Path | None) -> "Proposer | None":
     """Return what makes drafts: heads in ``folder``, or those that lie with the model, and prompt lookup beside them."""
-    from hf_apar.checkpoints.loading import DEFAULT_ADAPTER
+    from hf_apar.checkpoints.default_model import DEFAULT_ADAPTER
     from hf_apar.speculation.lookup import PromptLookup
     from hf_apar.speculation.medusa import HEADS_FILE, MedusaDrafts, MedusaHeads
     from hf_apar.speculation.together import Together
