@@ -224,6 +224,9 @@ def test_what_must_stay_in_its_line_ends_with_a_sentence_there(model, tokenizer)
     dice = copy.deepcopy(model)
     with torch.no_grad():
         eos = dice.lm_head.weight[tokenizer.eos_token_id].clone()
+        for parameter in dice.model.layers.parameters():
+            parameter.zero_()
+        dice.model.embed_tokens.weight[:] = eos  # the same state everywhere: the likely ones are so at every step
         dice.lm_head.weight[:] = -9 * eos
         dice.lm_head.weight[[*likely, tokenizer.eos_token_id]] = eos
     (other_end,) = tokenizer.encode("h", add_special_tokens=False)
@@ -237,6 +240,35 @@ def test_what_must_stay_in_its_line_ends_with_a_sentence_there(model, tokenizer)
     for one in in_line:
         assert "\n" not in one.text and ". " not in one.text[19:]
         assert 20 <= len(one.text) < 60 and one.text.endswith(".") if one.ended else len(one.text) == 60
+
+
+def test_the_settings_of_a_checkpoint_have_no_part_in_it_and_stay(model, tokenizer):
+    """They are for who talks to it; they stay even where what goes on with the prompt raises."""
+    prompt = encode_chat(tokenizer, [{"role": "user", "content": "How?"}])
+    sample = TransformersSampler(model, tokenizer, temperature=0.0, straggler_share=0.0)
+    expected = sample([Task(prompt, 20)])
+    odd = copy.deepcopy(model)
+    likely = tokenizer.encode(expected[0].text, add_special_tokens=False)
+    odd.generation_config.update(repetition_penalty=9.0, suppress_tokens=likely, min_new_tokens=15, top_p=0.1)
+    before = copy.deepcopy(vars(odd.generation_config))
+    assert TransformersSampler(odd, tokenizer, temperature=0.0, straggler_share=0.0)([Task(prompt, 20)]) == expected
+    odd.forward = None
+    with pytest.raises(TypeError):
+        TransformersSampler(odd, tokenizer)([Task(prompt, 20)])
+    assert vars(odd.generation_config) == before
+
+
+def test_the_last_that_write_are_not_waited_for(tokenizer):
+    """Nine of ten end at once; the tenth, which would write for ever, counts as cut off."""
+    prompts = [tokenizer.encode(letter, add_special_tokens=False) for letter in "aaaaaaaaab"]
+    (a,), (b,) = prompts[0], prompts[-1]
+    model = says(tokenizer, [a, tokenizer.eos_token_id])
+    with torch.no_grad():
+        model.lm_head.weight[b, b] = 1.0
+    written = TransformersSampler(model, tokenizer, temperature=0.0)([Task(prompt, 60) for prompt in prompts])
+    assert [one.ended for one in written] == [True] * 9 + [False] and len(written[-1].text) == 1
+    waiting = TransformersSampler(model, tokenizer, temperature=0.0, straggler_share=0.0)
+    assert len(waiting([Task(prompt, 60) for prompt in prompts])[-1].text) == 60
 
 
 def test_an_opened_answer_begins_with_a_sentence_of_its_own():
