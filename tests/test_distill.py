@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from byte_tokenizer import byte_tokenizer
 from field_tokenizers import DUMMY_PREFIX, MAKERS
+from hf_apar.data.distillation import batches
 from hf_apar.data.distillation.batches import BatchReport, TextAnswer
 from hf_apar.data.distillation.distill import (
     CUT_OFF,
@@ -313,6 +314,43 @@ def test_what_was_made_otherwise_is_not_gone_on_with(model, tokenizer, tmp_path,
     progress.write_text(kept)
     more = [*QUESTIONS, Question("One more?")]
     assert list(distill(sample, tokenizer, more, path, batch_size=9, max_new_tokens=30, made_with="A")) == [13]
+
+
+@pytest.mark.parametrize("place", ["appended", "torn", "noted"])
+def test_a_run_that_is_killed_between_two_writes_doubles_nothing(tokenizer, tmp_path, monkeypatch, place):
+    """The oracle is a run that was never stopped: the same bytes, the same report."""
+    questions, sample = [Question(f"{number}?") for number in range(6)], Told("", "Yes.")
+    whole, path = tmp_path / "whole.jsonl", tmp_path / "answers.jsonl"
+    list(distill(sample, tokenizer, questions, whole, batch_size=2))
+
+    class Killed(BaseException):
+        pass
+
+    calls = itertools.count()
+
+    def kill(*args):
+        if next(calls) == (1 if place == "noted" else 2):  # one before the first batch
+            if place == "torn":
+                path.write_bytes(path.read_bytes()[:-3])
+            raise Killed
+        write(*args)
+
+    kind = BatchReport if place == "noted" else batches._Progress
+    write = kind.write
+    monkeypatch.setattr(kind, "write", kill)
+    with pytest.raises(Killed):
+        list(distill(sample, tokenizer, questions, path, batch_size=2))
+    monkeypatch.setattr(kind, "write", write)
+    assert path.stat().st_size > 0
+    list(distill(sample, tokenizer, questions, path, batch_size=2))
+    assert path.read_bytes() == whole.read_bytes() and BatchReport.of(path) == BatchReport.of(whole) == BatchReport(6, 6)
+
+
+def test_a_file_without_a_note_of_progress_is_appended_to(tokenizer, tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_text(json.dumps({"prompt": "mine", "response": "!"}) + "\n")
+    list(distill(Told("", "Yes."), tokenizer, [Question("Why?")], path))
+    assert [answer.prompt for answer in read_answers(path)] == ["mine", "Why?"]
 
 
 TWO_TURNS = {"messages": [{"role": role, "content": role} for role in ("user", "assistant") * 2]}
