@@ -27,7 +27,7 @@ from hf_apar.data.extraction.text_tree import TextThread
 from hf_apar.errors import ConfigurationError
 from hf_apar.training.mixture import training_mixture
 from hf_apar.training.rows.features import chat_features
-from hf_apar.training.settings import Selection
+from hf_apar.training.tuning import Selection
 
 NO_THOUGHT = {"enable_thinking": False}
 LIST = "1. **Oak**: it grows very well indeed.\n2. **Ash**: it burns so well indeed.\n3. **Elm**: it stands here all day."

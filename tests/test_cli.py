@@ -24,7 +24,7 @@ from hf_apar.data.distillation.questions import template_questions
 from hf_apar.data.settings import AnswerLimits, Elaboration, Engine, PromptChoice, Sampling, TreeLimits
 from hf_apar.training.evaluation import PROMPTS, Judged, likelihoods, plain_answers
 from hf_apar.training.recipe import EXAMPLE, Recipe, read_recipe, written
-from hf_apar.training.settings import HeadsTuning, Selection, Tuning
+from hf_apar.training.tuning import HeadsTuning, Selection, Tuning
 from hf_apar.tree.threads import ParagraphTree, Thread
 
 PROMPT = "Name two rivers."

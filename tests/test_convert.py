@@ -15,7 +15,7 @@ from hf_apar.data.extraction.text_tree import TextThread
 from hf_apar.data.records.chats import ChatAnswer, read_chat, without_tree
 from hf_apar.errors import ConfigurationError, DataError
 from hf_apar.training.mixture import read_examples, training_mixture
-from hf_apar.training.settings import Selection
+from hf_apar.training.tuning import Selection
 
 ITEMS = (
     "- **Oak**: it grows very slowly indeed",

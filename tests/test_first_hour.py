@@ -208,7 +208,7 @@ def test_damaged_weights_are_named(checkpoint, tmp_path):
 
 def test_merge_leaves_what_others_wrote_while_it_loaded(checkpoint, tmp_path, monkeypatch):
     """FIELD, first hour: an error in writing removed a folder that was empty before the loading, and was not any more."""
-    output, load = tmp_path / "race", cli.generate.load
+    output, load = tmp_path / "race", cli.decode.load
 
     def slow_load(*arguments):
         output.mkdir()
@@ -224,7 +224,7 @@ def test_merge_leaves_what_others_wrote_while_it_loaded(checkpoint, tmp_path, mo
 def test_merge_writes_the_whole_or_nothing(checkpoint, tmp_path, monkeypatch):
     output = tmp_path / "new" / "merged"
     with monkeypatch.context() as patch:
-        patch.setattr(cli.generate.shutil, "copy", lambda *_: {}["a key"])
+        patch.setattr(cli.decode.shutil, "copy", lambda *_: {}["a key"])
         patch.setattr("hf_apar.speculation.medusa.HEADS_FILE", "config.json")  # it lies there: it is copied, and fails
         assert run("merge", str(output), "--model", checkpoint).exit_code == 1
     assert not list(output.parent.iterdir())

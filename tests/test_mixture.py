@@ -15,7 +15,7 @@ from hf_apar.data.records.rejections import Rejections
 from hf_apar.errors import DataError
 from hf_apar.training.held_out import held_out_places, prompt_key
 from hf_apar.training.mixture import packed_rows, read_examples, training_mixture
-from hf_apar.training.settings import Selection
+from hf_apar.training.tuning import Selection
 
 LIST = "- A: a b c d e\n- B: f g h i j\n- C: k l m n o"
 REFUSE = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"

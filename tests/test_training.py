@@ -30,7 +30,7 @@ from hf_apar.training.mixture import training_mixture
 from hf_apar.training.quality import mean_nll
 from hf_apar.training.rows.collator import DataCollatorForApar, pack
 from hf_apar.training.rows.features import IGNORED
-from hf_apar.training.settings import Selection
+from hf_apar.training.tuning import Selection
 from tuned import train
 
 torch.set_num_threads(1)

@@ -29,7 +29,7 @@ from hf_apar.checkpoints.export import save_merged
 from hf_apar.data.distillation.distill import TextAnswer
 from hf_apar.errors import ConfigurationError
 from hf_apar.training.lora import add_lora, load_lora, token_indices
-from hf_apar.training.settings import Selection
+from hf_apar.training.tuning import Selection
 from tuned import train
 
 torch.set_num_threads(1)

@@ -3,7 +3,7 @@
 from dataclasses import fields
 
 from hf_apar.training import fine_tuning, heads
-from hf_apar.training.settings import HeadsTuning, Selection, Tuning
+from hf_apar.training.tuning import HeadsTuning, Selection, Tuning
 
 
 def _split(kind, options):

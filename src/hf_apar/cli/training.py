@@ -18,7 +18,7 @@ from hf_apar.cli.common import (
     template_arguments,
 )
 from hf_apar.cli.options import with_settings
-from hf_apar.training.settings import HeadsTuning, Selection, Tuning
+from hf_apar.training.tuning import HeadsTuning, Selection, Tuning
 
 AnswersArgument = Annotated[
     Path, typer.Argument(help="Chats, as a file or folder that `extract` takes, or what it wrote.", exists=True)

@@ -20,7 +20,7 @@ from hf_apar.training.mixture import Mixture, read_examples, training_mixture
 from hf_apar.training.quality import mean_nll
 from hf_apar.training.rows.collator import DataCollatorForApar, pack, padding_id
 from hf_apar.training.runs import last_checkpoint, training_arguments, write_metrics
-from hf_apar.training.settings import DEFAULT_SELECTION, DEFAULT_TUNING, Selection, Tuning
+from hf_apar.training.tuning import DEFAULT_SELECTION, DEFAULT_TUNING, Selection, Tuning
 
 
 def train(

@@ -21,7 +21,7 @@ from hf_apar.training.held_out import held_out_places, prompt_key
 from hf_apar.training.rows.collator import pack
 from hf_apar.training.rows.features import TreeFeatures, tree_features, truncate, unforked
 from hf_apar.training.selection import is_selected
-from hf_apar.training.settings import DEFAULT_SELECTION, Selection, Tuning
+from hf_apar.training.tuning import DEFAULT_SELECTION, Selection, Tuning
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from hf_apar.data.described import as_toml, setting, with_table
 from hf_apar.data.settings import AnswerLimits, Elaboration, PromptChoice, Sampling, TreeLimits
 from hf_apar.errors import ConfigurationError
-from hf_apar.training.settings import HeadsTuning, Selection, Tuning
+from hf_apar.training.tuning import HeadsTuning, Selection, Tuning
 
 EXAMPLE = Path(__file__).parents[1] / "models" / "smollm2-135m-apar" / "recipe.toml"
 """That of the default model."""

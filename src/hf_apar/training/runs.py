@@ -14,7 +14,7 @@ from hf_apar.checkpoints.made_with import differences, digest, note, noted
 from hf_apar.errors import DataError
 from hf_apar.training.metrics import final_metrics
 from hf_apar.training.mixture import Mixture
-from hf_apar.training.settings import HeadsTuning, Tuning
+from hf_apar.training.tuning import HeadsTuning, Tuning
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from hf_apar.data.extraction.repetition import repeated_share, repeats_a_sibling
 from hf_apar.data.extraction.sentences import first_sentence_end
 from hf_apar.data.extraction.text_tree import TextThread
 from hf_apar.data.extraction.thinking import thinking_end
-from hf_apar.training.settings import Selection
+from hf_apar.training.tuning import Selection
 
 _BOLD_ITEM = re.compile(r"^ {0,3}(?:[-*+]|\d{1,3}[.)])[ \t]+(?:\*\*|__)", re.MULTILINE)
 
