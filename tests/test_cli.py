@@ -22,7 +22,8 @@ from hf_apar.config import AparConfig
 from hf_apar.data.distillation.distill import TextAnswer, _Limits, in_batches, read_answers
 from hf_apar.data.distillation.questions import template_questions
 from hf_apar.data.settings import AnswerLimits, Elaboration, Engine, PromptChoice, Sampling, TreeLimits
-from hf_apar.training.evaluation import PROMPTS, Judged, likelihoods, plain_answers
+from hf_apar.training.evaluation import PROMPTS, likelihoods, plain_answers
+from hf_apar.training.figures import Judged
 from hf_apar.training.recipe import EXAMPLE, Recipe, read_recipe, written
 from hf_apar.training.tuning import HeadsTuning, Selection, Tuning
 from hf_apar.tree.threads import ParagraphTree, Thread

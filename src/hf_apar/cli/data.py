@@ -144,9 +144,7 @@ class Writer:
         )  # fmt: skip
 
 
-def answer_prompts(
-    writer: Writer, prompts: Path | None, output: Path, asking: PromptChoice, limits: AnswerLimits
-) -> None:
+def answer_prompts(writer: Writer, prompts: Path | None, output: Path, asking: PromptChoice, limits: AnswerLimits) -> None:
     """Let ``writer`` answer the prompts of a file and the package's own, and say what was dropped."""
     from hf_apar.data.distillation.distill import distill
     from hf_apar.data.distillation.questions import open_lists

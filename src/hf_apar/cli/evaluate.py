@@ -28,27 +28,7 @@ from hf_apar.errors import ConfigurationError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hf_apar.training.evaluation import Judged
-
-FIGURES = {
-    "forked_in_parts": "share of the prompts that ask for parts whose answer forks; 1 is best",
-    "forked_whole": "of the prompts that do not; 0 is best",
-    "forked_either": "of the prompts that either suits",
-    "ended_in_parts": "share of the prompts that ask for parts whose answer ends by itself; 1 is best",
-    "ended_whole": "of the prompts that do not; 1 is best",
-    "ended_either": "of the prompts that either suits; 1 is best",
-    "looped": "share of the answers that repeat themselves; 0 is best",
-    "plain_in_parts": "share of the prompts that ask for parts whose plain answer has titles with details",
-    "plain_ended": "share of the plain answers that end by themselves",
-    "false_forks": "share of the forks that are empty or repeat a sibling; 0 is best",
-    "tokens_per_step": "tokens per step, all prompts; plain decoding has 1",
-    "tokens_per_step_in_parts": "tokens per step, prompts that ask for parts",
-    "tokens_per_step_either": "tokens per step, prompts that either suits",
-    "nll": "nats a token that the base gives the answers in threads; close to the next two is best",
-    "nll_plain": "that it gives the plain answers",
-    "nll_base": "that it gives its own",
-}
-"""What each of :func:`hf_apar.training.evaluation.summary`'s figures, and of ``likelihoods``', says."""
+    from hf_apar.training.figures import Judged
 
 
 @app.command("evaluate")
@@ -97,11 +77,10 @@ class Judge:
         self.told: dict[str, Any] = {"chat_template_kwargs": chat_template_kwargs}
         self.limit, self.as_json = max_new_tokens, as_json
 
-    def compare(
-        self, biases: Sequence[float | None], penalties: Sequence[float | None], output: Path | None = None
-    ) -> None:
+    def compare(self, biases: Sequence[float | None], penalties: Sequence[float | None], output: Path | None = None) -> None:
         """Write the figures of each setting, and those of the last with its answers to ``output`` too."""
-        from hf_apar.training.evaluation import evaluate, likelihoods, summary, write_evaluation
+        from hf_apar.training.evaluation import evaluate, likelihoods, write_evaluation
+        from hf_apar.training.figures import summary
 
         for penalty in penalties:
             own = self._own(penalty)
@@ -174,9 +153,12 @@ def _show(
         return
     if chosen := [f"{name} {value:g}" for name, value in settings.items() if value is not None]:
         typer.secho(", ".join(chosen), bold=True)
+    from hf_apar.training.figures import FIGURES, LIKELIHOODS
+
+    says = {name: figure.says for name, figure in FIGURES.items()} | LIKELIHOODS
     width = max(map(len, figures))
     for name, value in figures.items():
-        typer.echo(f"{name:<{width}}  {value:6.3f}  {FIGURES[name]}")
+        typer.echo(f"{name:<{width}}  {value:6.3f}  {says[name]}")
 
 
 def _warn_of_cuts(judged: "Sequence[Judged]", limit: int) -> None:

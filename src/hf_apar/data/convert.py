@@ -149,9 +149,7 @@ class _Job:
             try:
                 chat = read_chat(record_of(row))
                 found = {
-                    index: self._extract(message, rules)
-                    for index, message in enumerate(chat.messages)
-                    if is_answer(message)
+                    index: self._extract(message, rules) for index, message in enumerate(chat.messages) if is_answer(message)
                 }
                 line = _written(chat, found)
             except UNUSABLE as error:

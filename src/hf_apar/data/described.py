@@ -43,6 +43,7 @@ def with_table(default: Settings, table: Mapping[str, object], where: str) -> Se
 
     ``where`` is what errors call the table.
 
+    >>> from dataclasses import dataclass
     >>> @dataclass(frozen=True)
     ... class Oven:
     ...     degrees: int = setting(180, "How hot it is.", least=0, most=300)

@@ -27,9 +27,7 @@ class PromptChoice:
 class Sampling:
     """How a model writes."""
 
-    engine: Engine = setting(
-        Engine.transformers, "What runs the model; vllm is faster, and an environment of its own."
-    )
+    engine: Engine = setting(Engine.transformers, "What runs the model; vllm is faster, and an environment of its own.")
     batch_size: int = setting(64, "Texts that are gone on with at once.", least=1, free=True)
     temperature: float = setting(0.3, "Of sampling; at 0 the likeliest token is taken.", least=0)
     repetition_penalty: float = setting(1.0, "Of sampling, 1 for none; small models loop without one.", least=0.01)
@@ -48,9 +46,7 @@ class AnswerLimits:
     max_whole_tokens: int | None = setting(
         None, "The same for prompts without an opening, whose answers mostly stay whole.", least=1
     )
-    max_items: int | None = setting(
-        None, "Numbered lists end after so many items, or as many as they announce.", least=2
-    )
+    max_items: int | None = setting(None, "Numbered lists end after so many items, or as many as they announce.", least=2)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,9 +112,7 @@ class _Run:
             base.to("cuda")  # type: ignore[arg-type]  # the decorator of `to` hides its signature
         return base, tokenizer, control_ids
 
-    def _mixture(
-        self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, control_ids: tuple[int, int]
-    ) -> Mixture:
+    def _mixture(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, control_ids: tuple[int, int]) -> Mixture:
         def nll(prompt: list[int], answer: list[int]) -> float:
             with torch.autocast(base.device.type, torch.bfloat16, enabled=self.bf16):
                 return mean_nll(base, [prompt], [answer])

@@ -13,9 +13,7 @@ from hf_apar import AparConfig
 from hf_apar.generation import generate_in_threads
 
 
-def generate(
-    model: PreTrainedModel, *, apar: bool | AparConfig | dict[str, object] = True, **arguments: Any
-) -> object:
+def generate(model: PreTrainedModel, *, apar: bool | AparConfig | dict[str, object] = True, **arguments: Any) -> object:
     """Generate as `model.generate` does, in threads; `apar` is a bool, an AparConfig, or a dict of its settings."""
     named = signature(GenerationMixin.generate).parameters  # all of them come, most as None
     given = {name: value for name, value in arguments.items() if value is not None or name not in named}
