@@ -4,6 +4,7 @@ import io
 import json
 import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -252,6 +253,13 @@ def test_the_recipe_of_the_default_model_and_every_key_survive_the_file(tmp_path
         assert read_recipe(file) == recipe
         names = {one.name for group in GROUPS for one in fields(group)}
         assert all(f"\n{name} = " in whole or f"\n#{name} = " in whole for name in names)
+
+
+def test_the_recipe_of_the_docs_is_one(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"(?ms)^```toml\n(.*?)^```$", page)
+    (tmp_path / "recipe.toml").write_text(text, encoding="utf-8")
+    assert read_recipe(tmp_path / "recipe.toml").select.min_ideal_ratio == 2.6
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,7 @@ def test_merge_leaves_what_others_wrote_while_it_loaded(checkpoint, tmp_path, mo
         (output / "precious.txt").write_text("precious")
         return load(*arguments)
 
-    monkeypatch.setattr(cli.decoding, "load", slow_load)  # what another process does in these seconds
+    monkeypatch.setattr(cli.decode, "load", slow_load)  # what another process does in these seconds
     result = run("merge", str(output), "--model", checkpoint)
     assert result.exit_code == 2 and "name a new folder" in result.stderr
     assert [one.name for one in tmp_path.rglob("*")] == ["race", "precious.txt"]

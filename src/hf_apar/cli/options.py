@@ -8,6 +8,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from hf_apar.cli.common import finite
 from hf_apar.data.described import settings_of
 
 
@@ -54,7 +55,9 @@ def _annotated(one: Field[Any], kind: Any) -> Any:
     words = one.metadata
     name = f"--{one.name.replace('_', '-')}"
     numeric = {int, float} & {kind, *get_args(kind)}
-    limits = {"min": words["least"], "max": words["most"]} if numeric else {}
+    limits: dict[str, Any] = {"min": words["least"], "max": words["most"]} if numeric else {}
+    if float in numeric:
+        limits["callback"] = finite
     flags = [name] if one.default is False else []  # a switch that is off has no second name that turns it off
     taken = list[str] if isinstance(one.default, tuple) else kind
     return Annotated[taken, typer.Option(*flags, help=words["says"], **limits)]
