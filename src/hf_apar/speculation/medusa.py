@@ -245,18 +245,3 @@ class _Tree:
 def best_lists(best: "torch.return_types.topk") -> tuple[list[list[float]], list[list[int]]]:
     """Return values and indices of a top-k, (rows, k), as lists: two copies to the host."""
     return best.values.tolist(), best.indices.tolist()
-
-
-def path_successors(input_ids: Sequence[int], visible_until: Sequence[int], child_id: int) -> list[int]:
-    """Return where each token's thread goes on in a row of trees in depth-first order, -1 at its end.
-
-    >>> path_successors([5, 1, 2, 7, 6], [5, 5, 4, 4, 5], child_id=2)  # 5 [Fork] ([Child] 7) 6
-    [1, 4, 3, -1, -1]
-    """
-    following = []
-    for index, until in enumerate(visible_until):
-        after = index + 1
-        if after < until and input_ids[after] == child_id:
-            after = visible_until[after]
-        following.append(after if after < until else -1)
-    return following

@@ -17,11 +17,11 @@ from hf_apar.data.records.rejections import Rejections
 from hf_apar.errors import ConfigurationError, ControlTokenError
 from hf_apar.forward.devices import is_split
 from hf_apar.generation_settings import end_as_taught
-from hf_apar.speculation.medusa import MedusaHeads, path_successors
+from hf_apar.speculation.medusa import MedusaHeads
 from hf_apar.tokens import checkpoint_config
 from hf_apar.training.mixture import Mixture, read_examples, training_mixture
 from hf_apar.training.rows.collator import DataCollatorForApar, pack, padding_id
-from hf_apar.training.rows.features import IGNORED, TreeFeatures
+from hf_apar.training.rows.features import IGNORED, TreeFeatures, successors
 from hf_apar.training.runs import last_checkpoint, training_arguments, write_metrics
 from hf_apar.training.tuning import DEFAULT_HEADS, HeadsTuning, Selection
 
@@ -58,19 +58,19 @@ def train_medusa(
         UnsupportedModelError: if ``model`` cannot fork, or no thread of it would end (:func:`~hf_apar.check_model`).
         DataError: if ``output`` has a checkpoint of a run on other answers or with other options.
     """
-    fork_id, child_id = _ready(model, tokenizer, chat_template_kwargs)
+    control_ids = _ready(model, tokenizer, chat_template_kwargs)
     rejected = Rejections(answers, output / "rejected.jsonl")
     mixture = training_mixture(
-        read_examples(answers, rejected), tokenizer, (fork_id, child_id), _EVERY_ANSWER, max_length=tuning.max_length,
+        read_examples(answers, rejected), tokenizer, control_ids, _EVERY_ANSWER, max_length=tuning.max_length,
         seed=seed, rejected=rejected, chat_template_kwargs=chat_template_kwargs,
     )  # fmt: skip
     set_seed(seed)  # the Trainer's own comes after the first weights
-    heads = _first_heads(model, mixture.train, start, tuning, (fork_id, int(tokenizer.eos_token_id)))
+    heads = _first_heads(model, mixture.train, start, tuning, (control_ids[0], int(tokenizer.eos_token_id)))
     checkpoints = output / "medusa_checkpoints"  # beside an adapter's own, if it is trained there too
-    trainer = _trainer(HeadsLearn(heads, model, tuning.places), tokenizer, mixture, tuning, checkpoints, seed, child_id)
+    trainer = _trainer(HeadsLearn(heads, model, tuning.places), tokenizer, mixture, tuning, checkpoints, seed)
     own = ("length", "inner_size", "draft_vocabulary", "learning_rate", "max_length", "places")
     options = {name: getattr(tuning, name) for name in own} | {
-        "start": start, "seed": seed, "dtype": model.dtype, "model": _name(model, fork_id)
+        "start": start, "seed": seed, "dtype": model.dtype, "model": _name(model, control_ids[0])
     }  # fmt: skip
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints, mixture, options))
     heads.save(output)
@@ -119,7 +119,6 @@ def _trainer(
     tuning: HeadsTuning,
     folder: Path,
     seed: int,
-    child_id: int,
 ) -> Trainer:
     (model,) = learner.teacher
     trees = DataCollatorForApar(padding_id(tokenizer), tuning.max_length, model.dtype)
@@ -131,7 +130,7 @@ def _trainer(
         args=arguments,
         train_dataset=[row.to_dict() for row in pack(mixture.train, tuning.max_length)],
         eval_dataset=[row.to_dict() for row in pack(mixture.held_out, tuning.max_length)],
-        data_collator=Collator(trees, child_id),
+        data_collator=Collator(trees),
         compute_metrics=_accepted,
     )
 
@@ -159,13 +158,12 @@ class Collator:
     """Adds ``successors`` (batch, length): where each token's thread goes on, -1 at its end."""
 
     trees: DataCollatorForApar
-    child_id: int
 
     def __call__(self, features: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
         batch = self.trees(features)
         del batch["labels"]
         length = batch["input_ids"].shape[1]
-        rows = [path_successors(row["input_ids"], row["visible_until"], self.child_id) for row in features]
+        rows = [successors(row["visible_until"], row["children"]) for row in features]
         batch["successors"] = torch.tensor([row + [-1] * (length - len(row)) for row in rows])
         return batch
 

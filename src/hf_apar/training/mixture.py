@@ -50,7 +50,7 @@ def packed_rows(
     """
     rejected = Rejections(answers)
     trees = _with_features(read_examples(answers, rejected), tokenizer, control_ids, chat_template_kwargs, rejected)
-    cut = [truncate(features, max_length, control_ids[1]) for _, features in trees]
+    cut = [truncate(features, max_length) for _, features in trees]
     return [row.to_dict() for row in pack(cut, max_length)]
 
 
@@ -134,7 +134,7 @@ def training_mixture(
     chosen = _drawn(fitting, selection, draw)
     if _held_out_count(chosen, selection) >= len(chosen):
         raise DataError(f"{len(chosen)} answers of at most {max_length} tokens are too few to hold some out; give more")
-    return _parted(chosen, len(fitting), control_ids, selection, draw)
+    return _parted(chosen, len(fitting), selection, draw)
 
 
 def _kept(given: Sequence[ChatAnswer], selection: Selection) -> list[ChatAnswer]:
@@ -151,9 +151,7 @@ def _held_out_count(chosen: Sequence[_Tree], selection: Selection) -> int:
     return max(1, round(selection.held_out * len(chosen)))
 
 
-def _parted(
-    chosen: Sequence[_Tree], among: int, control_ids: tuple[int, int], selection: Selection, draw: random.Random
-) -> Mixture:
+def _parted(chosen: Sequence[_Tree], among: int, selection: Selection, draw: random.Random) -> Mixture:
     """Hold some answers out of those ``chosen`` among so many, and add copies without forks to the others."""
     keys = [prompt_key(example.before) for example, _ in chosen]
     aside = set(held_out_places(keys, _held_out_count(chosen, selection)))
@@ -165,7 +163,7 @@ def _parted(
     rest = [item for place, item in enumerate(chosen) if place not in aside]
     forked = [features for example, features in rest if example.tree.is_structured]
     again = draw.sample(forked, round(selection.unforked_share * len(forked)))
-    train = [features for _, features in rest] + [unforked(tree, *control_ids) for tree in again]
+    train = [features for _, features in rest] + [unforked(tree) for tree in again]
     draw.shuffle(train)
     held_out = [features for place, (_, features) in enumerate(chosen) if place in aside]
     return Mixture(train, held_out, max(example.tree.depth for example, _ in chosen))

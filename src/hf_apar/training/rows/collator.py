@@ -52,6 +52,7 @@ def _append(row: TreeFeatures, tree: TreeFeatures) -> None:
     row.visible_until.extend(offset + until for until in tree.visible_until)
     row.shift_labels.extend(tree.shift_labels)
     row.fork_banned.extend(offset + place for place in tree.fork_banned)
+    row.children.extend(offset + place for place in tree.children)
 
 
 def path_rows(row: Mapping[str, Sequence[int]]) -> list[dict[str, list[int]]]:
