@@ -11,7 +11,7 @@ from functools import cache
 from markdown_it import MarkdownIt
 
 from hf_apar.data.extraction.indentation import indented
-from hf_apar.data.extraction.parts import Span, enough, find_parts
+from hf_apar.data.extraction.parts import Span, find_parts, in_large_groups
 from hf_apar.data.extraction.rules import NO_STRUCTURE, RULES, Candidate, Rule
 from hf_apar.data.extraction.text_tree import TextThread
 from hf_apar.data.extraction.thinking import thinking_end
@@ -80,9 +80,9 @@ def extraction(
     start = thinking_end(answer)
     thoughts, answer = answer[:start], answer[start:]
     tokens = _parser().parse(indented(answer))
-    found = enough(find_parts(answer, tokens))
+    found = in_large_groups(find_parts(answer, tokens))
     keepers = [next((rule for rule in rules if rule.keeps(part)), None) for part in found]
-    parts = enough([part for part, keeper in zip(found, keepers, strict=True) if keeper is None])
+    parts = in_large_groups([part for part, keeper in zip(found, keepers, strict=True) if keeper is None])
     kept_by = tuple(keeper for keeper in keepers if keeper is not None)
     draft = Candidate(answer, tokens, parts, max_forks)
     refused_by = next((rule for rule in rules if rule.refuses(draft)), None)
