@@ -27,7 +27,7 @@ from hf_apar.results import AparOutput, AparStats, output
 from hf_apar.speculation.drafting import Drafting, Outcome
 from hf_apar.speculation.proposer import Draft, Proposer, Run
 from hf_apar.streaming import Broadcast, ended_by_errors
-from hf_apar.tokens import control_tokens, settings_of
+from hf_apar.tokens import control_tokens, saved_settings
 from hf_apar.tree.budget import BranchBudget, RowBudget
 from hf_apar.tree.growth import GrowingTree
 from hf_apar.tree.threads import Thread
@@ -265,7 +265,7 @@ def decode(
     if protocol is None and branches:
         protocol = NoForks(frozenset(eos_token_ids(generation_config)))
     protocol = protocol or control_tokens(model, generation_config, apar)
-    max_threads = (apar or AparConfig()).filled_from(settings_of(generation_config)).max_threads or MAX_THREADS
+    max_threads = (apar or AparConfig()).filled_from(saved_settings(generation_config)).max_threads or MAX_THREADS
     prompts = Prompts.from_generate(input_ids, generation_config, model_kwargs)
     prompt_rows = prompts.rows(protocol.control_ids)
     budget = int(generation_config.max_length) - input_ids.shape[1]

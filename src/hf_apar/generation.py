@@ -192,12 +192,11 @@ def enable_apar(model: Model, tokenizer: PreTrainedTokenizerBase | None = None, 
         )
     validate_model(base)
     settings = completed((config or AparConfig()).filled_from(checkpoint_config(base)), tokenizer)
-    if settings.fork_token_id is None or settings.child_token_id is None:
-        find_control_tokens(base, tokenizer)  # says what is missing
+    ids = settings.control_ids or find_control_tokens(base, tokenizer)  # which says what is missing
     validate_control_ids(settings, base)
     before = _Settings.of(base.generation_config)
     record_settings(base, settings.to_dict())
-    suppressed = {*(base.generation_config.suppress_tokens or ()), settings.fork_token_id, settings.child_token_id}
+    suppressed = {*(base.generation_config.suppress_tokens or ()), *ids}
     base.generation_config.suppress_tokens = sorted(suppressed)  # so that plain decoding loses no detail; apar lifts them
     known: _Change | None = vars(base).get("_apar_change")
     base._apar_change = _Change(known.before if known else before, _Settings.of(base.generation_config))

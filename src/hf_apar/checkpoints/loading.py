@@ -87,7 +87,7 @@ def _tokenizer_with_ids(
     model: PreTrainedModel, source: Source, options: Mapping[str, Any]
 ) -> PreTrainedTokenizerBase | None:
     """Return the tokenizer where the settings name no control tokens: it may, as those of the paper's checkpoints do."""
-    if checkpoint_config(model).fork_token_id is not None:
+    if checkpoint_config(model).control_ids is not None:
         return None
     with suppress(OSError, ValueError):  # it has none, and no control tokens therefore
         return _read_tokenizer(source, options)
