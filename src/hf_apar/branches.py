@@ -12,7 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+)
 from transformers.generation.stopping_criteria import MaxLengthCriteria
 from transformers.utils.generic import ModelOutput
 
@@ -96,9 +102,8 @@ def branch(
     Example::
 
         fields = ["Name:", "Date of birth:", "Occupation:"]
-        out = hf_apar.branch(
-            model, prompt_ids, fields, tokenizer=tokenizer, stop_strings="\\n", max_new_tokens=32, return_dict_in_generate=True
-        )
+        options = {"tokenizer": tokenizer, "stop_strings": "\\n", "max_new_tokens": 32}
+        out = hf_apar.branch(model, prompt_ids, fields, return_dict_in_generate=True, **options)
         out.texts(tokenizer)  # [[" Ada Lovelace\\n", ...]]
     """
     with ended_by_errors(generate_options.get("streamer")):
@@ -189,7 +194,7 @@ def _rows(
 
 def _is_ids(value: object) -> bool:
     if isinstance(value, Tensor):
-        return value.dim() == 1 and not value.is_floating_point()
+        return value.dim() == 1 and not (value.numel() and value.is_floating_point())
     return isinstance(value, Sequence) and all(isinstance(one, Integral) for one in value)
 
 

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
-from hf_apar.checks import validate_call, validate_positions
+from hf_apar.checks import validate_branches, validate_call, validate_positions
 from hf_apar.choice.chooser import Chooser, Sampled
 from hf_apar.choice.paths import Context
 from hf_apar.choice.sampling import Sampler
 from hf_apar.choice.stopping import Stopper, with_limits
 from hf_apar.config import MAX_THREADS, AparConfig
-from hf_apar.errors import ConfigurationError
 from hf_apar.forward.lines import Query
 from hf_apar.forward.passes import Passes
 from hf_apar.forward.prompts import Prompts
@@ -306,7 +305,8 @@ def decode(
     ]
     broadcast = Broadcast(streamer, input_ids.device)
     each = [branches[index * len(branches) // len(rows)] for index in range(len(rows))] if branches else ()
-    budgets = _branch_budgets(rows, each, budget, branch_length) if branches else [RowBudget(budget) for _ in rows]
+    validate_branches(model, [row.slots for row in prompt_rows], each, branch_length)
+    budgets = [BranchBudget(budget, branch_length) if branches else RowBudget(budget) for _ in rows]
     decoder = Decoder(
         rows, budgets, passes, Chooser(sampler, stopper, generation_config),
         Drafting(proposer, Run(model, sampler, protocol, passes.device)), broadcast,
@@ -315,19 +315,3 @@ def decode(
         decoder.run(each, prefill_chunk=generation_config.prefill_chunk_size)
     broadcast.end()
     return output(rows, decoder.stats, passes, pad=pad, as_dict=bool(generation_config.return_dict_in_generate))
-
-
-def _branch_budgets(
-    rows: Sequence[GrowingTree], branches: Sequence[Branches], new_tokens: int, length: int | None
-) -> list[RowBudget]:
-    """Return how much each branch may write: ``new_tokens``, or up to a ``length`` that counts prompt and branch."""
-    if length is None:
-        return [BranchBudget(lambda thread: thread.start + new_tokens - len(thread.path_ids)) for _ in rows]
-    longest = max(row.prompt_slots + len(ids) for row, each in zip(rows, branches, strict=True) for ids in each)
-    if longest >= length:
-        raise ConfigurationError(
-            f"max_length is {length}, and a prompt with its branch has {longest} tokens; pass max_new_tokens, which counts "
-            "what a branch writes alone"
-        )
-    unknown = [row.prompt_slots - row.prompt_length for row in rows]  # a cached prefix whose ids were not given
-    return [BranchBudget(lambda thread, more=more: length - more - len(thread.path_ids)) for more in unknown]
