@@ -47,7 +47,7 @@ class Clients:
     def body(self, question, apar, stream):
         return {
             "model": "apar", "messages": [{"role": "user", "content": question}], "max_tokens": LIMIT, "temperature": 0,
-            "stream": stream, "vllm_xargs": {"apar": int(apar)}, "logit_bias": {} if apar else {"49152": -100, "49153": -100},
+            "stream": stream, "vllm_xargs": {"apar": int(apar)},
         }  # fmt: skip
 
     async def stream(self, question, apar, chunks=None):

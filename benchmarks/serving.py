@@ -27,13 +27,13 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 import hf_apar
 from hf_apar.checkpoints.export import save_merged
-from hf_apar.serving.admission import Eager, FixedCap, ProportionalFair
-from hf_apar.serving.vllm import online, stats
+from hf_apar.serving.admission import Eager, EqualShare, FixedCap
+from hf_apar.serving.vllm import set_policy, stats
 
 ROOT = Path(__file__).parents[1]
 OUTPUT = ROOT / "benchmarks" / "output" / "serving.json"
 LENGTH, BLOCK = 1024, 32
-POLICIES = {"eager": Eager(), "at most 3 each": FixedCap(3), "proportionally fair": ProportionalFair()}
+POLICIES = {"eager": Eager(), "at most 3 each": FixedCap(3), "equal share": EqualShare()}
 
 
 @dataclass
@@ -93,11 +93,9 @@ class Engine:
         return self.engine.vllm_config.cache_config.num_gpu_blocks
 
     def params(self, apar, tokens):
-        vocabulary = self.tokenizer.get_vocab()
-        banned = {vocabulary[name]: -100.0 for name in ("[Fork]", "[Child]")}
         return SamplingParams(
             temperature=0.0, max_tokens=tokens, repetition_penalty=self.penalty, output_kind=RequestOutputKind.DELTA,
-            extra_args={"apar": int(apar)}, logit_bias=None if apar else banned,
+            extra_args={"apar": int(apar)},
         )  # fmt: skip
 
     async def client(self, question, apar, tokens):
@@ -109,7 +107,7 @@ class Engine:
             told.tokens += len(one.token_ids)
             told.first = told.first or time.perf_counter() - start
             told.threads = len(one.tree.threads) if apar else 1
-            self.peak = max(self.peak, stats.reported[0].counts[2])
+            self.peak = max(self.peak, stats.reported[0].load.kv_usage)
         told.seconds = time.perf_counter() - start
         return told
 
@@ -172,14 +170,14 @@ async def compare_policies(engine, questions, options):
     found = []
     for number in range(options.passes):
         for name, policy in POLICIES.items() if number % 2 else reversed(POLICIES.items()):
-            online.policy = policy
+            set_policy(policy)
             made = await engine.run(questions, half, options.max_new_tokens)
             found.append([
                 name, made.throughput, statistics.mean(one.per_token for one in made.told[::2]),
                 statistics.mean(one.per_token for one in made.told[1::2]),
                 sum(one.per_token <= slo for one in made.told) / made.seconds,
             ])  # fmt: skip
-    online.policy = ProportionalFair()
+    set_policy(EqualShare())
     return {"policies": found, "slo_ms": 1000 * slo, "alone_ms": 1000 * alone.per_token}
 
 
@@ -206,8 +204,6 @@ async def measure(folder, options, questions):
                 print(record["rows"][-1], flush=True)
     if options.mixed:
         record |= await compare_policies(engine, questions[: options.mixed], options)
-    times = stats.reported[0].times
-    record["step_ms"] = [1000 * times(width) for width in (1, 16, 64)]
     engine.close()
     for at_once in options.scarce:
         quarter = max(wanted.get(at_once, 64) // 4, LENGTH // BLOCK + 2)
@@ -237,10 +233,8 @@ def page(record, options):
          spread([1000 * one[2] for one in made], 0), spread([one[3] for one in made])]
         for name, made in by_policy.items() if made
     ]  # fmt: skip
-    steps = ", ".join(f"{one:.0f}" for one in record["step_ms"])
     return f"""{options.dtype}, greedy, {options.max_new_tokens} new tokens at most, {options.passes} alternating passes of the same
-questions in one engine; ratios are APAR over plain, medians with the lowest and highest pass. A step takes {steps} ms
-at 1, 16 and 64 requests.
+questions in one engine; ratios are APAR over plain, medians with the lowest and highest pass.
 
 {table(HEAD, record["rows"])}
 

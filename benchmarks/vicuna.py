@@ -27,7 +27,8 @@ from common import DEVICE, machine
 from questions import by_category, read
 
 import hf_apar
-from hf_apar.checkpoints.loading import DEFAULT_BASE, load_base
+from hf_apar.checkpoints.default_model import DEFAULT_BASE
+from hf_apar.checkpoints.loading import load_base
 from hf_apar.data.extraction.markdown import extract
 from hf_apar.data.extraction.repetition import repeated_share
 from hf_apar.text.encoding import encode_answer

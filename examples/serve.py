@@ -18,7 +18,7 @@ from hf_apar.serving.vllm.local import LocalServer
 
 QUESTION = " ".join(sys.argv[1:]) or "What would happen if nobody needed sleep?"
 APAR = {"vllm_xargs": {"apar": 1}}
-PLAIN = {"logit_bias": {"49152": -100, "49153": -100}}  # no forks: what the same weights write one token at a time
+PLAIN = {"vllm_xargs": {"apar": 0}}  # no forks: what the same weights write one token at a time
 
 
 def main() -> None:

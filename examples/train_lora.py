@@ -11,7 +11,8 @@ from pathlib import Path
 from transformers import TrainingArguments
 
 from hf_apar import add_control_tokens, check_model
-from hf_apar.checkpoints.loading import load_base, save_adapter
+from hf_apar.checkpoints.adapters import save_adapter
+from hf_apar.checkpoints.loading import load_base
 from hf_apar.training.lora import AdapterTrainer, add_lora
 from hf_apar.training.mixture import packed_rows
 from hf_apar.training.rows.collator import DataCollatorForApar

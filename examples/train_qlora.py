@@ -13,7 +13,8 @@ from peft import prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainingArguments
 
 from hf_apar import add_control_tokens, check_model
-from hf_apar.checkpoints.loading import load_base, save_adapter
+from hf_apar.checkpoints.adapters import save_adapter
+from hf_apar.checkpoints.loading import load_base
 from hf_apar.training.lora import AdapterTrainer, add_lora
 from hf_apar.training.mixture import packed_rows
 from hf_apar.training.rows.collator import DataCollatorForApar

@@ -1,13 +1,18 @@
 """An answer under an engine that writes its threads in any order: what is read is the tree's own text, each token once."""
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_apar.protocol import ControlTokens
-from hf_apar.serving.answer import Answer, IncrementalText, Limits, MadeToken
+from hf_apar.serving.admission import Eager, FixedCap, Load
+from hf_apar.serving.answer import Answer, Limits
+from hf_apar.serving.driver import Driver, Made
+from hf_apar.serving.reading import IncrementalText, MadeToken
 
 FORK, CHILD, EOS = 256, 257, 258
 RULES = ControlTokens(fork_token_id=FORK, child_token_id=CHILD, max_depth=9)
@@ -45,29 +50,46 @@ class Script:
 
 
 words = st.text(alphabet="ab .é字\n", min_size=1, max_size=6).map(lambda text: text.encode())
-scripts = st.recursive(
+
+
+def joined(pairs):
+    return Script([piece for pair in pairs for piece in pair if piece is not None])
+
+
+# two forks never stand side by side, and no child begins with one; a root may
+threads = st.recursive(
     st.builds(Script, st.lists(words, min_size=1, max_size=2)),
-    lambda inner: st.builds(Script, st.lists(st.one_of(words, inner), min_size=1, max_size=5)),
+    lambda inner: st.builds(joined, st.lists(st.tuples(words, st.none() | inner), min_size=1, max_size=4)),
     max_leaves=10,
 )
+scripts = st.builds(lambda first, rest: Script([*first, *rest.pieces]), st.lists(threads, max_size=1), threads)
 
 
 class Engine:
-    """Writes the scripts of an answer's threads, some tokens at a time, in an order that ``draw`` chooses."""
+    """Writes the scripts of an answer's threads, some tokens at a time, in the order in which it is told to."""
 
-    def __init__(self, answer, script):
-        self.answer, self.scripts, self.done, self.started, self.cancelled = answer, {0: script}, {}, [], []
+    def __init__(self, answer, script, policy=None):
+        self.answer, self.scripts, self.requests, self.done = answer, {0: script}, {}, {}
+        self.started, self.cancelled = [], []
+        self.driver = Driver(self, policy)
+        self.driver.add(answer, "as given")
 
-    def admit(self):
-        for thread in self.answer.to_cancel():
-            self.cancelled.append(thread.index)
-            self.done.pop(thread.index)
-        for thread in self.answer.to_start():
-            self.started.append(thread.index)
-            self.done[thread.index] = 0
-            if thread.parent is not None:
-                siblings = [one for one in self.answer.tree.threads if one.parent == thread.parent]
-                self.scripts[thread.index] = self.scripts[thread.parent].children[siblings.index(thread)]
+    def start(self, request):
+        thread = request.thread
+        assert request.answer is self.answer and request.options == "as given"
+        self.started.append(thread.index)
+        self.requests[thread.index], self.done[thread.index] = request, 0
+        assert list(request.prompt_ids) == thread.path_ids
+        if thread.parent is not None:
+            siblings = [one for one in self.answer.tree.threads if one.parent == thread.parent]
+            self.scripts[thread.index] = self.scripts[thread.parent].children[siblings.index(thread)]
+
+    def cancel(self, request):
+        self.cancelled.append(request.thread.index)
+        assert self.requests.pop(request.thread.index) is request
+
+    def load(self):
+        return Load(running=len(self.requests))
 
     def step(self, index, count):
         """Let thread ``index`` write ``count`` tokens."""
@@ -75,30 +97,39 @@ class Engine:
         self.done[index] = min(len(tokens), at + count)
         new = [MadeToken(token, -float(place), (index, place)) for place, token in enumerate(tokens[at : at + count], at)]
         reason = self.scripts[index].reason if self.done[index] == len(tokens) else None
-        if reason:
-            del self.done[index]
-        self.answer.write(self.answer.tree.threads[index], new, reason=reason)
+        request = self.requests.pop(index) if reason else self.requests[index]
+        self.driver.made(Made(request, new, reason))
+
+
+@dataclass
+class Drawn:
+    """Allows what ``draw`` says."""
+
+    draw: Callable
+
+    def allowances(self, wanted, others, load):
+        assert others == 0
+        return [self.draw(st.integers(1, 5)) for _ in wanted]
 
 
 def run(answer, script, draw):
-    engine, pieces = Engine(answer, script), []
-    engine.admit()
-    while engine.done:
-        index = draw(st.sampled_from(sorted(engine.done)))
+    engine, pieces = Engine(answer, script, draw(st.sampled_from([Eager(), Drawn(draw)]))), []
+    while engine.requests:
+        index = draw(st.sampled_from(sorted(engine.requests)))
         engine.step(index, draw(st.integers(0, 4)) or len(engine.scripts[index].tokens))
         if draw(st.booleans()):
             pieces.append(answer.read())
-        if draw(st.integers(0, 3)) == 0:
-            answer.allow(draw(st.integers(1, 5)))
-        engine.admit()
     pieces += [answer.read(), answer.read()]
     assert pieces[-1].text == "" and not pieces[-1].tokens, "nothing reads twice"
-    return engine, "".join(piece.text for piece in pieces), [one for piece in pieces for one in piece.tokens]
+    assert len(engine.driver) == engine.driver.threads == 0, "nothing stays behind"
+    text = "".join(piece.text for piece in pieces)
+    assert answer.text == text
+    return engine, text, [one for piece in pieces for one in piece.tokens]
 
 
 @given(script=scripts, data=st.data())
 def test_any_order_of_writing_reads_as_the_script(script, data):
-    answer = Answer(PROMPT, RULES, Limits(None, 10_000), Bytes(), max_threads=64)
+    answer = Answer(PROMPT, RULES, Limits(None, 10_000), Bytes())
     engine, text, tokens = run(answer, script, data.draw)
     assert answer.finished and answer.finish_reason == "eos"
     assert text.encode() == script.text
@@ -112,8 +143,8 @@ def test_any_order_of_writing_reads_as_the_script(script, data):
 
 @given(script=scripts, data=st.data())
 def test_what_joins_segments_is_text_and_no_token(script, data):
-    rules = ControlTokens(fork_token_id=FORK, child_token_id=CHILD, max_depth=9, joint="/")
-    answer = Answer(PROMPT, rules, Limits(None, 10_000), Bytes(), max_threads=64)
+    rules = replace(RULES, joint="/")
+    answer = Answer(PROMPT, rules, Limits(None, 10_000), Bytes())
     _, text, tokens = run(answer, script, data.draw)
     assert text == answer.tree.text(Bytes()) and text.replace("/", "").encode() == script.text
     assert bytes(one.token for one in tokens if one.token != EOS) == script.text
@@ -124,7 +155,7 @@ def test_what_joins_segments_is_text_and_no_token(script, data):
     include=st.booleans(), data=st.data(),
 )  # fmt: skip
 def test_the_first_stop_string_in_reading_order_cuts_the_answer(script, stop, include, data):
-    answer = Answer(PROMPT, RULES, Limits(None, 10_000, tuple(stop), include), Bytes(), max_threads=64)
+    answer = Answer(PROMPT, RULES, Limits(None, 10_000, tuple(stop), include), Bytes())
     engine, text, tokens = run(answer, script, data.draw)
     whole = script.text.decode()
     hits = [(whole.find(one) + len(one), number, one) for number, one in enumerate(stop) if one in whole]
@@ -135,37 +166,32 @@ def test_the_first_stop_string_in_reading_order_cuts_the_answer(script, stop, in
     assert text == whole[: end if include else end - len(found)]
     assert (answer.stop_reason, answer.finish_reason) == (found, "stop")
     assert bytes(one.token for one in tokens) == whole[:end].encode()
-    assert answer.finished and not answer.to_start() and not engine.done, "nothing runs on in vain"
+    assert answer.finished and not answer.to_start() and not engine.requests, "nothing runs on in vain"
 
 
 @given(script=scripts, limit=st.integers(1, 12), data=st.data())
 def test_a_bound_on_tokens_holds_for_all_threads_together(script, limit, data):
-    answer = Answer(PROMPT, RULES, Limits(limit, 10_000), Bytes(), max_threads=64)
+    answer = Answer(PROMPT, RULES, Limits(limit, 10_000), Bytes())
     engine, text, tokens = run(answer, script, data.draw)
     written = [one for one in tokens if one.token != EOS]
     assert len(written) == min(limit, len(script.text))
     assert text == Bytes().decode([one.token for one in written], skip_special_tokens=True)
     if limit != len(script.text):  # EOS may still come, or not
         assert answer.finish_reason == ("length" if limit < len(script.text) else "eos")
-    assert not engine.done and answer.finished
+    assert not engine.requests and answer.finished
     for thread in answer.tree.threads:
         assert engine.scripts.get(thread.index, Script([b"?"])).tokens[: len(thread.sampled_ids)] == thread.sampled_ids
 
 
 def test_a_child_waits_until_it_is_allowed_and_a_family_is_served_in_order():
     script = Script([b"1:", Script([b"one"]), b"2:", Script([b"two"]), b"3"])
-    answer = Answer(PROMPT, RULES, Limits(None, 1000), Bytes(), max_threads=64)
-    answer.allow(1)
-    engine = Engine(answer, script)
-    engine.admit()
-    engine.step(0, 6)
-    engine.admit()
+    answer = Answer(PROMPT, RULES, Limits(None, 1000), Bytes())
+    engine = Engine(answer, script, FixedCap(1))
+    engine.step(0, 3)
+    engine.step(0, 3)
     assert engine.started == [0] and len(answer.row.waiting) == 2
-    answer.allow(2)
-    engine.admit()
-    assert engine.started == [0, 1]
+    engine.driver.admission.policy = FixedCap(2)
     engine.step(0, 99)
-    engine.admit()
     assert engine.started == [0, 1, 2], "the root's end leaves its place to the next child"
     assert answer.read().text == "1:"
     engine.step(2, 99)
@@ -174,25 +200,50 @@ def test_a_child_waits_until_it_is_allowed_and_a_family_is_served_in_order():
 
 
 def test_a_path_that_fills_the_context_has_no_room_for_a_child():
-    answer = Answer(PROMPT, RULES, Limits(None, len(PROMPT) + 4), Bytes(), max_threads=64)
+    answer = Answer(PROMPT, RULES, Limits(None, len(PROMPT) + 4), Bytes())
     engine = Engine(answer, Script([b"12", Script([b"no"]), b"3"], reason="length"))
-    engine.admit()
+    assert engine.requests[0].max_tokens == 4
     engine.step(0, 4)
-    engine.admit()
     assert engine.started == [0] and answer.finished
     assert answer.read().text == "123" and answer.finish_reason == "length"
 
 
 def test_what_the_engine_gives_up_ends_the_answer():
-    answer = Answer(PROMPT, RULES, Limits(None, 1000), Bytes(), max_threads=64)
+    answer = Answer(PROMPT, RULES, Limits(None, 1000), Bytes())
     engine = Engine(answer, Script([b"1:", Script([b"one"]), b"2"]))
-    engine.admit()
     engine.step(0, 3)
-    engine.admit()
-    answer.fail("abort")
-    assert [thread.index for thread in answer.to_cancel()] == [0, 1] and answer.finished
-    answer.write(answer.tree.threads[1], [MadeToken(65)])
+    root, child = engine.requests.values()
+    engine.driver.made(Made(root, failure="error"))
+    assert engine.cancelled == [1] and answer.finished and answer.failure == "error"
+    engine.driver.made(Made(child, [MadeToken(65)]))
     assert answer.read().text == "1:", "and what comes late is left out"
+
+
+def test_what_nobody_waits_for_any_more_is_cancelled():
+    answer = Answer(PROMPT, RULES, Limits(None, 1000), Bytes())
+    engine = Engine(answer, Script([b"1:", Script([b"one"]), b"2"]))
+    engine.step(0, 3)
+    engine.driver.remove(answer)
+    engine.driver.remove(answer)
+    assert engine.cancelled == [0, 1] and (answer.finished, answer.failure) == (True, "abort")
+    assert len(engine.driver) == engine.driver.threads == 0
+
+
+def test_requests_say_the_rules_of_the_control_tokens():
+    """[Child] never, [Fork] not after [Fork], not at the greatest depth; a bias where it may come."""
+    rules = replace(RULES, max_depth=2, fork_bias=1.5)
+    answer = Answer(PROMPT, rules, Limits(10, 1000), Bytes())
+    engine = Engine(answer, Script([b"1:", Script([b"one"]), b"2"]))
+    root = engine.requests[0]
+    assert (root.banned, root.bias, root.max_tokens) == (((CHILD,), (FORK, FORK)), {FORK: 1.5}, 21)
+    engine.step(0, 3)
+    child = engine.requests[1]
+    assert (child.banned, child.bias, child.max_tokens) == (((CHILD,), (FORK,)), {}, 17)
+    assert [root.banned_after(made) for made in ([], [FORK], [FORK, 65], [65, FORK])] == [
+        [CHILD], [CHILD, FORK], [CHILD], [CHILD, FORK],
+    ]  # fmt: skip
+    never = Answer(PROMPT, replace(rules, fork_bias=-math.inf), Limits(None, 1000), Bytes())
+    assert Engine(never, Script()).requests[0].banned == ((CHILD,), (FORK,))
 
 
 @pytest.mark.parametrize("text", ["plain", "é字", "a\u200b\u200b", "😀 and 😀"])
@@ -204,20 +255,41 @@ def test_text_comes_in_whole_characters(text):
 
 
 def test_a_child_that_forks_at_once_is_asked_again_for_one_other_token():
-    """No engine's parameters ban [Fork] right after [Child]: what was made there is dropped, and counts for nothing."""
+    """vLLM's parameters cannot ban [Fork] right after [Child]: what was made there is dropped, and counts for nothing."""
 
     class Letters:
         def decode(self, token_ids, *, skip_special_tokens):
             return "".join(map(chr, token_ids))
 
+    class Asked:
+        def __init__(self):
+            self.requests, self.cancelled, self.driver = [], [], Driver(self)
+
+        def start(self, request):
+            self.requests.append(request)
+
+        def cancel(self, request):
+            self.cancelled.append(request)
+
+        def load(self):
+            return Load()
+
+        def write(self, *tokens, reason=None):
+            self.driver.made(Made(self.requests[-1], tokens, reason))
+
     answer = Answer([1], ControlTokens(fork_token_id=98, child_token_id=99), Limits(None, 100), Letters())
-    (root,) = answer.to_start()
-    answer.write(root, [MadeToken(65), MadeToken(98)])
-    (child,) = answer.to_start()
-    answer.write(child, [MadeToken(98), MadeToken(66)])
-    assert answer.must_not_fork(child) and answer.to_cancel() == [child] and answer.to_start() == [child]
-    answer.write(child, [MadeToken(67)], reason="length")  # it was asked for one token
-    assert not answer.must_not_fork(child) and child.finish_reason is None and answer.to_start() == [child]
-    answer.write(child, [MadeToken(0)], reason="eos")
-    answer.write(root, [MadeToken(0)], reason="eos")
+    engine = Asked()
+    engine.driver.add(answer)
+    engine.write(MadeToken(65), MadeToken(98))
+    root, child = engine.requests
+    assert root.banned == child.banned == ((99,), (98, 98)) and child.max_tokens > 1
+    engine.write(MadeToken(98), MadeToken(66))
+    again = engine.requests[2]
+    assert engine.cancelled == [child]
+    assert (again.thread, again.banned, again.max_tokens) == (child.thread, ((99,), (98,)), 1)
+    engine.driver.made(Made(child, [MadeToken(68)]))  # comes late
+    engine.write(MadeToken(67), reason="length")  # it was asked for one token
+    assert child.thread.finish_reason is None and engine.requests[3].banned == child.banned
+    engine.write(MadeToken(0), reason="eos")
+    engine.driver.made(Made(root, [MadeToken(0)], "eos"))
     assert answer.finished and answer.read().text == "AC" and len(answer.tree.threads) == 2

@@ -25,8 +25,9 @@ from hf_apar.data.distillation.elaborate import elaborate
 from hf_apar.data.distillation.samplers import Continuation
 from hf_apar.data.extraction.text_tree import TextThread
 from hf_apar.errors import ConfigurationError
-from hf_apar.training.mixture import Selection, mix
+from hf_apar.training.mixture import training_mixture
 from hf_apar.training.rows.features import chat_features
+from hf_apar.training.tuning import Selection
 
 NO_THOUGHT = {"enable_thinking": False}
 LIST = "1. **Oak**: it grows very well indeed.\n2. **Ash**: it burns so well indeed.\n3. **Elm**: it stands here all day."
@@ -192,7 +193,7 @@ def test_what_is_trained_after_a_thinking_template_is_what_is_decoded():
         assert "hm" not in text and "You sleep." in text
         assert tokenizer.decode(row.input_ids[len(prompt) :]) == "Two:[Fork][Child] it grows\nBye."
         assert ("<think>" in text) is (variables is not None)
-    mixture = mix(
+    mixture = training_mixture(
         [TextAnswer(f"{number}?", LIST) for number in range(4)], tokenizer, (fork, child),
         Selection(max_repetition=1.0, held_out=0.3), chat_template_kwargs=NO_THOUGHT,
     )  # fmt: skip

@@ -1,8 +1,10 @@
 """The command line says what the library says, and the live view reads as the tree reads."""
 
-import inspect
 import io
 import json
+import re
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,17 +17,16 @@ from typer.testing import CliRunner
 
 import hf_apar
 from byte_tokenizer import byte_tokenizer
-from hf_apar import cli
-from hf_apar.checkpoints.loading import DEFAULT_BASE
 from hf_apar.cli import app
 from hf_apar.cli.live import CURSOR, LiveTree, TreeView
 from hf_apar.config import AparConfig
 from hf_apar.data.distillation.distill import TextAnswer, _Limits, in_batches, read_answers
 from hf_apar.data.distillation.questions import template_questions
-from hf_apar.training.evaluation import PROMPTS, Judged, likelihoods, plain_answers
-from hf_apar.training.heads import train_medusa as learn
-from hf_apar.training.mixture import Selection
-from hf_apar.training.recipe import train as recipe
+from hf_apar.data.settings import AnswerLimits, Elaboration, Engine, PromptChoice, Sampling, TreeLimits
+from hf_apar.training.evaluation import PROMPTS, likelihoods, plain_answers
+from hf_apar.training.figures import Judged
+from hf_apar.training.recipe import EXAMPLE, Recipe, read_recipe, written
+from hf_apar.training.tuning import HeadsTuning, Selection, Tuning
 from hf_apar.tree.threads import ParagraphTree, Thread
 
 PROMPT = "Name two rivers."
@@ -215,7 +216,7 @@ def test_distill_goes_through_all_prompts_once(untuned, tmp_path):
     arguments = ("distill", str(prompts), str(answers), *options)
     first = run(*arguments)
     assert first.exit_code == 0, first.output
-    assert (tmp_path / "answers.jsonl.done").read_text().startswith("5 ")
+    assert json.loads((tmp_path / "answers.jsonl.done").read_text())["done"] == 5
     finished = read_answers(answers)
     assert {answer.prompt for answer in finished} <= {f"{number}?" for number in range(5)}
     assert f"of 5 answers {len(finished)} kept, {5 - len(finished)} dropped" in first.stdout
@@ -234,21 +235,53 @@ def test_distill_says_why_it_drops_all(untuned, tmp_path):
     assert "none of 3 answers can be kept; of 3: cut off" in result.stderr
 
 
-def test_train_has_the_options_of_the_recipe_with_their_defaults():
-    """The oracle is the signatures of the library's function and of the selection that it takes."""
-    wanted = {name: option.default for name, option in inspect.signature(recipe).parameters.items() if name != "selection"}
-    wanted |= {name: option.default for name, option in inspect.signature(Selection).parameters.items()}
-    got = {name: option.default for name, option in inspect.signature(cli.training.train).parameters.items()}
-    assert got | {"model": DEFAULT_BASE} == wanted
+GROUPS = (Tuning, Selection, HeadsTuning, PromptChoice, Sampling, AnswerLimits, Elaboration, TreeLimits)
 
 
-def test_train_medusa_has_the_options_of_its_function_with_their_defaults():
-    wanted = {name: option.default for name, option in inspect.signature(learn).parameters.items()}
-    got = {name: option.default for name, option in inspect.signature(cli.training.train_medusa).parameters.items()}
-    ours = {"model", "dtype", "tokenizer"}
-    assert {name: value for name, value in got.items() if name not in ours} == {
-        name: value for name, value in wanted.items() if name not in ours
-    }
+def test_the_recipe_of_the_default_model_and_every_key_survive_the_file(tmp_path):
+    """The oracle is the recipe itself: what `--example` shows, with all that is commented out, reads as it was."""
+    given = read_recipe(EXAMPLE)
+    assert (given.answers.max_new_tokens, given.train.compile, given.sampling.engine) == (420, True, Engine.vllm)
+    shown = run("recipe", "--example")
+    assert shown.exit_code == 0
+    file = tmp_path / "recipe.toml"
+    file.write_text(shown.stdout, encoding="utf-8")
+    assert read_recipe(file) == given
+    for recipe in (given, Recipe()):
+        whole = re.sub(r'(?m)^#(?!.*= "\.\.\."$)(\w+ = )', r"\1", written(recipe))
+        file.write_text(whole, encoding="utf-8")
+        assert read_recipe(file) == recipe
+        names = {one.name for group in GROUPS for one in fields(group)}
+        assert all(f"\n{name} = " in whole or f"\n#{name} = " in whole for name in names)
+
+
+def test_the_recipe_of_the_docs_is_one(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"(?ms)^```toml\n(.*?)^```$", page)
+    (tmp_path / "recipe.toml").write_text(text, encoding="utf-8")
+    assert read_recipe(tmp_path / "recipe.toml").select.min_ideal_ratio == 2.6
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[train]\nlerning_rate = 1.0", r"\[train\], has the unknown key lerning_rate; did you mean learning_rate\?"),
+        ("[trian]\n", r"the unknown key trian; did you mean train\?"),
+        ("zzz = 1", r"the unknown key zzz; its keys are model, prompts, "),
+        ("[train]\nrank = 1.5", r"\[train\], has rank = 1.5; it is a whole number"),
+        ("[select]\nheld_out = 2", r"held_out = 2.0?; it is at least 0 and at most 1"),
+        ("[sampling]\nengine = 'gpu'", "engine = 'gpu'; it is one of transformers, vllm"),
+        ("train = 3", "train = 3; it is a table"),
+        ("bf16 = 1", "bf16 = 1; it is true or false"),
+        ("[select]\nheld_out = 1.0", "held_out 1.0"),
+        ("seed = ", "is no TOML"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_in_a_sentence(text, said, tmp_path):
+    (tmp_path / "r.toml").write_text(text)
+    result = run("recipe", str(tmp_path / "r.toml"), "--output", str(tmp_path / "out"))
+    assert result.exit_code == 2 and re.search(said, result.stderr.replace("\n", " ")), result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_heads_are_trained_and_used_and_change_no_text(checkpoint, tmp_path):
@@ -276,7 +309,9 @@ def test_the_recipe_goes_through_all_stages_and_on_from_where_it_stopped(untuned
     limits = _Limits(new_tokens=384, whole_tokens=384, items=None)
     settings = (limits, f"{untuned} transformers float32 0.3 1.0 0")
     list(in_batches(template_questions(3), tmp_path / "answers.jsonl", 3, settings, lambda _: own))
-    asked = ("recipe", "--output", str(tmp_path), "--model", untuned, "--templates", "3", "--max-steps", "2")
+    file = tmp_path / "recipe.toml"
+    file.write_text("[asking]\ntemplates = 3\n[train]\nmax_steps = 2\n[heads]\nmax_steps = 2\n")
+    asked = ("recipe", str(file), "--output", str(tmp_path), "--model", untuned)
     first = run(*asked)
     assert first.exit_code == 0, first.output
     assert all(f"{number}. " in first.stderr for number in range(1, 7))
@@ -303,10 +338,13 @@ def test_the_recipe_goes_through_all_stages_and_on_from_where_it_stopped(untuned
     assert {file.name: file.stat().st_mtime for file in adapter.iterdir()} == made
     assert again.stderr.count("made already") == 6
     # FIELD T12: other options are refused by name; test_stages.py has what --restart does
-    other = run(*asked, "--learning-rate", "0.001", "--max-forks", "9")
+    file.write_text(file.read_text().replace("[train]", "[select]\nmax_forks = 9\n[train]\nlearning_rate = 0.001"))
+    other = run(*asked)
     assert other.exit_code == 2 and "--restart" in other.stderr
     assert "max_forks None (now 9), learning_rate 0.0004 (now 0.001)" in other.stderr
     assert {file.name: file.stat().st_mtime for file in adapter.iterdir()} == made
+    file.write_text("[asking]\ntemplates = 3\n[train]\nmax_steps = 2\nsave_steps = 7\n[heads]\nmax_steps = 2\n")
+    assert run(*asked).stderr.count("made already") == 6, "how often is saved changes nothing"
     (tmp_path / "longer.jsonl").write_text((tmp_path / "answers.jsonl").read_text() + "\n")
     edited = run(*asked)
     assert edited.exit_code == 2 and "the stage trees" in edited.stderr and "longer.jsonl" in edited.stderr

@@ -103,7 +103,7 @@ def test_any_rows_packed_and_truncated_equal_their_paths(seed, all_double):
     draw, model = random.Random(seed), double_llama("sdpa")
     trees = [features_of(random_tree(draw)) for _ in range(6)]
     max_length = max(len(tree) for tree in trees) - draw.randint(0, 40)
-    rows = pack([truncate(tree, max_length, CHILD) for tree in trees], max_length)
+    rows = pack([truncate(tree, max_length) for tree in trees], max_length)
     (packed, as_reported, ours), (paths, also_reported, theirs) = (
         loss_and_gradients(model, rows, mode) for mode in ("dense", "paths")
     )
@@ -131,7 +131,7 @@ def test_a_rows_paths_are_those_of_its_trees(trees):
 def test_the_places_without_forks_stay_with_their_tokens(trees):
     """Where the text goes on without a fork is marked, in packed rows and in paths, and nothing else is."""
     forked = [features_of(tree) for tree in trees]
-    copies = [unforked(tree, FORK, CHILD) for tree in forked]
+    copies = [unforked(tree) for tree in forked]
     rows = [row.to_dict() for row in pack([each for pair in zip(forked, copies, strict=True) for each in pair], 10**6)]
     forks = sum(tree.shift_labels.count(FORK) for tree in forked)
     for mode in ("dense", "paths"):

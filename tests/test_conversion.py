@@ -204,7 +204,8 @@ def test_the_default_model_from_the_cache_is_the_converted_one(cache, monkeypatc
     narrow, _ = hf_apar.load_default_model(dtype=torch.bfloat16)
     assert narrow.dtype == torch.bfloat16
     monkeypatch.setenv("HF_APAR_CACHE", "off")
-    monkeypatch.setattr("hf_apar.checkpoints.loading._merge_default_model", lambda: (made, made_tokenizer))  # it takes 20 s
+    merge = "hf_apar.checkpoints.default_model._merge_default_model"  # it takes 20 s
+    monkeypatch.setattr(merge, lambda: (made, made_tokenizer))
     cast, _ = hf_apar.load_default_model(dtype=torch.bfloat16)
     assert torch.equal(cast(ids).logits, narrow(ids).logits)
 

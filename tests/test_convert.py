@@ -14,7 +14,8 @@ from hf_apar.data.extraction.markdown import extract
 from hf_apar.data.extraction.text_tree import TextThread
 from hf_apar.data.records.chats import ChatAnswer, read_chat, without_tree
 from hf_apar.errors import ConfigurationError, DataError
-from hf_apar.training.mixture import Selection, mix, read_examples
+from hf_apar.training.mixture import read_examples, training_mixture
+from hf_apar.training.tuning import Selection
 
 ITEMS = (
     "- **Oak**: it grows very slowly indeed",
@@ -172,7 +173,7 @@ def test_trees_and_plain_answers_give_the_same_mixture(tmp_path):
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
     plain, extracted = read_examples(source), read_examples(tmp_path / "out.jsonl")
     selection = Selection(held_out=0.25)
-    assert mix(plain, tokenizer, (1, 2), selection) == mix(extracted, tokenizer, (1, 2), selection)
+    assert training_mixture(plain, tokenizer, (1, 2), selection) == training_mixture(extracted, tokenizer, (1, 2), selection)
 
 
 def test_a_tree_of_another_text_is_refused(tmp_path, caplog):

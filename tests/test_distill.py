@@ -1,7 +1,6 @@
 """Self-distillation: what ends is kept whole, what does not is left out, and a stop loses nothing."""
 
 import copy
-import inspect
 import itertools
 import json
 from collections import Counter
@@ -12,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from byte_tokenizer import byte_tokenizer
 from field_tokenizers import DUMMY_PREFIX, MAKERS
-from hf_apar.cli.training import recipe
+from hf_apar.data.distillation import batches
 from hf_apar.data.distillation.batches import BatchReport, TextAnswer
 from hf_apar.data.distillation.distill import (
     CUT_OFF,
@@ -31,6 +30,7 @@ from hf_apar.data.distillation.samplers import LEAD_TOKENS, Continuation, Task, 
 from hf_apar.errors import DataError
 from hf_apar.text.chat import encode_chat
 from hf_apar.text.encoding import encode_text, token_texts
+from hf_apar.training.recipe import DEFAULT_RECIPE
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +225,9 @@ def test_what_must_stay_in_its_line_ends_with_a_sentence_there(model, tokenizer)
     dice = copy.deepcopy(model)
     with torch.no_grad():
         eos = dice.lm_head.weight[tokenizer.eos_token_id].clone()
+        for parameter in dice.model.layers.parameters():
+            parameter.zero_()
+        dice.model.embed_tokens.weight[:] = eos  # the same state everywhere: the likely ones are so at every step
         dice.lm_head.weight[:] = -9 * eos
         dice.lm_head.weight[[*likely, tokenizer.eos_token_id]] = eos
     (other_end,) = tokenizer.encode("h", add_special_tokens=False)
@@ -238,6 +241,35 @@ def test_what_must_stay_in_its_line_ends_with_a_sentence_there(model, tokenizer)
     for one in in_line:
         assert "\n" not in one.text and ". " not in one.text[19:]
         assert 20 <= len(one.text) < 60 and one.text.endswith(".") if one.ended else len(one.text) == 60
+
+
+def test_the_settings_of_a_checkpoint_have_no_part_in_it_and_stay(model, tokenizer):
+    """They are for who talks to it; they stay even where what goes on with the prompt raises."""
+    prompt = encode_chat(tokenizer, [{"role": "user", "content": "How?"}])
+    sample = TransformersSampler(model, tokenizer, temperature=0.0, straggler_share=0.0)
+    expected = sample([Task(prompt, 20)])
+    odd = copy.deepcopy(model)
+    likely = tokenizer.encode(expected[0].text, add_special_tokens=False)
+    odd.generation_config.update(repetition_penalty=9.0, suppress_tokens=likely, min_new_tokens=15, top_p=0.1)
+    before = copy.deepcopy(vars(odd.generation_config))
+    assert TransformersSampler(odd, tokenizer, temperature=0.0, straggler_share=0.0)([Task(prompt, 20)]) == expected
+    odd.forward = None
+    with pytest.raises(TypeError):
+        TransformersSampler(odd, tokenizer)([Task(prompt, 20)])
+    assert vars(odd.generation_config) == before
+
+
+def test_the_last_that_write_are_not_waited_for(tokenizer):
+    """Nine of ten end at once; the tenth, which would write for ever, counts as cut off."""
+    prompts = [tokenizer.encode(letter, add_special_tokens=False) for letter in "aaaaaaaaab"]
+    (a,), (b,) = prompts[0], prompts[-1]
+    model = says(tokenizer, [a, tokenizer.eos_token_id])
+    with torch.no_grad():
+        model.lm_head.weight[b, b] = 1.0
+    written = TransformersSampler(model, tokenizer, temperature=0.0)([Task(prompt, 60) for prompt in prompts])
+    assert [one.ended for one in written] == [True] * 9 + [False] and len(written[-1].text) == 1
+    waiting = TransformersSampler(model, tokenizer, temperature=0.0, straggler_share=0.0)
+    assert len(waiting([Task(prompt, 60) for prompt in prompts])[-1].text) == 60
 
 
 def test_an_opened_answer_begins_with_a_sentence_of_its_own():
@@ -282,6 +314,43 @@ def test_what_was_made_otherwise_is_not_gone_on_with(model, tokenizer, tmp_path,
     progress.write_text(kept)
     more = [*QUESTIONS, Question("One more?")]
     assert list(distill(sample, tokenizer, more, path, batch_size=9, max_new_tokens=30, made_with="A")) == [13]
+
+
+@pytest.mark.parametrize("place", ["appended", "torn", "noted"])
+def test_a_run_that_is_killed_between_two_writes_doubles_nothing(tokenizer, tmp_path, monkeypatch, place):
+    """The oracle is a run that was never stopped: the same bytes, the same report."""
+    questions, sample = [Question(f"{number}?") for number in range(6)], Told("", "Yes.")
+    whole, path = tmp_path / "whole.jsonl", tmp_path / "answers.jsonl"
+    list(distill(sample, tokenizer, questions, whole, batch_size=2))
+
+    class Killed(BaseException):
+        pass
+
+    calls = itertools.count()
+
+    def kill(*args):
+        if next(calls) == (1 if place == "noted" else 2):  # one before the first batch
+            if place == "torn":
+                path.write_bytes(path.read_bytes()[:-3])
+            raise Killed
+        write(*args)
+
+    kind = BatchReport if place == "noted" else batches._Progress
+    write = kind.write
+    monkeypatch.setattr(kind, "write", kill)
+    with pytest.raises(Killed):
+        list(distill(sample, tokenizer, questions, path, batch_size=2))
+    monkeypatch.setattr(kind, "write", write)
+    assert path.stat().st_size > 0
+    list(distill(sample, tokenizer, questions, path, batch_size=2))
+    assert path.read_bytes() == whole.read_bytes() and BatchReport.of(path) == BatchReport.of(whole) == BatchReport(6, 6)
+
+
+def test_a_file_without_a_note_of_progress_is_appended_to(tokenizer, tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_text(json.dumps({"prompt": "mine", "response": "!"}) + "\n")
+    list(distill(Told("", "Yes."), tokenizer, [Question("Why?")], path))
+    assert [answer.prompt for answer in read_answers(path)] == ["mine", "Why?"]
 
 
 TWO_TURNS = {"messages": [{"role": role, "content": role} for role in ("user", "assistant") * 2]}
@@ -334,7 +403,7 @@ def test_template_questions_are_different_and_mostly_opened():
 
 def test_every_template_has_a_place_for_each_slot():
     prompts = [prompt for family in families().values() for prompt in family.prompts()]
-    assert len(prompts) == len(set(prompts)) == inspect.signature(recipe).parameters["templates"].default
+    assert len(prompts) == len(set(prompts)) == DEFAULT_RECIPE.asking.templates
     for name, family in families().items():
         places = {template.count("{}") for template in family.templates}
         assert places == {len(family.slots)}, name

@@ -28,9 +28,8 @@ from field_tokenizers import byte_level, gemma, llama_normalizer
 from hf_apar import AparModelForCausalLM, check_model
 from hf_apar.checkpoints.export import save_merged
 from hf_apar.data.convert import extract_file
-from hf_apar.training.heads import train_medusa
-from hf_apar.training.mixture import Selection
-from hf_apar.training.recipe import train
+from hf_apar.training.tuning import Selection
+from tuned import train, train_medusa
 
 torch.set_num_threads(1)
 

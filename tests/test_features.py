@@ -89,6 +89,7 @@ def test_a_row_as_a_literal_table():
         "visible_until": [8, 8, 8, 8, 7, 7, 7, 8],
         "shift_labels": [-100, a, FORK, d, b, c, EOS, EOS],
         "fork_banned": [],
+        "children": [4],
     }
 
 
@@ -129,19 +130,19 @@ def depths(row):
 @given(TREES, st.integers(1, 60))
 def test_truncation_leaves_whole_threads_as_they_were(tree, limit):
     row = features_of(tree)
-    cut = truncate(row, limit, CHILD)
+    cut = truncate(row, limit)
     whole, left = sorted(row_paths(row)), sorted(row_paths(cut))
     assert all(left.count(path) <= whole.count(path) for path in left)
     assert next(row_paths(cut)) == next(row_paths(row)), "the root stays"
     assert depths(cut) == depths(row)[: len(depths(cut))], "the deepest go first"
     assert len(cut) <= limit or CHILD not in cut.input_ids
-    assert cut == row or len(truncate(row, len(cut), CHILD)) == len(cut)
+    assert cut == row or len(truncate(row, len(cut))) == len(cut)
     assert (cut == row) == (len(row) <= limit or CHILD not in row.input_ids), "no thread goes without need"
 
 
 def test_truncation_keeps_the_marks_of_the_places_that_stay():
-    row = TreeFeatures([5, 8, 9, 6, 7], [0, 1, 2, 3, 2], [5, 5, 4, 4, 5], [8, 7, 6, 2, 2], [0, 3, 4])
-    assert truncate(row, 4, 9).fork_banned == [0, 2]
+    row = TreeFeatures([5, 8, 9, 6, 7], [0, 1, 2, 3, 2], [5, 5, 4, 4, 5], [8, 7, 6, 2, 2], [0, 3, 4], [2])
+    assert truncate(row, 4).fork_banned == [0, 2]
 
 
 def test_the_last_of_the_deepest_threads_goes_first():
@@ -152,7 +153,7 @@ def test_the_last_of_the_deepest_threads_goes_first():
     row = features_of(tree)
     texts = []
     for limit in range(len(row), len(PROMPT), -1):
-        text = TOKENIZER.decode([t for t in truncate(row, limit, CHILD).input_ids[len(PROMPT) :] if t not in (FORK, CHILD)])
+        text = TOKENIZER.decode([t for t in truncate(row, limit).input_ids[len(PROMPT) :] if t not in (FORK, CHILD)])
         texts += [text] if text not in texts else []
     assert texts == ["abcdefgh", "abcdegh", "abdegh", "abdeg", "abdg", "adg"]
 

@@ -25,9 +25,9 @@ from hf_apar import cli, releases
 from hf_apar.cli import app
 from hf_apar.cli.application import IDLE_THREADS_SLEEP
 from hf_apar.cli.compare import Method
-from hf_apar.cli.evaluation import FIGURES
 from hf_apar.cli.live import CURSOR, LiveText, LiveTree
-from hf_apar.training.evaluation import Judged, likelihoods, summary
+from hf_apar.training.evaluation import likelihoods
+from hf_apar.training.figures import FIGURES, LIKELIHOODS, Judged, summary
 from hf_apar.tree.threads import ParagraphTree, Thread
 
 PROMPT = "Name two rivers."
@@ -208,14 +208,14 @@ def test_damaged_weights_are_named(checkpoint, tmp_path):
 
 def test_merge_leaves_what_others_wrote_while_it_loaded(checkpoint, tmp_path, monkeypatch):
     """FIELD, first hour: an error in writing removed a folder that was empty before the loading, and was not any more."""
-    output, load = tmp_path / "race", cli.generation.load
+    output, load = tmp_path / "race", cli.decode.load
 
     def slow_load(*arguments):
         output.mkdir()
         (output / "precious.txt").write_text("precious")
         return load(*arguments)
 
-    monkeypatch.setattr(cli.decoding, "load", slow_load)  # what another process does in these seconds
+    monkeypatch.setattr(cli.decode, "load", slow_load)  # what another process does in these seconds
     result = run("merge", str(output), "--model", checkpoint)
     assert result.exit_code == 2 and "name a new folder" in result.stderr
     assert [one.name for one in tmp_path.rglob("*")] == ["race", "precious.txt"]
@@ -224,7 +224,7 @@ def test_merge_leaves_what_others_wrote_while_it_loaded(checkpoint, tmp_path, mo
 def test_merge_writes_the_whole_or_nothing(checkpoint, tmp_path, monkeypatch):
     output = tmp_path / "new" / "merged"
     with monkeypatch.context() as patch:
-        patch.setattr(cli.generation.shutil, "copy", lambda *_: {}["a key"])
+        patch.setattr(cli.decode.shutil, "copy", lambda *_: {}["a key"])
         patch.setattr("hf_apar.speculation.medusa.HEADS_FILE", "config.json")  # it lies there: it is copied, and fails
         assert run("merge", str(output), "--model", checkpoint).exit_code == 1
     assert not list(output.parent.iterdir())
@@ -501,15 +501,21 @@ def test_plain_text_is_shown_as_a_tree_of_one_thread():
     assert output.getvalue() == "a\r b\n"
 
 
+JUDGED = Judged(
+    prompt="?", text="a", should_fork=True, children=0, ended=True, looped=False, false_forks=0, tokens=1, steps=1,
+    plain="a", plain_ended=True,
+)  # fmt: skip
+
+
 def test_evaluate_explains_its_figures_and_says_when_they_are_worth_nothing(checkpoint, tmp_path):
     """FIELD: 13 names and figures in a line; 1.002 where all answers were cut at a low limit."""
     arguments = ("evaluate", "--model", checkpoint, "--max-new-tokens", "4", "--fork-bias", "1", "--fork-bias", "2")
     result = run(*arguments)
     assert result.exit_code == 0, result.stderr
     lines = [line for line in result.stdout.splitlines() if not line.startswith("fork_bias")]
-    figures = list(summary([Judged("?", "a", True, 0, True, False, 0, 1, 1, "a", True)]))
+    figures = list(summary([JUDGED]))
     assert [line.split()[0] for line in lines] == figures * 2
-    assert all(FIGURES[name] in line for name, line in zip(figures, lines, strict=False))
+    assert all(FIGURES[name].says in line for name, line in zip(figures, lines, strict=False))
     assert result.stderr.count("40 of 40 answers") == 2 and "no result" in result.stderr
     records = [json.loads(line) for line in run(*arguments, "--json").stdout.splitlines()]
     assert [one["settings"]["fork_bias"] for one in records] == [1.0, 2.0]
@@ -517,7 +523,7 @@ def test_evaluate_explains_its_figures_and_says_when_they_are_worth_nothing(chec
 
 
 def test_every_figure_has_its_words():
-    judged = [Judged("?", "a", True, 0, True, False, 0, 1, 1, "a", True)]
+    judged = [JUDGED]
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = TEMPLATE
     model = LlamaForCausalLM(
@@ -525,4 +531,4 @@ def test_every_figure_has_its_words():
             vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
         )
     )
-    assert [*summary(judged), *likelihoods(judged, model, tokenizer, ["a"])] == list(FIGURES)
+    assert [*summary(judged), *likelihoods(judged, model, tokenizer, ["a"])] == [*FIGURES, *LIKELIHOODS]

@@ -1,10 +1,11 @@
 """Threads and slots against a naive model that keeps a full copy of each path."""
 
+import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from hf_apar.forward.masks import slots_mask
+from hf_apar.forward.lines import PathLines, Query
 from hf_apar.protocol import ControlTokens
 from hf_apar.tree.growth import GrowingTree
 from hf_apar.tree.slots import SlotPool
@@ -21,6 +22,7 @@ class Growth(RuleBasedStateMachine):
     @initialize(prompt=st.integers(1, 5), padding=st.integers(0, 3), max_threads=st.integers(1, 4))
     def start(self, prompt, padding, max_threads):
         self.row = GrowingTree(range(prompt), self.protocol, padding=padding, max_threads=max_threads)
+        self.lines = PathLines({"full": None, "sliding": 3}, torch.device("cpu"))  # kept through all that happens
         self.padding, self.max_threads, self.prompt = padding, max_threads, prompt
         self.paths = {0: list(range(prompt))}  # thread -> its full path; the naive model
         self.waits = []  # threads that wait, in reading order
@@ -136,8 +138,10 @@ class Growth(RuleBasedStateMachine):
     def masks_show_each_thread_its_path(self):
         paths = [self.row.slots(self.row.tree.threads[index]) for index in self.live()]
         if paths:
-            mask = slots_mask([paths], len(paths), self.row.pool.high_water)[0].tolist()
-            assert mask == [[slot in path for slot in range(self.row.pool.high_water)] for path in paths]
+            slots, queries = self.row.pool.high_water, [Query(0, path, len(path)) for path in paths]
+            masks = self.lines.masks(queries, slots)
+            assert masks["full"].tolist() == [[slot in path for slot in range(slots)] for path in paths]
+            assert masks["sliding"].tolist() == [[slot in path[-3:] for slot in range(slots)] for path in paths]
 
 
 class GrowthByLetters(Growth):

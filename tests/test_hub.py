@@ -1,5 +1,6 @@
 """Checkpoints and ``custom_generate`` repositories, as programs without hf_apar's API use them."""
 
+import copy
 import subprocess
 import sys
 
@@ -8,12 +9,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from byte_tokenizer import byte_tokenizer
-from conftest import left_padded, random_prompts, tiny_llama
+from conftest import CHILD, FORK, left_padded, random_prompts, tiny_llama
 from hf_apar import ConfigurationError, enable_apar, export_custom_generate
 from hf_apar.checkpoints.export import save_merged
 from hf_apar.checkpoints.loading import load_base
 
 PROMPTS = left_padded(random_prompts(3, seed=7))
+CONTROL = sorted([FORK, CHILD])
 LIMIT = {"max_new_tokens": 80}
 
 
@@ -44,7 +46,14 @@ def test_exporting_twice_is_the_same_and_overwrites_nothing_foreign(tmp_path):
 
 
 def test_a_merged_checkpoint_forks_with_hf_apar_and_decodes_plainly_without(expected, plain_llama, tmp_path):
-    folder = save_merged(enable_apar(tiny_llama()), byte_tokenizer(), tmp_path / "merged")
+    model = enable_apar(tiny_llama())
+    model.generation_config.suppress_tokens = [3]
+    model.generation_config.temperature = 0.5  # without do_sample it would not be saved
+    config, before = model.generation_config, copy.deepcopy(vars(model.generation_config))
+    folder = save_merged(model, byte_tokenizer(), tmp_path / "merged")
+    assert model.generation_config is config and vars(config) == before, "the caller's model stays as it is"
+    assert AutoModelForCausalLM.from_pretrained(folder).generation_config.suppress_tokens == [3, *CONTROL]
+    save_merged(enable_apar(tiny_llama()), byte_tokenizer(), folder := tmp_path / "plain")
     assert list(folder.glob("*.safetensors"))
     loaded = AutoModelForCausalLM.from_pretrained(folder)
     assert enable_apar(loaded).generate(**PROMPTS, apar=True, **LIMIT).tolist() == expected

@@ -41,16 +41,10 @@ from hf_apar import (
     add_control_tokens,
     enable_apar,
 )
+from hf_apar.checkpoints.adapters import load_adapter, save_adapter
+from hf_apar.checkpoints.default_model import DEFAULT_ADAPTER, load_default_base, load_default_model
 from hf_apar.checkpoints.export import save_merged
-from hf_apar.checkpoints.loading import (
-    DEFAULT_ADAPTER,
-    load_adapter,
-    load_base,
-    load_default_base,
-    load_default_model,
-    load_tokenizer,
-    save_adapter,
-)
+from hf_apar.checkpoints.loading import load_base, load_tokenizer
 from hf_apar.cli import app
 from hf_apar.errors import CheckpointError
 

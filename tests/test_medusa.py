@@ -11,9 +11,10 @@ from byte_tokenizer import byte_tokenizer
 from conftest import CHILD, FORK, VOCABULARY, left_padded, random_prompts, tiny_llama
 from hf_apar import AparConfig, ConfigurationError, DataError, UnsupportedModelError, add_control_tokens, enable_apar
 from hf_apar.data.extraction.markdown import extract
-from hf_apar.speculation.medusa import MedusaDrafts, MedusaHeads, path_successors
-from hf_apar.training.heads import HeadsLearn, most_frequent, train_medusa
-from hf_apar.training.rows.features import tree_features
+from hf_apar.speculation.medusa import MedusaDrafts, MedusaHeads
+from hf_apar.training.heads import HeadsLearn, most_frequent
+from hf_apar.training.rows.features import successors, tree_features
+from tuned import train_medusa
 
 TEXT = "- A: a b c d e\n- B: f g h i j\n- C: k l m n o"
 DRAFT_IDS = torch.tensor([token for token in range(VOCABULARY) if token != CHILD])
@@ -112,9 +113,9 @@ def test_the_way_along_a_tree_is_that_of_its_threads(writer):
     fork, child = (tokenizer.get_vocab()[token] for token in ("[Fork]", "[Child]"))
     tree = extract(f"Intro:\n\n{TEXT}\n\nThe end.")
     row = tree_features([1, 2], tree, tokenizer, fork, child, tokenizer.eos_token_id)
-    successors = path_successors(row.input_ids, row.visible_until, child)
+    following = successors(row.visible_until, row.children)
     assert fork in row.input_ids
-    for index, after in enumerate(successors):
+    for index, after in enumerate(following):
         if after >= 0:
             assert row.position_ids[after] == row.position_ids[index] + 1
             assert row.input_ids[after] != child

@@ -14,7 +14,8 @@ from hf_apar.data.records.chats import ChatAnswer
 from hf_apar.data.records.rejections import Rejections
 from hf_apar.errors import DataError
 from hf_apar.training.held_out import held_out_places, prompt_key
-from hf_apar.training.mixture import Selection, mix, packed_rows, read_examples
+from hf_apar.training.mixture import packed_rows, read_examples, training_mixture
+from hf_apar.training.tuning import Selection
 
 LIST = "- A: a b c d e\n- B: f g h i j\n- C: k l m n o"
 REFUSE = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
@@ -91,7 +92,7 @@ def test_t4_what_the_template_refuses_is_set_aside_and_not_an_error(tmp_path, ca
     records = [{"messages": chat(f"Q {number}", LIST, system="S" if number % 4 == 1 else None)} for number in range(12)]
     source = write(tmp_path / "in.jsonl", records)
     rejected = Rejections(source, tmp_path / "rejected.jsonl")
-    mixture = mix(read_examples(source, rejected), strict, ids, Selection(unforked_share=0), rejected=rejected)
+    mixture = training_mixture(read_examples(source, rejected), strict, ids, Selection(unforked_share=0), rejected=rejected)
     assert len(mixture.train) + len(mixture.held_out) == 9
     reason = "the chat template refuses this chat: System role not supported"
     assert rejected.reasons == {reason: 3}
@@ -99,7 +100,7 @@ def test_t4_what_the_template_refuses_is_set_aside_and_not_an_error(tmp_path, ca
     assert f"3 records set aside: 3 because {reason} (first: record 2); they are in" in caplog.text
     assert len(packed_rows(source, strict, ids)) > 0
     write(source, records[1::4])
-    for refused in (lambda: mix(read_examples(source), strict, ids), lambda: packed_rows(source, strict, ids)):
+    for refused in (lambda: training_mixture(read_examples(source), strict, ids), lambda: packed_rows(source, strict, ids)):
         with pytest.raises(DataError, match="of 3, 3 because the chat template refuses this chat: System"):
             refused()
 
@@ -127,7 +128,7 @@ def test_t4_what_a_template_leaves_out_sets_the_record_aside(missing, tmp_path):
     record = {"messages": CALLING, "tools": [{"type": "function", "function": {"name": "find"}}]}
     source = write(tmp_path / "in.jsonl", [*whole, record])
     rejected = Rejections(source)
-    mixture = mix(read_examples(source, rejected), plain, ids, Selection(unforked_share=0), rejected=rejected)
+    mixture = training_mixture(read_examples(source, rejected), plain, ids, Selection(unforked_share=0), rejected=rejected)
     assert len(mixture.train) + len(mixture.held_out) == 3 + (missing is None)
     reason = f"the chat template leaves out {missing}; give a template that writes it, or leave the record out"
     assert rejected.reasons == ({} if missing is None else {reason: 1})
@@ -137,7 +138,7 @@ def test_t11_one_question_about_many_documents_is_many_prompts(caplog):
     """They were one prompt, and refused, where the documents stand in the system's message."""
     plain, ids = tokenizer()
     answers = [ChatAnswer(tuple(chat("Summarise it.", system=f"Document {number}")), extract(LIST)) for number in range(20)]
-    mixture = mix(answers, plain, ids, Selection(unforked_share=0, held_out=0.1))
+    mixture = training_mixture(answers, plain, ids, Selection(unforked_share=0, held_out=0.1))
     assert (len(mixture.train), len(mixture.held_out)) == (18, 2)
     assert not caplog.records
 
@@ -177,7 +178,7 @@ def test_t11_answers_to_a_prompt_and_turns_of_a_chat_are_held_out_together():
           for number in range(20) for turn in (0, 1, 2)),
     ]  # fmt: skip
     for seed in range(5):
-        mixture = mix(answers, plain, ids, Selection(held_out=0.2, unforked_share=0.3), seed=seed)
+        mixture = training_mixture(answers, plain, ids, Selection(held_out=0.2, unforked_share=0.3), seed=seed)
         assert len(mixture.held_out) in (19, 20)
         sides = [
             {prompt_key([{"role": "user", "content": plain.decode(tree.input_ids).split("\n")[1].split("<|im_end|>")[0]}])
@@ -190,7 +191,7 @@ def test_t11_answers_to_a_prompt_and_turns_of_a_chat_are_held_out_together():
 def test_t11_answers_to_one_prompt_cannot_be_held_out():
     plain, ids = tokenizer()
     with pytest.raises(DataError, match="all 9 answers are to one prompt"):
-        mix([TextAnswer("Q", LIST)] * 9, plain, ids)
+        training_mixture([TextAnswer("Q", LIST)] * 9, plain, ids)
 
 
 def test_what_is_not_trained_on_is_counted(tmp_path, caplog):
@@ -204,7 +205,7 @@ def test_what_is_not_trained_on_is_counted(tmp_path, caplog):
         [*chat("Led", LIST), *chat("Thanks")],
     ]  # fmt: skip
     source = write(tmp_path / "in.jsonl", [{"messages": messages} for messages in chats])
-    mix(read_examples(source), strict, ids, max_length=300)
+    training_mixture(read_examples(source), strict, ids, max_length=300)
     counts = "of 13 answers (chats repaired: 1) the filters keep 12 and the template 11; 10 of these have at most 300 tokens"
     assert counts in caplog.text
     assert "5 answers that fork and 2 others are drawn of 10, and 1 of all are held out" in caplog.text
@@ -215,7 +216,7 @@ def test_t8_thoughts_may_repeat_what_the_answer_says():
     plain, ids = tokenizer()
     words = "It grows slowly and it burns well and it is rare these days."
     answers = [TextAnswer(str(number), f"<think>{words} {words}</think>\n\n{LIST}") for number in range(9)]
-    mixture = mix(answers, plain, ids, Selection(unforked_share=0))
+    mixture = training_mixture(answers, plain, ids, Selection(unforked_share=0))
     assert len(mixture.train) + len(mixture.held_out) == 9
 
 

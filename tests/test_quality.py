@@ -12,7 +12,8 @@ from field_tokenizers import llama_metaspace, llama_normalizer
 from hf_apar.data.distillation.questions import families
 from hf_apar.text.chat import encode_chat
 from hf_apar.text.encoding import encode_answer
-from hf_apar.training.evaluation import EITHER, IN_PARTS, WHOLE, Judged, likelihoods, plain_answers
+from hf_apar.training.evaluation import EITHER, IN_PARTS, WHOLE, likelihoods, plain_answers
+from hf_apar.training.figures import Judged
 from hf_apar.training.quality import distinct, false_forks, mean_nll
 from hf_apar.tree.threads import ParagraphTree, Thread
 
@@ -75,7 +76,12 @@ def test_the_base_judges_three_ways_of_answering_each_answer_alike(make):
     for text, ids in prompts.items():
         own = base.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=20, repetition_penalty=1.1)[0, len(ids) :]
         plain = tokenizer.decode(own, skip_special_tokens=True)
-        judged.append(Judged(text, "Oak, ash." * len(judged) + "Elm.", None, 0, True, False, 0, 1, 1, plain, True))
+        judged.append(
+            Judged(
+                prompt=text, text="Oak, ash." * len(judged) + "Elm.", should_fork=None, children=0, ended=True, looped=False,
+                false_forks=0, tokens=1, steps=1, plain=plain, plain_ended=True,
+            )
+        )  # fmt: skip
 
     def alone(texts):
         answers = [encode_answer(tokenizer, ids, text) for ids, text in zip(prompts.values(), texts, strict=True)]

@@ -23,12 +23,12 @@ from transformers import (
 
 from byte_tokenizer import byte_tokenizer
 from hf_apar import UnsupportedModelError, add_control_tokens, check_model
+from hf_apar.checkpoints.adapters import save_adapter
 from hf_apar.checkpoints.export import save_merged
-from hf_apar.checkpoints.loading import save_adapter
 from hf_apar.errors import ConfigurationError
 from hf_apar.generation_settings import eos_token_ids, make_savable
+from hf_apar.training.fine_tuning import train
 from hf_apar.training.lora import add_lora
-from hf_apar.training.recipe import train
 
 torch.set_num_threads(1)
 

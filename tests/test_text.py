@@ -12,7 +12,7 @@ from hf_apar.cli.live import TreeView
 from hf_apar.data.distillation.samplers import Continuation, Task, _Row, line_ends
 from hf_apar.data.extraction.text_tree import TextThread
 from hf_apar.errors import DataError
-from hf_apar.serving.answer import IncrementalText
+from hf_apar.serving.reading import IncrementalText
 from hf_apar.text.chat import encode_chat
 from hf_apar.text.encoding import answer_text, decode_text, encode_answer, encode_text, token_texts
 from hf_apar.training.rows.features import tree_features

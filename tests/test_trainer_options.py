@@ -16,7 +16,7 @@ from tiny_trainer import CHILD, EOS, FORK, ROWS, TOKENIZER, TREES, arguments, ti
 COPIES = [
     row.to_dict()
     for row in pack(
-        [unforked(tree_features(TOKENIZER.encode("Q:"), tree, TOKENIZER, FORK, CHILD, EOS), FORK, CHILD) for tree in TREES],
+        [unforked(tree_features(TOKENIZER.encode("Q:"), tree, TOKENIZER, FORK, CHILD, EOS)) for tree in TREES],
         80,
     )
 ]

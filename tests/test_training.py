@@ -19,18 +19,19 @@ from transformers import (
 )
 
 from byte_tokenizer import byte_tokenizer
-from hf_apar.checkpoints.loading import load_adapter
+from hf_apar.checkpoints.adapters import load_adapter
 from hf_apar.data.distillation.distill import TextAnswer
 from hf_apar.errors import ConfigurationError, ControlTokenError, DataError
 from hf_apar.text.chat import encode_chat
 from hf_apar.tokens import FORK_TOKEN, add_control_tokens
 from hf_apar.training.lora import AdapterTrainer
 from hf_apar.training.metrics import fork_metrics
-from hf_apar.training.mixture import Selection, mix
+from hf_apar.training.mixture import training_mixture
 from hf_apar.training.quality import mean_nll
-from hf_apar.training.recipe import train
 from hf_apar.training.rows.collator import DataCollatorForApar, pack
 from hf_apar.training.rows.features import IGNORED
+from hf_apar.training.tuning import Selection
+from tuned import train
 
 torch.set_num_threads(1)
 
@@ -220,18 +221,19 @@ def test_the_mixture_keeps_its_share_and_holds_some_out(base):
     model, tokenizer = loaded(base)
     ids = add_control_tokens(model, tokenizer)
     selection = Selection(structured_share=0.5, unforked_share=0.0, held_out=0.25)
-    mixture = mix(ANSWERS, tokenizer, ids, selection)
+    mixture = training_mixture(ANSWERS, tokenizer, ids, selection)
     trees = mixture.train + mixture.held_out
     assert (len(mixture.train), len(mixture.held_out), mixture.max_depth) == (24, 8, 2)
     assert sum(ids[0] in tree.input_ids for tree in trees) == 16
-    assert mixture == mix(ANSWERS, tokenizer, ids, selection)
+    assert mixture == training_mixture(ANSWERS, tokenizer, ids, selection)
 
 
 def test_some_structured_answers_come_once_more_as_they_read(base):
     model, tokenizer = loaded(base)
     ids = add_control_tokens(model, tokenizer)
     options = {"structured_share": 0.5, "held_out": 0.25}
-    without, mixture = (mix(ANSWERS, tokenizer, ids, Selection(unforked_share=share, **options)) for share in (0.0, 0.5))
+    selections = (Selection(unforked_share=share, **options) for share in (0.0, 0.5))
+    without, mixture = (training_mixture(ANSWERS, tokenizer, ids, selection) for selection in selections)
     assert mixture.held_out == without.held_out
     forked = [tree for tree in without.train if ids[0] in tree.input_ids]
     whole = [tree for tree in mixture.train if ids[0] not in tree.input_ids]
@@ -249,7 +251,8 @@ def test_the_loss_leaves_fork_out_of_the_choice_where_a_copy_reads_on(base, tmp_
     """Against the logits with [Fork] taken out by hand at each place of a copy where its tree forks, and nowhere else."""
     model, tokenizer = loaded(base)
     fork, child = add_control_tokens(model, tokenizer)
-    mixture = mix(ANSWERS, tokenizer, (fork, child), Selection(structured_share=0.5, unforked_share=0.5, held_out=0.25))
+    selection = Selection(structured_share=0.5, unforked_share=0.5, held_out=0.25)
+    mixture = training_mixture(ANSWERS, tokenizer, (fork, child), selection)
     batch = DataCollatorForApar(0, fork_banned=True)([row.to_dict() for row in pack(mixture.train, 300)])
     with torch.no_grad():  # tied: [Fork] is likelier than any other token where it is banned
         rows, plain = model.get_input_embeddings().weight, {k: v for k, v in batch.items() if k != "fork_banned"}
@@ -298,7 +301,7 @@ def test_a_share_is_between_0_and_1(share):
 def test_answers_that_cannot_be_trained_on(base, answers, options, message):
     model, tokenizer = loaded(base)
     with pytest.raises(DataError, match=message):
-        mix(answers, tokenizer, add_control_tokens(model, tokenizer), **options)
+        training_mixture(answers, tokenizer, add_control_tokens(model, tokenizer), **options)
 
 
 def test_what_repeats_itself_is_left_out(base):
@@ -307,9 +310,9 @@ def test_what_repeats_itself_is_left_out(base):
     loop = TextAnswer("loop", "It goes on and on and then. " * 9)
     twice = TextAnswer("twice", LIST.replace("B:", "A:"))
     selection = Selection(structured_share=0.1, unforked_share=0.0, held_out=0.1)
-    kept = mix([*ANSWERS, loop, twice], tokenizer, ids, selection)
+    kept = training_mixture([*ANSWERS, loop, twice], tokenizer, ids, selection)
     assert len(kept.train) + len(kept.held_out) == len(ANSWERS)
-    everything = mix([*ANSWERS, loop, twice], tokenizer, ids, replace(selection, max_repetition=1.0))
+    everything = training_mixture([*ANSWERS, loop, twice], tokenizer, ids, replace(selection, max_repetition=1.0))
     assert len(everything.train) + len(everything.held_out) == len(ANSWERS) + 2
 
 
@@ -323,7 +326,7 @@ def test_what_teaches_a_bad_habit_is_left_out(base, response):
     ids = add_control_tokens(model, tokenizer)
     selection = Selection(structured_share=0.1, held_out=0.1)
     given = [*ANSWERS, TextAnswer("habit", response)]
-    assert mix(given, tokenizer, ids, selection) == mix(ANSWERS, tokenizer, ids, selection)
+    assert training_mixture(given, tokenizer, ids, selection) == training_mixture(ANSWERS, tokenizer, ids, selection)
 
 
 def test_a_compiled_run_ends_like_one_that_is_not(trained, base, answers, tmp_path):
@@ -346,7 +349,7 @@ def test_what_forks_too_often_or_gains_too_little_is_left_out(base):
     options = {"structured_share": 0.1, "unforked_share": 0.0, "held_out": 0.1, "max_repetition": 1.0}
 
     def count(**more):
-        kept = mix(given, tokenizer, ids, Selection(**options, **more))
+        kept = training_mixture(given, tokenizer, ids, Selection(**options, **more))
         return len(kept.train) + len(kept.held_out)
 
     assert count() == len(given)
@@ -374,7 +377,7 @@ def test_of_several_answers_to_a_prompt_the_likeliest_that_forks_is_trained_on(b
         *(TextAnswer("none forks", text) for text in ("Sleep.", "Sleep well.")),
     ]
     options = {"structured_share": 0.1, "unforked_share": 0.0, "held_out": 0.1}
-    kept = mix(given, tokenizer, ids, Selection(likeliest=True, **options), nll=nll)
+    kept = training_mixture(given, tokenizer, ids, Selection(likeliest=True, **options), nll=nll)
     texts = [tokenizer.decode(tree.input_ids) for tree in kept.train + kept.held_out]
     assert len(texts) == 3
     assert sum("both fork" in text and "c b a" in text for text in texts) == 1
@@ -384,16 +387,16 @@ def test_of_several_answers_to_a_prompt_the_likeliest_that_forks_is_trained_on(b
         tokenizer.decode(encode_chat(tokenizer, [{"role": "user", "content": text}])) for text in ("both fork", "none forks")
     }
     assert [answer for _, answer in asked] == [LIST, second, "Sleep.", "Sleep well."]
-    everything = mix(given, tokenizer, ids, Selection(**options))
+    everything = training_mixture(given, tokenizer, ids, Selection(**options))
     assert len(everything.train) + len(everything.held_out) == len(given)
     with pytest.raises(DataError, match="needs nll"):
-        mix(given, tokenizer, ids, Selection(likeliest=True, **options))
+        training_mixture(given, tokenizer, ids, Selection(likeliest=True, **options))
 
 
 def test_a_run_asks_its_base_what_is_likely(base, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "hf_apar.training.recipe.mean_nll",
+        "hf_apar.training.fine_tuning.mean_nll",
         lambda model, prompts, texts: asked.append(mean_nll(model, prompts, texts)) or asked[-1],
     )
     texts = (LIST, LIST.replace("a b", "b a"))

@@ -24,13 +24,13 @@ from transformers import (
 
 from byte_tokenizer import byte_tokenizer
 from hf_apar import AparModelForCausalLM, add_control_tokens
+from hf_apar.checkpoints.adapters import load_adapter, save_adapter
 from hf_apar.checkpoints.export import save_merged
-from hf_apar.checkpoints.loading import load_adapter, save_adapter
 from hf_apar.data.distillation.distill import TextAnswer
 from hf_apar.errors import ConfigurationError
 from hf_apar.training.lora import add_lora, load_lora, token_indices
-from hf_apar.training.mixture import Selection
-from hf_apar.training.recipe import train
+from hf_apar.training.tuning import Selection
+from tuned import train
 
 torch.set_num_threads(1)
 

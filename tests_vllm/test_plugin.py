@@ -2,11 +2,15 @@
 
 from importlib.metadata import entry_points
 
+import pytest
 from vllm import SamplingParams
+from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.worker.gpu.sample.logits_processor.loader import _load_v2_logitsprocs_plugins
 
 from byte_tokenizer import byte_tokenizer
-from hf_apar.serving.vllm import plugin
+from hf_apar.errors import ConfigurationError
+from hf_apar.serving.admission import EqualShare, FixedCap
+from hf_apar.serving.vllm import online, plugin, set_policy
 from hf_apar.serving.vllm.engine import banned
 
 
@@ -47,3 +51,31 @@ def test_a_model_without_control_tokens_gets_the_parameters_that_it_was_given(tm
 
     params = SamplingParams(temperature=0.5)
     assert plugin.without_forks(Engine(), params) is params
+
+
+def test_a_policy_is_set_for_engines_that_run_and_for_those_to_come():
+    class Engine:
+        """What is served."""
+
+    first, second, start = Engine(), Engine(), online.engine_of
+    assert start(first, None) is start(first, None) is not start(first, 0)
+    assert start(first, None).driver.admission.policy == EqualShare()
+    try:
+        set_policy(FixedCap(2))
+        policies = [start(engine, rank).driver.admission.policy for engine in (first, second) for rank in (None, 0)]
+        assert policies == [FixedCap(2)] * 4
+    finally:
+        set_policy(EqualShare())
+
+
+def test_a_policy_that_the_environment_misnames_is_told_when_the_server_starts(monkeypatch):
+    monkeypatch.setenv("APAR_POLICY", "fair")
+    with pytest.raises(ConfigurationError, match="eager, cap:N or share:N"):
+        plugin.register()
+
+
+def test_a_second_registration_changes_nothing():
+    plugin.register()
+    once = AsyncLLM.generate
+    plugin.register()
+    assert AsyncLLM.generate is once and once.__module__ == plugin.__name__

@@ -272,7 +272,7 @@ def test_two_servers_behind_a_router(server, folder, oracle, tokenizer_and_model
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_WR)
 
-    with Server(folder, APAR_DEFAULT="1") as other:
+    with Server(folder, APAR_DEFAULT="1", APAR_POLICY="cap:1") as other:
         ports = [server.port, other.port]
         with socket.create_server(("127.0.0.1", 0)) as router:
 

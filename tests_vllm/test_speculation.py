@@ -2,7 +2,7 @@
 
 from vllm import SamplingParams
 
-from hf_apar.serving.vllm.offline import AparLLM
+from hf_apar.serving.vllm import AparLLM
 
 
 def test_the_engines_own_drafts_change_no_text(folder, oracle, prompts):

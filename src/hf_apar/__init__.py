@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hf_apar.branches import BranchOutput, branch
+    from hf_apar.checkpoints.default_model import load_default_heads, load_default_model
     from hf_apar.checkpoints.export import export_custom_generate
-    from hf_apar.checkpoints.loading import AparModelForCausalLM, load_default_heads, load_default_model
+    from hf_apar.checkpoints.loading import AparModelForCausalLM
     from hf_apar.checkpoints.readiness import check_model
     from hf_apar.config import AparConfig
     from hf_apar.decoding import apar_decode
@@ -53,7 +54,8 @@ __all__ = [
 _MODULES = {
     "branches": ("BranchOutput", "branch"),
     "text.chat": ("encode_chat",),
-    "checkpoints.loading": ("AparModelForCausalLM", "load_default_heads", "load_default_model"),
+    "checkpoints.loading": ("AparModelForCausalLM",),
+    "checkpoints.default_model": ("load_default_heads", "load_default_model"),
     "config": ("AparConfig",),
     "decoding": ("apar_decode",),
     "errors": ("AparError", "ConfigurationError", "ControlTokenError", "DataError", "UnsupportedModelError"),

@@ -141,9 +141,8 @@ class Decoder:
     def _queries(self, turn: Turn) -> list[Query]:
         path, draft, ids = self.rows[turn.row].slots(turn.thread), turn.draft, turn.thread.path_ids
         length = len(path)
-        own = [
-            Query(ids[place], path, length + place + 1, wanted=place == -1) for place in range(-turn.fed, 0)
-        ]  # a prompt's ids may be fewer than its slots
+        ends = range(length - turn.fed + 1, length + 1)
+        own = [Query(ids[end - 1 - length], path, end, wanted=end == length) for end in ends]
         guesses = [
             Query(token, path, length, [turn.slots[turn.fed + one] for one in draft.way(place)])
             for place, token in enumerate(draft.tokens)
@@ -221,9 +220,8 @@ class Decoder:
             if guess is None:
                 row.pool.release(spare.values())  # first, so that the token gets the lowest slot
                 spare = {}
-            goes_on = row.write(thread, sampled.token, None if guess is None else spare.pop(guess))
-            if sampled.stops and thread.finish_reason is None:
-                row.stop(thread)
+            slot = None if guess is None else spare.pop(guess)
+            goes_on = row.write(thread, sampled.token, slot, stops=sampled.stops)
             self.budgets[turn.row].spend(row, thread)
             goes_on &= guess is not None and thread.finish_reason is None
             place = place if guess is None else guess

@@ -1,13 +1,23 @@
-"""What an adapter's folder says of its base: where it was, and whether the weights fit a model."""
+"""Adapters on disk: what their folder says of their base, whether they fit a model, put on one, written."""
 
+import importlib.util
+import logging
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
+import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_apar.checkpoints.sources import is_folder, is_path
-from hf_apar.errors import CheckpointError, ConfigurationError
+from hf_apar.errors import CheckpointError, ConfigurationError, ControlTokenError, MissingPackageError
+from hf_apar.generation_settings import make_savable
+from hf_apar.tokens import add_control_tokens
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+logger = logging.getLogger(__name__)
 
 PASS_BASE = "pass base= (--base), the folder or name of the model that it was trained on"
 
@@ -70,3 +80,87 @@ def check_fit(folder: Path, model: PreTrainedModel) -> None:
 
 def _misfit(folder: Path, model: PreTrainedModel, reason: str) -> ConfigurationError:
     return ConfigurationError(f"the adapter in {folder} does not fit {model.name_or_path}: {reason}; {PASS_BASE}")
+
+
+def load_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path | str) -> PreTrainedModel:
+    """Put the adapter in ``folder`` on ``model`` and take over its generation config; both arguments are changed.
+
+    Args:
+        model: the base that the adapter was trained on, without control tokens or with the same ones.
+        folder: what :func:`save_adapter` wrote.
+
+    Returns:
+        The model with the adapter merged into it; a quantised one, which takes no sums without loss, in a ``PeftModel``.
+
+    Raises:
+        ConfigurationError: if ``folder`` holds no adapter, or no generation config, or the adapter does not fit.
+        ControlTokenError: if the adapter's control tokens have other ids than ``tokenizer`` gives them.
+        MissingPackageError: if PEFT is not installed.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise MissingPackageError(f"the adapter {folder} needs the package peft; run pip install peft")
+    from peft import PeftModel
+
+    folder = Path(folder)
+    check_files(folder)
+    check_fit(folder, model)
+    generation_config = adapter_settings(folder, add_control_tokens(model, tokenizer))
+    wrapped = PeftModel.from_pretrained(model, str(folder))
+    model.generation_config = generation_config
+    if getattr(model, "hf_quantizer", None) is not None:
+        return wrapped.eval()  # type: ignore[return-value]  # it passes on what it lacks to the model within
+    merged: PreTrainedModel = wrapped.merge_and_unload()
+    return merged
+
+
+def adapter_settings(folder: Path, control_ids: tuple[int, int]) -> GenerationConfig:
+    """Return the generation config of the adapter in ``folder``, for a model whose [Fork] and [Child] have ``control_ids``.
+
+    Raises:
+        ConfigurationError: if ``folder`` holds no adapter, or no generation config.
+        ControlTokenError: if the adapter's control tokens have other ids.
+    """
+    check_files(folder)
+    generation_config = GenerationConfig.from_pretrained(folder)
+    settings = getattr(generation_config, "apar_config", None) or {}
+    if control_ids != (trained := (settings.get("fork_token_id"), settings.get("child_token_id"))):
+        raise ControlTokenError(
+            f"the adapter in {folder} was trained with the [Fork] and [Child] ids {trained}, this model has {control_ids}; "
+            f"load it onto the base that it was trained on: {PASS_BASE}"
+        )
+    return generation_config
+
+
+def save_adapter(
+    model: "PeftModel", tokenizer: PreTrainedTokenizerBase, folder: Path, *, dtype: torch.dtype = torch.bfloat16
+) -> None:
+    """Write the adapter alone, cast to ``dtype``, with its generation config and tokenizer.
+
+    PEFT's own ``save_pretrained`` would add the embeddings, which the two trained rows make needless.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    base = model.get_base_model()
+    assert isinstance(base, PreTrainedModel)
+    save_settings(base, tokenizer, folder)
+    config = model.peft_config[model.active_adapter]
+    inference_mode, config.inference_mode = config.inference_mode, True
+    if is_folder(base_name := str(config.base_model_name_or_path)):  # as it was typed: found from here alone
+        config.base_model_name_or_path = str(Path(base_name).resolve())
+    config.save_pretrained(str(folder))
+    config.inference_mode = inference_mode
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
+    unfinished = folder / "adapter_model.safetensors.unfinished"
+    save_file(tensors, unfinished, metadata={"format": "pt"})
+    unfinished.replace(folder / "adapter_model.safetensors")  # last: where it lies, the folder loads
+
+
+def save_settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the generation config, corrected where transformers would not save it, and the tokenizer."""
+    assert model.generation_config is not None
+    for change in make_savable(model.generation_config):
+        logger.warning("the generation config could not be saved as it was: %s", change)
+    model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

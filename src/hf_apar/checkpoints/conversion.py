@@ -74,6 +74,15 @@ def cast_parameters(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedMod
     return model
 
 
+def forget_quantization(model: PreTrainedModel) -> None:
+    """Undo the marks of a GGUF file on a model whose weights are plain already: they forbid casting and saving."""
+    for name in ("hf_quantizer", "quantization_method", "is_quantized"):
+        if name in model.__dict__:
+            delattr(model, name)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
 def converted(
     name: str, sources: Sequence[Path], convert: Callable[..., Pair], dtype: torch.dtype | str, options: Mapping[str, Any]
 ) -> Pair:

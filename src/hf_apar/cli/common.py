@@ -158,7 +158,8 @@ def _named(name: str) -> Iterator[None]:
 
 def load(name: str | None, dtype: Dtype, base: str | None = None) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a model that can fork, and its tokenizer; ``base`` is where an adapter's base is now."""
-    from hf_apar.checkpoints.loading import DEFAULT_BASE, AparModelForCausalLM, load_default_model, load_tokenizer
+    from hf_apar.checkpoints.default_model import DEFAULT_BASE, load_default_model
+    from hf_apar.checkpoints.loading import AparModelForCausalLM, load_tokenizer
 
     if name is None:
         if base is not None:
@@ -173,20 +174,21 @@ def load(name: str | None, dtype: Dtype, base: str | None = None) -> "tuple[PreT
         return AparModelForCausalLM.from_pretrained(name, base=base, dtype=_chosen(dtype)), load_tokenizer(name, base=base)
 
 
-def load_base(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Load any model, without APAR, and its tokenizer."""
-    from hf_apar.checkpoints import loading as checkpoints
+def load_untuned(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load any model, without APAR, and its tokenizer; by default the base of the default model."""
+    from hf_apar.checkpoints.default_model import DEFAULT_BASE
+    from hf_apar.checkpoints.loading import load_base
 
-    name = name or checkpoints.DEFAULT_BASE
+    name = name or DEFAULT_BASE
     with quietly(), _named(name):
-        return checkpoints.load_base(name, dtype=_chosen(dtype))
+        return load_base(name, dtype=_chosen(dtype))
 
 
 def load_any(name: str | None, dtype: Dtype, base: str | None = None) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a model for plain decoding, whether it can fork or not, and its tokenizer; control tokens are suppressed."""
     if name is None or base is not None or adapter_config(name) is not None:
         return load(name, dtype, base)
-    model, tokenizer = load_base(name, dtype)
+    model, tokenizer = load_untuned(name, dtype)
     from hf_apar.tokens import checkpoint_config, completed
 
     found = completed(checkpoint_config(model), tokenizer)
@@ -198,7 +200,7 @@ def load_any(name: str | None, dtype: Dtype, base: str | None = None) -> "tuple[
 
 def adapter_config(name: str | None) -> Path | None:
     """Return the file that tells of the base of ``name``, a folder or a name on the Hub; ``None`` if it is no adapter."""
-    from hf_apar.checkpoints.loading import DEFAULT_BASE
+    from hf_apar.checkpoints.default_model import DEFAULT_BASE
     from hf_apar.checkpoints.sources import find_source
 
     if name is None or name == DEFAULT_BASE:

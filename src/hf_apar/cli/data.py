@@ -3,10 +3,10 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,142 +18,184 @@ from hf_apar.cli.common import (
     TemplateArgumentsOption,
     app,
     errors_in_one_line,
-    load_base,
+    load_untuned,
     on_device,
     progress,
     template_arguments,
 )
-from hf_apar.errors import DataError
+from hf_apar.cli.options import with_settings
+from hf_apar.data.described import not_free
+from hf_apar.data.settings import AnswerLimits, Elaboration, Engine, PromptChoice, Sampling, TreeLimits
+from hf_apar.errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from hf_apar.data.convert import ExtractionReport
     from hf_apar.data.distillation.distill import Question
     from hf_apar.data.distillation.samplers import TextSampler
     from hf_apar.data.records.rejections import Rejections
 
-
-class Engine(StrEnum):
-    """What runs the model that writes."""
-
-    transformers = "transformers"
-    vllm = "vllm"
+AnswersOutput = Annotated[Path, typer.Argument(help="JSON Lines that the answers are appended to.", dir_okay=False)]
 
 
-MaxDepthOption = Annotated[int, typer.Option(min=1, help="Deepest thread; the root has depth 1.")]
-MaxWholeTokensOption = Annotated[
-    int | None, typer.Option(min=1, help="The same for prompts without an opening, whose answers mostly stay whole.")
-]
-MaxItemsOption = Annotated[
-    int | None, typer.Option(min=2, help="Numbered lists end after so many items, or as many as they announce.")
-]
-SamplingPenaltyOption = Annotated[
-    float, typer.Option("--repetition-penalty", help="Of the answers' sampling, 1 for none; small models loop without one.")
-]
-TemperatureOption = Annotated[
-    float, typer.Option(min=0, help="Of the answers' sampling; at 0 the likeliest token is taken.")
-]
-MinDetailTokensOption = Annotated[int, typer.Option(min=1, help="A detail ends with the sentence that reaches this length.")]
-TaperOption = Annotated[
-    int, typer.Option(min=0, help="Each later detail may be so many tokens shorter; by a title's length all end together.")
-]
-ClosingOption = Annotated[bool, typer.Option("--closing/--no-closing", help="Let a sentence close a list.")]
-EngineOption = Annotated[Engine, typer.Option(help="What runs the model; vllm is faster, and an environment of its own.")]
-
-
-@app.command()
-def distill(
+@app.command("distill")
+@with_settings
+def distill_command(
     prompts: Annotated[str, typer.Argument(help="JSON Lines: `prompt`, and `opening` if wanted; - for none.")],
-    output: Annotated[Path, typer.Argument(help="JSON Lines that the answers are appended to.", dir_okay=False)],
+    output: AnswersOutput,
+    asking: PromptChoice,
+    limits: AnswerLimits,
+    sampling: Sampling,
     model: ModelOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered at once.")] = 64,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer answers are dropped.")] = 384,
-    max_whole_tokens: MaxWholeTokensOption = None,
-    max_items: MaxItemsOption = None,
-    templates: Annotated[int, typer.Option(min=0, help="Add so many prompts from the package's own templates.")] = 0,
-    opened_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the prompts without an opening whose answers must hold a list.")
-    ] = 0.0,
-    temperature: TemperatureOption = 0.3,
-    repetition_penalty: SamplingPenaltyOption = 1.0,
-    engine: EngineOption = Engine.transformers,
     chat_template_kwargs: TemplateArgumentsOption = None,
     seed: SeedOption = 0,
     dtype: DtypeOption = Dtype.float32,
 ) -> None:
     """Let a model answer prompts in its own words: the text for `train`. Goes on where it stopped."""
     with errors_in_one_line():
-        variables = template_arguments(chat_template_kwargs)
-        questions = [] if prompts == "-" else _read_questions(Path(prompts), _aside(output))
-        questions = _opened(questions, opened_share, seed) + _template_questions(templates, seed)
-        if not questions:
-            raise DataError("there are no prompts; name a file of them, or ask for some with --templates N")
-        from hf_apar.data.distillation.distill import distill as answer
-
-        ready = _sampler(model, dtype, engine, batch_size, temperature, repetition_penalty, seed, variables)
-        with ready as (sample, tokenizer, said):
-            steps = answer(
-                sample, tokenizer, questions, output, batch_size=batch_size, max_new_tokens=max_new_tokens,
-                max_whole_tokens=max_whole_tokens, max_items=max_items,
-                made_with=said, chat_template_kwargs=variables,
-            )  # fmt: skip
-            _follow(steps, total=len(questions))
-        _tell_dropped(output)
+        writer = Writer(model, sampling, dtype, seed, template_arguments(chat_template_kwargs))
+        answer_prompts(writer, None if prompts == "-" else Path(prompts), output, asking, limits)
 
 
-@app.command()
-def elaborate(
+@app.command("elaborate")
+@with_settings
+def elaborate_command(
     answers: Annotated[Path, typer.Argument(help="What `distill` wrote.", exists=True, dir_okay=False)],
-    output: Annotated[Path, typer.Argument(help="JSON Lines that the answers are appended to.", dir_okay=False)],
+    output: AnswersOutput,
+    elaboration: Elaboration,
+    sampling: Sampling,
     model: ModelOption = None,
-    min_detail_tokens: MinDetailTokensOption = 40,
-    taper: TaperOption = 0,
-    closing: ClosingOption = True,
-    batch_size: Annotated[int, typer.Option(min=1, help="Answers at once.")] = 64,
-    temperature: TemperatureOption = 0.3,
-    repetition_penalty: SamplingPenaltyOption = 1.0,
-    engine: EngineOption = Engine.transformers,
     chat_template_kwargs: TemplateArgumentsOption = None,
     seed: SeedOption = 0,
     dtype: DtypeOption = Dtype.float32,
 ) -> None:
     """Let a model go on with the short details of its ANSWERS, and close its lists. Goes on where it stopped."""
     with errors_in_one_line():
-        from hf_apar.data.distillation.distill import read_answers
-        from hf_apar.data.distillation.elaborate import elaborate as go_on
-        from hf_apar.data.records.rejections import Rejections
-
-        rejected = Rejections(answers, _aside(output))
-        given = read_answers(answers, rejected)
-        _tell_rejected(rejected)
-        variables = template_arguments(chat_template_kwargs)
-        ready = _sampler(model, dtype, engine, batch_size, temperature, repetition_penalty, seed, variables)
-        with ready as (sample, tokenizer, said):
-            steps = go_on(
-                sample, tokenizer, given, output, min_detail_tokens=min_detail_tokens, taper=taper,
-                closing=closing, batch_size=batch_size, made_with=said, chat_template_kwargs=variables,
-            )  # fmt: skip
-            _follow(steps, total=len(given))
+        writer = Writer(model, sampling, dtype, seed, template_arguments(chat_template_kwargs))
+        elaborate_answers(writer, answers, output, elaboration)
 
 
-@app.command()
-def extract(
+@app.command("extract")
+@with_settings
+def extract_command(
     source: Annotated[Path, typer.Argument(help="Chats: JSON Lines or array, Parquet, folder of `datasets`.", exists=True)],
     output: Annotated[Path, typer.Argument(help="JSON Lines, or Parquet if it ends so.", dir_okay=False)],
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
-    max_depth: MaxDepthOption = 3,
-    max_forks: Annotated[int, typer.Option(min=1, help="An answer that would fork more often stays whole.")] = 16,
-    without: Annotated[list[str] | None, typer.Option(help="Switch off the rule of this name; may be given again.")] = None,
+    limits: TreeLimits,
 ) -> None:
     """Find where the answers of chats fork, and report what keeps the others whole. Bad records are written aside."""
     with errors_in_one_line():
-        from hf_apar.data.convert import extract_file
+        extract_trees(source, output, limits)
 
-        with progress() as show:
-            report = extract_file(
-                source, output, workers=workers, max_depth=max_depth, max_forks=max_forks, without=without or (),
-                on_progress=show,
-            )  # fmt: skip
+
+@dataclass(frozen=True)
+class Writer:
+    """A model that writes, and how."""
+
+    model: str | None
+    sampling: Sampling
+    dtype: Dtype
+    seed: int
+    chat_template_kwargs: dict[str, object] | None
+
+    def settings(self) -> dict[str, object]:
+        """Return what its texts depend on."""
+        return {
+            "model": self.model, **not_free(self.sampling), "chat_template_kwargs": self.chat_template_kwargs,
+            "seed": self.seed, "dtype": self.dtype,
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        from hf_apar.checkpoints.default_model import DEFAULT_BASE
+
+        how = self.sampling
+        name = self.model or DEFAULT_BASE
+        return f"{name} {how.engine} {self.dtype} {how.temperature} {how.repetition_penalty} {self.seed}"
+
+    @contextmanager
+    def loaded(self) -> "Iterator[tuple[TextSampler, PreTrainedTokenizerBase]]":
+        """Load what lets it write."""
+        import torch
+
+        from hf_apar.checkpoints.readiness import check_model
+        from hf_apar.data.distillation.samplers import TransformersSampler, VllmSampler
+
+        model, tokenizer = load_untuned(self.model, self.dtype)
+        check_model(model, tokenizer, token_rows=False, chat_template_kwargs=self.chat_template_kwargs)
+        names = ("temperature", "repetition_penalty")
+        how: dict[str, Any] = {name: getattr(self.sampling, name) for name in names}
+        if self.sampling.engine is Engine.transformers:
+            torch.manual_seed(self.seed)
+            yield TransformersSampler(on_device(model), tokenizer, **how), tokenizer
+            return
+        with TemporaryDirectory() as folder:  # vLLM reads no GGUF file, and no adapter with new tokens
+            yield VllmSampler(self._engine(model, tokenizer, folder), tokenizer, **how), tokenizer
+
+    def _engine(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: str) -> object:
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # on few cores a second process only competes
+        from vllm import LLM
+
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return LLM(
+            folder, dtype=self.dtype.value, max_num_seqs=min(self.sampling.batch_size, 128), block_size=32,
+            max_model_len=2048, seed=self.seed,
+            gpu_memory_utilization=0.7,  # of the memory that is free for it: on CPUs the default leaves too little to others
+        )  # fmt: skip
+
+
+def answer_prompts(writer: Writer, prompts: Path | None, output: Path, asking: PromptChoice, limits: AnswerLimits) -> None:
+    """Let ``writer`` answer the prompts of a file and the package's own, and say what was dropped."""
+    from hf_apar.data.distillation.distill import distill
+    from hf_apar.data.distillation.questions import open_lists
+
+    questions = [] if prompts is None else _read_questions(prompts, _aside(output))
+    questions = open_lists(questions, asking.opened_share, seed=writer.seed)
+    questions += _template_questions(asking.templates, writer.seed)
+    if not questions:
+        raise DataError("there are no prompts; name a file of them, or ask for some with --templates N")
+    with writer.loaded() as (sample, tokenizer):
+        steps = distill(
+            sample, tokenizer, questions, output, batch_size=writer.sampling.batch_size, made_with=str(writer),
+            chat_template_kwargs=writer.chat_template_kwargs, **asdict(limits),
+        )  # fmt: skip
+        _follow(steps, total=len(questions))
+    _tell_dropped(output)
+
+
+def elaborate_answers(writer: Writer, answers: Path, output: Path, elaboration: Elaboration) -> None:
+    """Let ``writer`` go on with the details of its ``answers``."""
+    from hf_apar.data.distillation.distill import read_answers
+    from hf_apar.data.distillation.elaborate import elaborate
+    from hf_apar.data.records.rejections import Rejections
+
+    if not elaboration.min_detail_tokens:
+        raise ConfigurationError("min_detail_tokens is 0, so that nothing is elaborated; give 1 or more")
+    rejected = Rejections(answers, _aside(output))
+    given = read_answers(answers, rejected)
+    _tell_rejected(rejected)
+    with writer.loaded() as (sample, tokenizer):
+        steps = elaborate(
+            sample, tokenizer, given, output, batch_size=writer.sampling.batch_size, made_with=str(writer),
+            chat_template_kwargs=writer.chat_template_kwargs, **asdict(elaboration),
+        )  # fmt: skip
+        _follow(steps, total=len(given))
+
+
+def extract_trees(source: Path, output: Path, limits: TreeLimits) -> None:
+    """Write the trees of the chats in ``source``, and say what came of them."""
+    from hf_apar.data.convert import extract_file
+
+    with progress() as show:
+        report = extract_file(source, output, on_progress=show, **asdict(limits))
+    _tell_extracted(report)
+    if report.rejected:
+        typer.echo(f"what was rejected, with line and reason: {output}.rejected.jsonl")
+    if report.unread:
+        raise DataError(f"{source} is not read to its end, see {output}.rejected.jsonl; what came before is written")
+
+
+def _tell_extracted(report: "ExtractionReport") -> None:
     counts = report.to_dict()
     typer.echo(
         f"{report.records} records, {report.rejected.total()} of them rejected; {report.answers} answers, "
@@ -167,53 +209,6 @@ def extract(
     for title, reasons in told:
         for reason, count in reasons.most_common():
             typer.echo(f"{title:>12} {count:8d}  {reason}")
-    if report.rejected:
-        typer.echo(f"what was rejected, with line and reason: {output}.rejected.jsonl")
-    if report.unread:
-        with errors_in_one_line():
-            raise DataError(f"{source} is not read to its end, see {output}.rejected.jsonl; what came before is written")
-
-
-@contextmanager
-def _sampler(
-    name: str | None,
-    dtype: Dtype,
-    engine: Engine,
-    batch_size: int,
-    temperature: float,
-    repetition_penalty: float,
-    seed: int,
-    chat_template_kwargs: dict[str, object] | None,
-) -> "Iterator[tuple[TextSampler, PreTrainedTokenizerBase, str]]":
-    """Load what lets a model write, and say in words what it is."""
-    import torch
-
-    from hf_apar.checkpoints.loading import DEFAULT_BASE
-    from hf_apar.checkpoints.readiness import check_model
-    from hf_apar.data.distillation.samplers import TransformersSampler, VllmSampler
-
-    loaded, tokenizer = load_base(name, dtype)
-    check_model(loaded, tokenizer, token_rows=False, chat_template_kwargs=chat_template_kwargs)
-    said = f"{name or DEFAULT_BASE} {engine} {dtype} {temperature} {repetition_penalty} {seed}"
-    if engine is Engine.transformers:
-        torch.manual_seed(seed)
-        yield (
-            TransformersSampler(on_device(loaded), tokenizer, temperature, repetition_penalty=repetition_penalty),
-            tokenizer,
-            said,
-        )
-        return
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # on few cores a second process only competes
-    from vllm import LLM
-
-    with TemporaryDirectory() as folder:  # vLLM reads no GGUF file, and no adapter with new tokens
-        loaded.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        llm = LLM(
-            folder, dtype=dtype.value, max_num_seqs=min(batch_size, 128), block_size=32, max_model_len=2048, seed=seed,
-            gpu_memory_utilization=0.7,  # of the memory that is free for it: on CPUs the default leaves too little to others
-        )  # fmt: skip
-        yield VllmSampler(llm, tokenizer, temperature, repetition_penalty=repetition_penalty), tokenizer, said
 
 
 def _aside(output: Path) -> Path:
@@ -277,12 +272,6 @@ def _tell_dropped(answers: Path) -> None:
     if report.dropped and not report.answers:
         ((reason, count),) = report.dropped.most_common(1)
         raise DataError(f"none of {report.asked} answers can be kept; of {count}: {reason}")
-
-
-def _opened(questions: "list[Question]", share: float, seed: int) -> "list[Question]":
-    from hf_apar.data.distillation.questions import open_lists
-
-    return open_lists(questions, share, seed=seed)
 
 
 def _template_questions(count: int, seed: int) -> "list[Question]":

@@ -12,12 +12,13 @@ from pathlib import Path
 from time import perf_counter
 
 from hf_apar.data.extraction.cues import count_words
-from hf_apar.data.extraction.markdown import MAX_DEPTH, MAX_FORKS, Extraction, extraction
+from hf_apar.data.extraction.markdown import Extraction, extraction
 from hf_apar.data.extraction.rules import Rule, rules_without
 from hf_apar.data.records.chats import Chat, Message, is_answer, read_chat, without_tree
 from hf_apar.data.records.files import Row, open_records, record_of
 from hf_apar.data.records.json_array import UnreadError
 from hf_apar.data.records.rejections import UNUSABLE, Rejected, Rejections
+from hf_apar.data.settings import TreeLimits
 from hf_apar.errors import DataError
 
 CHUNK = 128  # records that a process takes at once
@@ -85,9 +86,9 @@ def extract_file(
     source: Path,
     output: Path,
     *,
-    workers: int = 1,
-    max_depth: int = MAX_DEPTH,
-    max_forks: int = MAX_FORKS,
+    workers: int = TreeLimits.workers,
+    max_depth: int = TreeLimits.max_depth,
+    max_forks: int = TreeLimits.max_forks,
     without: Iterable[str] = (),
     on_progress: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> ExtractionReport:
@@ -148,9 +149,7 @@ class _Job:
             try:
                 chat = read_chat(record_of(row))
                 found = {
-                    index: self._extract(message, rules)
-                    for index, message in enumerate(chat.messages)
-                    if is_answer(message)
+                    index: self._extract(message, rules) for index, message in enumerate(chat.messages) if is_answer(message)
                 }
                 line = _written(chat, found)
             except UNUSABLE as error:

@@ -63,7 +63,7 @@ class Drafting:
         if proposer.watches and run.model._compiled_call_impl is not None:
             raise ConfigurationError(
                 f"{type(proposer).__name__} watches the model's last hidden states, which a compiled model does not show; "
-                "choose another proposer"
+                "do not compile it, or choose another proposer"
             )
 
     def __enter__(self) -> Self:

@@ -224,18 +224,3 @@ class _Tree:
         self.tokens.append(token)
         self.parents.append(parent)
         return len(self.tokens) - 1
-
-
-def path_successors(input_ids: Sequence[int], visible_until: Sequence[int], child_id: int) -> list[int]:
-    """Return where each token's thread goes on in a row of trees in depth-first order, -1 at its end.
-
-    >>> path_successors([5, 1, 2, 7, 6], [5, 5, 4, 4, 5], child_id=2)  # 5 [Fork] ([Child] 7) 6
-    [1, 4, 3, -1, -1]
-    """
-    following = []
-    for index, until in enumerate(visible_until):
-        after = index + 1
-        if after < until and input_ids[after] == child_id:
-            after = visible_until[after]
-        following.append(after if after < until else -1)
-    return following

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -11,13 +11,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_apar.config import AparConfig
-from hf_apar.data.extraction.markdown import extract
 from hf_apar.data.extraction.repetition import repeated_share
-from hf_apar.results import AparOutput
+from hf_apar.results import AparOutput, AparStats
 from hf_apar.text.chat import encode_chat
 from hf_apar.text.encoding import encode_answer
+from hf_apar.training.figures import Judged
 from hf_apar.training.quality import false_forks, mean_nll
-from hf_apar.tree.threads import Decodes
+from hf_apar.tree.threads import Decodes, ParagraphTree
 
 IN_PARTS = (
     "What are the benefits of learning a second language?",
@@ -74,33 +74,6 @@ LOOP = 0.3  # of its runs of five words that an answer repeats
 AT_ONCE = 16  # prompts of a batch
 
 
-@dataclass(frozen=True)
-class Judged:
-    """What became of one prompt.
-
-    Attributes:
-        ended: every thread ended by itself.
-        looped: the answer repeats more than 0.3 of its runs of five words.
-        should_fork: ``None`` where either will do.
-        false_forks: children that are empty or repeat a sibling; all of them where the answer should not fork.
-        tokens, steps: sampled and made; an answer that does not end by itself counts as one token a step.
-        plain: the answer of plain decoding, with the control tokens banned.
-        plain_ended: it ended by itself.
-    """
-
-    prompt: str
-    text: str
-    should_fork: bool | None
-    children: int
-    ended: bool
-    looped: bool
-    false_forks: int
-    tokens: int
-    steps: int
-    plain: str
-    plain_ended: bool
-
-
 def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -150,20 +123,36 @@ def _batch(
     out = generate(**batch, apar=apar, return_dict_in_generate=True, do_sample=False, **options)
     plainly = cast(torch.Tensor, generate(**batch, do_sample=False, **options))  # (prompts, tokens)
     assert isinstance(out, AparOutput) and out.trees is not None and out.stats is not None
+    width = batch["input_ids"].shape[1]
+    return [
+        _judged(prompt, should_fork, tree, stats, row[width:], tokenizer)
+        for prompt, tree, stats, row in zip(prompts, out.trees, out.stats, plainly.tolist(), strict=True)
+    ]
+
+
+def _judged(
+    prompt: str,
+    should_fork: bool | None,
+    tree: ParagraphTree,
+    stats: AparStats,
+    plain: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+) -> Judged:
     decoder = cast(Decodes, tokenizer)  # the stubs of `decode` allow for batches
-    found = []
-    for prompt, tree, stats, row in zip(prompts, out.trees, out.stats, plainly.tolist(), strict=True):
-        text, children, ended = tree.text(decoder), len(tree.threads) - 1, bool(tree.closing_ids)
-        plain = row[batch["input_ids"].shape[1] :]
-        found.append(
-            Judged(
-                prompt, text, should_fork, children, ended, repeated_share(text) > LOOP,
-                children if should_fork is False else false_forks(tree, decoder), stats.tokens,
-                stats.steps if ended else max(stats.tokens, stats.steps), decoder.decode(plain, skip_special_tokens=True),
-                tokenizer.eos_token_id in plain,
-            )
-        )  # fmt: skip
-    return found
+    text, children, ended = tree.text(decoder), len(tree.threads) - 1, bool(tree.closing_ids)
+    return Judged(
+        prompt=prompt,
+        text=text,
+        should_fork=should_fork,
+        children=children,
+        ended=ended,
+        looped=repeated_share(text) > LOOP,
+        false_forks=children if should_fork is False else false_forks(tree, decoder),
+        tokens=stats.tokens,
+        steps=stats.steps if ended else max(stats.tokens, stats.steps),
+        plain=decoder.decode(plain, skip_special_tokens=True),
+        plain_ended=tokenizer.eos_token_id in plain,
+    )
 
 
 def plain_answers(
@@ -230,44 +219,7 @@ def _padded(
     return {name: torch.tensor(rows, device=model.device) for name, rows in (("input_ids", ids), ("attention_mask", mask))}
 
 
-def summary(judged: Sequence[Judged]) -> dict[str, float]:
-    """Return the figures of :func:`evaluate`'s answers, shares between 0 and 1.
-
-    ``plain_in_parts`` is the share of the answers in parts that are so in plain decoding too: a list whose titles have
-    details. A model that learnt to fork and forgot what a title is followed by where it may not has a low one.
-
-    >>> one = Judged("?", "a b", True, 2, True, False, 1, 60, 20, "a b", True)
-    >>> figures = summary([one])
-    >>> figures["forked_in_parts"], figures["false_forks"], figures["tokens_per_step"], figures["plain_in_parts"]
-    (1.0, 0.5, 3.0, 0.0)
-    """
-    parts, whole, either = ([one for one in judged if one.should_fork is wanted] for wanted in (True, False, None))
-    return {
-        "forked_in_parts": _share([one.children > 0 for one in parts]),
-        "forked_whole": _share([one.children > 0 for one in whole]),
-        "forked_either": _share([one.children > 0 for one in either]),
-        "ended_in_parts": _share([one.ended for one in parts]),
-        "ended_whole": _share([one.ended for one in whole]),
-        "ended_either": _share([one.ended for one in either]),
-        "looped": _share([one.looped for one in judged]),
-        "plain_in_parts": _share([extract(one.plain).is_structured for one in parts]),
-        "plain_ended": _share([one.plain_ended for one in judged]),
-        "false_forks": sum(one.false_forks for one in judged) / max(sum(one.children for one in judged), 1),
-        "tokens_per_step": _tokens_per_step(judged),
-        "tokens_per_step_in_parts": _tokens_per_step(parts),
-        "tokens_per_step_either": _tokens_per_step(either),
-    }
-
-
 def write_evaluation(judged: Sequence[Judged], figures: Mapping[str, float], path: Path) -> None:
     """Write the figures and the answers to ``path``, as JSON."""
     record = {"summary": dict(figures), "answers": [asdict(one) for one in judged]}
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _share(values: Sequence[bool]) -> float:
-    return sum(values) / max(len(values), 1)
-
-
-def _tokens_per_step(judged: Sequence[Judged]) -> float:
-    return sum(one.tokens for one in judged) / max(sum(one.steps for one in judged), 1)

@@ -1,7 +1,5 @@
 """Medusa heads learn what the frozen model itself would write next, from its own answers, with the stock Trainer."""
 
-import json
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,26 +9,23 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 
 from hf_apar.checkpoints.made_with import digest
 from hf_apar.checkpoints.readiness import check_model
-from hf_apar.config import AparConfig
 from hf_apar.data.records.rejections import Rejections
 from hf_apar.errors import ConfigurationError, ControlTokenError
 from hf_apar.forward.devices import is_split
 from hf_apar.generation_settings import end_as_taught
-from hf_apar.speculation.medusa import MedusaHeads, path_successors
-from hf_apar.training.metrics import final_metrics
-from hf_apar.training.mixture import mix, read_examples
-from hf_apar.training.resuming import keep_to_settings
-from hf_apar.training.rows.collator import DataCollatorForApar, pack
-from hf_apar.training.rows.features import IGNORED, TreeFeatures
-from hf_apar.training.selection import Selection
+from hf_apar.speculation.medusa import MedusaHeads
+from hf_apar.tokens import checkpoint_config
+from hf_apar.training.mixture import Mixture, read_examples, training_mixture
+from hf_apar.training.rows.collator import DataCollatorForApar, pack, padding_id
+from hf_apar.training.rows.features import IGNORED, TreeFeatures, successors
+from hf_apar.training.runs import last_checkpoint, training_arguments, write_metrics
+from hf_apar.training.tuning import DEFAULT_HEADS, HeadsTuning, Selection
 
-logger = logging.getLogger(__name__)
-
+_EVERY_ANSWER = Selection(unforked_share=0.0, max_repetition=1.0)
 DECAY = 0.8  # the weight of each guess against the one before it: later ones count only if earlier ones are right
 
 
@@ -39,18 +34,9 @@ def train_medusa(
     tokenizer: PreTrainedTokenizerBase,
     answers: Path,
     output: Path,
+    tuning: HeadsTuning = DEFAULT_HEADS,
     *,
     start: Path | None = None,
-    length: int = 5,
-    inner_size: int = 1024,
-    draft_vocabulary: int = 8192,
-    learning_rate: float = 1e-3,
-    epochs: float = 2.0,
-    max_steps: int = -1,
-    max_length: int = 1024,
-    places: int = 256,
-    save_steps: int = 50,
-    eval_steps: int = 250,
     seed: int = 0,
     chat_template_kwargs: Mapping[str, object] | None = None,
 ) -> dict[str, float]:
@@ -58,15 +44,9 @@ def train_medusa(
 
     Args:
         model: a model that can fork.
-        answers: as for :func:`hf_apar.training.recipe.train`: best the model's own.
-        start: folder of heads to go on from, such as those of the same model before it was tuned further; ``inner_size``
-            and ``draft_vocabulary`` are theirs then.
-        length: guesses in a row.
-        inner_size: of the cell's gated layer.
-        draft_vocabulary: so many of the answers' most frequent tokens may be guessed.
-        epochs: passes over the answers; ``max_steps``, if positive, takes their place.
-        places: of a row of ``max_length`` tokens so many are guessed from, drawn anew each time: neighbours teach much the
-            same.
+        answers: as for :func:`hf_apar.training.fine_tuning.train`: best the model's own.
+        start: folder of heads to go on from, such as those of the same model before it was tuned further; their sizes are
+            kept then.
         chat_template_kwargs: as for :func:`~hf_apar.text.chat.encode_chat`.
 
     Returns:
@@ -78,64 +58,81 @@ def train_medusa(
         UnsupportedModelError: if ``model`` cannot fork, or no thread of it would end (:func:`~hf_apar.check_model`).
         DataError: if ``output`` has a checkpoint of a run on other answers or with other options.
     """
-    config = AparConfig.from_dict(getattr(model.generation_config, "apar_config", None) or {})
+    control_ids = _ready(model, tokenizer, chat_template_kwargs)
+    rejected = Rejections(answers, output / "rejected.jsonl")
+    mixture = training_mixture(
+        read_examples(answers, rejected), tokenizer, control_ids, _EVERY_ANSWER, max_length=tuning.max_length,
+        seed=seed, rejected=rejected, chat_template_kwargs=chat_template_kwargs,
+    )  # fmt: skip
+    set_seed(seed)  # the Trainer's own comes after the first weights
+    heads = _first_heads(model, mixture.train, start, tuning, (control_ids[0], int(tokenizer.eos_token_id)))
+    checkpoints = output / "medusa_checkpoints"  # beside an adapter's own, if it is trained there too
+    trainer = _trainer(HeadsLearn(heads, model, tuning.places), tokenizer, mixture, tuning, checkpoints, seed)
+    own = ("length", "inner_size", "draft_vocabulary", "learning_rate", "max_length", "places")
+    options = {name: getattr(tuning, name) for name in own} | {
+        "start": start, "seed": seed, "dtype": model.dtype, "model": _name(model, control_ids[0])
+    }  # fmt: skip
+    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints, mixture, options))
+    heads.save(output)
+    return write_metrics(trainer, output / "medusa_metrics.json")
+
+
+def _ready(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: Mapping[str, object] | None
+) -> tuple[int, int]:
+    """Check that ``model`` can fork, let it end as it was taught, and return the ids of its control tokens."""
+    config = checkpoint_config(model)
     if config.fork_token_id is None or config.child_token_id is None:
         raise ControlTokenError("the model has no control tokens; train it to fork first, see docs/training.md")
     check_model(model, tokenizer, token_rows=False, chat_template_kwargs=chat_template_kwargs)
     assert model.generation_config is not None
     end_as_taught(model.generation_config, tokenizer)
-    rejected = Rejections(answers, output / "rejected.jsonl")
-    mixture = mix(
-        read_examples(answers, rejected), tokenizer, (config.fork_token_id, config.child_token_id),
-        Selection(unforked_share=0.0, max_repetition=1.0), max_length=max_length, seed=seed,
-        rejected=rejected, chat_template_kwargs=chat_template_kwargs,
-    )  # fmt: skip
-    options = {
-        "start": start, "length": length, "inner_size": inner_size, "draft_vocabulary": draft_vocabulary,
-        "learning_rate": learning_rate, "max_length": max_length, "places": places, "seed": seed, "dtype": model.dtype,
-        "model": _name(model, config.fork_token_id),
-    }  # fmt: skip
+    return config.fork_token_id, config.child_token_id
+
+
+def _first_heads(
+    model: PreTrainedModel,
+    rows: Sequence[TreeFeatures],
+    start: Path | None,
+    tuning: HeadsTuning,
+    needed: Sequence[int],
+) -> MedusaHeads:
+    """Return heads that have learnt nothing yet, or those in the folder ``start``."""
     hidden_size = int(model.config.get_text_config(decoder=True).hidden_size)
     if start is None:
-        ids = most_frequent(mixture.train, draft_vocabulary, (config.fork_token_id, int(tokenizer.eos_token_id)))
-        set_seed(seed)  # the Trainer's own comes after the first weights
-        heads = MedusaHeads(hidden_size, inner_size, ids, length)
-    else:
-        heads = MedusaHeads.load(start)
-        heads.length = length
-        if heads.hidden_size != hidden_size:
-            raise ConfigurationError(
-                f"the heads in {start} are for states of {heads.hidden_size} numbers, the model's have {hidden_size}; "
-                "give heads of the same model, or none to start anew"
-            )
-    checkpoints = output / "medusa_checkpoints"  # beside an adapter's own, if it is trained there too
-    arguments = TrainingArguments(
-        output_dir=str(checkpoints), per_device_train_batch_size=1, per_device_eval_batch_size=1, num_train_epochs=epochs,
-        max_steps=max_steps, learning_rate=learning_rate, lr_scheduler_type="cosine", warmup_steps=0.03, weight_decay=0.0,
-        save_steps=save_steps, save_total_limit=2, eval_strategy="steps", eval_steps=eval_steps, logging_steps=5,
-        remove_unused_columns=False, label_names=["shift_labels"], report_to="none", seed=seed,
-        use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=torch.cuda.is_available(),
-    )  # fmt: skip
-    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    trainer = Trainer(
-        model=HeadsLearn(heads, model, places),
+        ids = most_frequent(rows, tuning.draft_vocabulary, needed)
+        return MedusaHeads(hidden_size, tuning.inner_size, ids, tuning.length)
+    heads = MedusaHeads.load(start)
+    heads.length = tuning.length
+    if heads.hidden_size != hidden_size:
+        raise ConfigurationError(
+            f"the heads in {start} are for states of {heads.hidden_size} numbers, the model's have {hidden_size}; "
+            "give heads of the same model, or none to start anew"
+        )
+    return heads
+
+
+def _trainer(
+    learner: "HeadsLearn",
+    tokenizer: PreTrainedTokenizerBase,
+    mixture: Mixture,
+    tuning: HeadsTuning,
+    folder: Path,
+    seed: int,
+) -> Trainer:
+    (model,) = learner.teacher
+    trees = DataCollatorForApar(padding_id(tokenizer), tuning.max_length, model.dtype)
+    arguments = training_arguments(folder, tuning, seed, per_device_train_batch_size=1, per_device_eval_batch_size=1)
+    if not is_split(model) and not getattr(model, "is_quantized", False):
+        model.to(arguments.device)
+    return Trainer(
+        model=learner,
         args=arguments,
-        train_dataset=[row.to_dict() for row in pack(mixture.train, max_length)],
-        eval_dataset=[row.to_dict() for row in pack(mixture.held_out, max_length)],
-        data_collator=Collator(DataCollatorForApar(int(padding), max_length, model.dtype), config.child_token_id),
+        train_dataset=[row.to_dict() for row in pack(mixture.train, tuning.max_length)],
+        eval_dataset=[row.to_dict() for row in pack(mixture.held_out, tuning.max_length)],
+        data_collator=Collator(trees),
         compute_metrics=_accepted,
     )
-    if not is_split(model) and not getattr(model, "is_quantized", False):
-        model.to(arguments.device)  # type: ignore[arg-type]  # the decorator of `to` hides its signature
-    checkpoint = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    keep_to_settings(options, mixture, checkpoints, checkpoint)
-    logger.info("training %s", f"goes on from {checkpoint}" if checkpoint else "starts")
-    trainer.train(resume_from_checkpoint=checkpoint)
-    heads.save(output)
-    metrics = final_metrics(trainer)
-    report = {"final": metrics, "steps": trainer.state.log_history}
-    (output / "medusa_metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    return metrics
 
 
 def _name(model: PreTrainedModel, fork_id: int) -> str:
@@ -161,13 +158,12 @@ class Collator:
     """Adds ``successors`` (batch, length): where each token's thread goes on, -1 at its end."""
 
     trees: DataCollatorForApar
-    child_id: int
 
     def __call__(self, features: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
         batch = self.trees(features)
         del batch["labels"]
         length = batch["input_ids"].shape[1]
-        rows = [path_successors(row["input_ids"], row["visible_until"], self.child_id) for row in features]
+        rows = [successors(row["visible_until"], row["children"]) for row in features]
         batch["successors"] = torch.tensor([row + [-1] * (length - len(row)) for row in rows])
         return batch
 
@@ -189,26 +185,36 @@ class HeadsLearn(nn.Module):
             hidden = model.get_decoder()(
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
             ).last_hidden_state  # (batch, length, hidden)
-            weight = cast(Tensor, model.get_output_embeddings().weight)[self.heads.draft_ids]  # (draft, hidden)
             embedded = model.get_input_embeddings()(input_ids)
             choices = None if self.training else functional.linear(hidden, model.get_output_embeddings().weight).argmax(-1)
         batch, length = input_ids.shape
         offset = torch.arange(batch, device=input_ids.device)[:, None] * length
         flat = torch.where(successors >= 0, successors + offset, -1).flatten()  # (batch * length,)
-        hidden, embedded = hidden.flatten(0, 1), embedded.flatten(0, 1)
         start = ((shift_labels.flatten() != IGNORED) & (flat >= 0)).nonzero()[:, 0]  # a guess follows these
         if self.training:
             start = start[torch.randperm(len(start), device=start.device)[: self.places]]
+        loss, right = self._guess(hidden.flatten(0, 1), embedded.flatten(0, 1), flat, start, choices)
+        return {"loss": loss, "logits": right.view(batch, length)}
+
+    def _guess(
+        self, hidden: Tensor, embedded: Tensor, following: Tensor, start: Tensor, choices: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss of guesses in a row after each place of ``start``, and of each place how many are right.
+
+        ``hidden`` and ``embedded`` are (places, hidden), ``following`` is the place after each, -1 for none.
+        """
+        (model,) = self.teacher
+        weight = cast(Tensor, model.get_output_embeddings().weight)[self.heads.draft_ids].detach()  # (draft, hidden)
         place, state = start, hidden[start].float()
         loss, total = state.new_zeros(()), 0.0
-        right = torch.zeros(batch * length, device=input_ids.device)
-        alive = torch.ones(len(start), dtype=torch.bool, device=input_ids.device)
+        right = torch.zeros(len(following), device=hidden.device)
+        alive = torch.ones(len(start), dtype=torch.bool, device=hidden.device)
         for step in range(self.heads.length):
-            going = flat[place] >= 0
-            start, place, state, alive = start[going], flat[place[going]], state[going], alive[going]
+            going = following[place] >= 0
+            start, place, state, alive = start[going], following[place[going]], state[going], alive[going]
             if not len(place):
                 break
-            with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16):
+            with torch.autocast(hidden.device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16):
                 state = self.heads(state, embedded[place].float())
                 guesses = functional.linear(state, weight.to(state.dtype)).float()
                 wanted = functional.linear(hidden[place], weight).float().softmax(-1)
@@ -217,4 +223,4 @@ class HeadsLearn(nn.Module):
             if choices is not None:
                 alive = alive & (self.heads.draft_ids[guesses.argmax(-1)] == choices.flatten()[place])
                 right[start] += alive
-        return {"loss": loss / max(total, 1e-9), "logits": right.view(batch, length)}
+        return loss / max(total, 1e-9), right

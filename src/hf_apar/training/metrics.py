@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import LongTensor, Tensor
+from torch import Tensor
 from transformers import EvalPrediction, Trainer
 
 from hf_apar.training.rows.features import IGNORED
@@ -29,10 +29,10 @@ def _share(part: NDArray[np.bool_], whole: NDArray[np.bool_]) -> float:
     return float(part.sum() / whole.sum()) if whole.any() else 0.0
 
 
-def best_tokens(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> LongTensor:
+def best_tokens(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
     """Reduce logits (batch, length, vocabulary) to their best tokens (batch, length) before the Trainer keeps them."""
     scores = logits[0] if isinstance(logits, tuple) else logits
-    return scores.argmax(dim=-1)  # type: ignore[return-value]
+    return scores.argmax(dim=-1)
 
 
 def metrics_for(fork_id: int) -> Callable[[EvalPrediction], Mapping[str, float]]:

@@ -20,7 +20,8 @@ from hf_apar.text.encoding import encode_answer
 from hf_apar.training.held_out import held_out_places, prompt_key
 from hf_apar.training.rows.collator import pack
 from hf_apar.training.rows.features import TreeFeatures, tree_features, truncate, unforked
-from hf_apar.training.selection import DEFAULT_SELECTION, Selection
+from hf_apar.training.selection import is_selected
+from hf_apar.training.tuning import DEFAULT_SELECTION, Selection, Tuning
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ def packed_rows(
     tokenizer: PreTrainedTokenizerBase,
     control_ids: tuple[int, int],
     *,
-    max_length: int = 1024,
+    max_length: int = Tuning.max_length,
     chat_template_kwargs: Mapping[str, object] | None = None,
 ) -> list[dict[str, list[int]]]:
     """Return every answer of a file as rows, several to one, for
@@ -49,7 +50,7 @@ def packed_rows(
     """
     rejected = Rejections(answers)
     trees = _with_features(read_examples(answers, rejected), tokenizer, control_ids, chat_template_kwargs, rejected)
-    cut = [truncate(features, max_length, control_ids[1]) for _, features in trees]
+    cut = [truncate(features, max_length) for _, features in trees]
     return [row.to_dict() for row in pack(cut, max_length)]
 
 
@@ -90,13 +91,13 @@ def read_examples(path: Path, rejected: Rejections | None = None) -> list[ChatAn
 _Tree = tuple[ChatAnswer, TreeFeatures]
 
 
-def mix(
+def training_mixture(
     answers: Sequence[TextAnswer | ChatAnswer],
     tokenizer: PreTrainedTokenizerBase,
     control_ids: tuple[int, int],
     selection: Selection = DEFAULT_SELECTION,
     *,
-    max_length: int = 1024,
+    max_length: int = Tuning.max_length,
     seed: int = 0,
     nll: Callable[[list[int], list[int]], float] | None = None,
     rejected: Rejections | None = None,
@@ -119,12 +120,7 @@ def mix(
     """
     rejected = Rejections("the answers") if rejected is None else rejected
     given = [example for example in map(_with_tree, answers, range(1, 1 + len(answers))) if example.tree.text.strip()]
-    kept = [example for example in given if selection.keeps(example.tree)]
-    if not any(example.tree.is_structured for example in kept):
-        raise DataError(
-            f"none of the {len(given)} answers has a structure to learn from, those aside that repeat themselves, fork too "
-            "often or gain too little by it; give answers with lists"
-        )
+    kept = _kept(given, selection)
     trees = _with_features(kept, tokenizer, control_ids, chat_template_kwargs, rejected)
     fitting = [item for item in trees if len(item[1]) <= max_length]
     logger.info(
@@ -136,19 +132,38 @@ def mix(
         fitting = _likeliest(fitting, tokenizer, nll, chat_template_kwargs)
     draw = random.Random(seed)
     chosen = _drawn(fitting, selection, draw)
-    count = max(1, round(selection.held_out * len(chosen)))
-    if count >= len(chosen):
+    if _held_out_count(chosen, selection) >= len(chosen):
         raise DataError(f"{len(chosen)} answers of at most {max_length} tokens are too few to hold some out; give more")
-    aside = set(held_out_places([prompt_key(example.before) for example, _ in chosen], count))
+    return _parted(chosen, len(fitting), selection, draw)
+
+
+def _kept(given: Sequence[ChatAnswer], selection: Selection) -> list[ChatAnswer]:
+    kept = [example for example in given if is_selected(example.tree, selection)]
+    if not any(example.tree.is_structured for example in kept):
+        raise DataError(
+            f"none of the {len(given)} answers has a structure to learn from, those aside that repeat themselves, fork too "
+            "often or gain too little by it; give answers with lists"
+        )
+    return kept
+
+
+def _held_out_count(chosen: Sequence[_Tree], selection: Selection) -> int:
+    return max(1, round(selection.held_out * len(chosen)))
+
+
+def _parted(chosen: Sequence[_Tree], among: int, selection: Selection, draw: random.Random) -> Mixture:
+    """Hold some answers out of those ``chosen`` among so many, and add copies without forks to the others."""
+    keys = [prompt_key(example.before) for example, _ in chosen]
+    aside = set(held_out_places(keys, _held_out_count(chosen, selection)))
+    structured = sum(example.tree.is_structured for example, _ in chosen)
     logger.info(
         "%d answers that fork and %d others are drawn of %d, and %d of all are held out",
-        sum(example.tree.is_structured for example, _ in chosen),
-        sum(not example.tree.is_structured for example, _ in chosen), len(fitting), len(aside),
+        structured, len(chosen) - structured, among, len(aside),
     )  # fmt: skip
     rest = [item for place, item in enumerate(chosen) if place not in aside]
     forked = [features for example, features in rest if example.tree.is_structured]
     again = draw.sample(forked, round(selection.unforked_share * len(forked)))
-    train = [features for _, features in rest] + [unforked(tree, *control_ids) for tree in again]
+    train = [features for _, features in rest] + [unforked(tree) for tree in again]
     draw.shuffle(train)
     held_out = [features for place, (_, features) in enumerate(chosen) if place in aside]
     return Mixture(train, held_out, max(example.tree.depth for example, _ in chosen))

@@ -115,11 +115,14 @@ class GrowingTree:
         self._unfed.difference_update(fed)
         return [ahead[slot] for slot in fed]
 
-    def write(self, thread: Thread, token: int, slot: int | None = None) -> bool:
+    def write(self, thread: Thread, token: int, slot: int | None = None, *, stops: bool = False) -> bool:
         """Let ``thread`` write ``token``, into ``slot`` if it is in the cache already, else into the lowest free one.
 
+        Args:
+            stops: :meth:`stop` it there, whatever else the token would do.
+
         Returns:
-            Whether it goes on as it was: it has not ended itself by the token, and not forked.
+            Whether it goes on as it was: it has not ended by the token, and not forked.
         """
         if self.protocol.ends(thread, token):
             thread.eos_token_id = token
@@ -127,9 +130,11 @@ class GrowingTree:
             return False
         fork = self.protocol.fork(thread, token)
         self._append(thread, token, slot)
-        if fork is not None:
+        if stops:
+            self.stop(thread)
+        elif fork is not None:
             self._fork(thread, fork)
-        return fork is None
+        return fork is None and not stops
 
     def branch(self, thread: Thread, branches: Sequence[Sequence[int]]) -> None:
         """Let ``thread`` end here, and a child for each of ``branches`` begin with its tokens, in this order.

@@ -3,11 +3,12 @@
 import hashlib
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hf_apar.errors import DataError
 
@@ -51,8 +52,16 @@ class BatchReport:
         file = _file(answers)
         if not file.exists():
             return cls()
-        counts = json.loads(file.read_text(encoding="utf-8"))
+        return cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
+
+    @classmethod
+    def from_dict(cls, counts: dict[str, Any]) -> "BatchReport":
+        """Return the report that :meth:`to_dict` made ``counts`` of."""
         return cls(counts["asked"], counts["answers"], Counter(counts["dropped"]))
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the counts, the most frequent reasons first."""
+        return {"asked": self.asked, "answers": self.answers, "dropped": dict(self.dropped.most_common())}
 
     def add(self, asked: int, kept: int, dropped: Iterable[Dropped]) -> None:
         """Count a batch."""
@@ -62,8 +71,7 @@ class BatchReport:
 
     def write(self, answers: Path) -> None:
         """Write it beside ``answers``, as their name and ``.report.json``."""
-        text = json.dumps(asdict(self) | {"dropped": dict(self.dropped.most_common())}, indent=1, ensure_ascii=False)
-        _file(answers).write_text(text + "\n", encoding="utf-8")
+        _file(answers).write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _file(answers: Path) -> Path:
@@ -79,34 +87,68 @@ def in_batches(
 ) -> Iterator[int]:
     """Append to ``path`` what ``answer`` makes of ``items``, a batch at a time; yield how many items are done so far.
 
-    ``path`` + ``.done`` keeps that number and a digest of these items and the ``settings``, and a second call goes on from
-    there. More items may have come after those that are done. ``path`` + ``.report.json`` counts what was dropped.
+    A second call goes on from there, also after one that was killed: ``path`` + ``.done`` says how many items are done, how
+    long the file was then, and the digest of these items and the ``settings``; what stands after that length is cut off.
+    More items may have come after those that are done. ``path`` + ``.report.json`` counts what was dropped.
 
     Raises:
         DataError: if what is done was made of other items, or with other settings.
     """
-    progress = path.with_name(path.name + ".done")
-    written = progress.read_text() if progress.exists() else f"0 {_digest(items[:0], settings)}"
-    done, _, digest = written.partition(" ")  # a file of an earlier release has no digest, and so none that fits
-    if digest != _digest(items[: int(done)], settings):
+    path.touch()
+    progress = _Progress.of(path, settings)
+    if progress.digest != _digest(items[: progress.done], settings) or progress.length > path.stat().st_size:
         raise DataError(
             f"{path} was made of other records or with other settings (model, engine, number format, temperature, penalty, "
-            f"seed, lengths); go on with those, or remove it and {progress.name} to begin anew"
+            f"seed, lengths); go on with those, or remove it and {_progress_file(path).name} to begin anew"
         )
-    path.touch()
-    report = BatchReport.of(path) if int(done) else BatchReport()
-    for start in range(int(done), len(items), batch_size):
+    progress.write(path)
+    os.truncate(path, progress.length)
+    report = progress.report
+    for start in range(progress.done, len(items), batch_size):
         batch = items[start : start + batch_size]
         outcomes = answer(batch)
         answers = [one for one in outcomes if isinstance(one, TextAnswer)]
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8", newline="\n") as file:
             file.writelines(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
         report.add(len(batch), len(answers), (one for one in outcomes if isinstance(one, Dropped)))
-        report.write(path)
         end = start + len(batch)
-        progress.write_text(f"{end} {_digest(items[:end], settings)}")
+        _Progress(end, path.stat().st_size, _digest(items[:end], settings), report).write(path)
+        report.write(path)
         logger.info("%d answers of %d", len(answers), len(batch))
         yield end
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """How many items are done, the length of the file in bytes then, what it was made of, and what came of it."""
+
+    done: int
+    length: int
+    digest: str
+    report: BatchReport
+
+    @classmethod
+    def of(cls, path: Path, settings: object) -> "_Progress":
+        """Read what stands beside ``path``; one without a digest that fits where nobody knows how it was made."""
+        file = _progress_file(path)
+        if not file.exists():
+            return cls(0, path.stat().st_size, _digest([], settings), BatchReport())
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            return cls(found["done"], found["length"], found["digest"], BatchReport.from_dict(found["report"]))
+        except (ValueError, TypeError, KeyError):  # of an earlier release
+            return cls(0, 0, "", BatchReport())
+
+    def write(self, path: Path) -> None:
+        file = _progress_file(path)
+        part = file.with_name(file.name + ".part")
+        record = vars(self) | {"report": self.report.to_dict()}
+        part.write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
+        part.replace(file)  # whole, or as it was
+
+
+def _progress_file(answers: Path) -> Path:
+    return answers.with_name(answers.name + ".done")
 
 
 def _digest(items: Sequence[object], settings: object) -> str:

@@ -18,6 +18,7 @@ from hf_apar.data.extraction.sentences import first_sentence_end
 from hf_apar.data.records.chats import read_chat
 from hf_apar.data.records.files import open_records, record_of
 from hf_apar.data.records.rejections import UNUSABLE, Rejected, Rejections
+from hf_apar.data.settings import AnswerLimits, Sampling
 from hf_apar.errors import DataError
 from hf_apar.text.chat import encode_chat
 from hf_apar.text.encoding import answer_text, encode_answer
@@ -85,10 +86,10 @@ def distill(
     questions: Sequence[Question],
     path: Path,
     *,
-    batch_size: int = 64,
-    max_new_tokens: int = 384,
-    max_whole_tokens: int | None = None,
-    max_items: int | None = None,
+    batch_size: int = Sampling.batch_size,
+    max_new_tokens: int = AnswerLimits.max_new_tokens,
+    max_whole_tokens: int | None = AnswerLimits.max_whole_tokens,
+    max_items: int | None = AnswerLimits.max_items,
     made_with: str = "",
     chat_template_kwargs: Mapping[str, object] | None = None,
 ) -> Iterator[int]:

@@ -21,6 +21,7 @@ from hf_apar.data.distillation.samplers import Continuation, Task, TextSampler
 from hf_apar.data.extraction.markdown import extract
 from hf_apar.data.extraction.sentences import sentence_ends
 from hf_apar.data.extraction.text_tree import TextThread
+from hf_apar.data.settings import Elaboration, Sampling
 from hf_apar.text.chat import encode_chat
 from hf_apar.text.encoding import encode_answer, encode_text
 
@@ -37,10 +38,10 @@ def elaborate(
     answers: Sequence[TextAnswer],
     path: Path,
     *,
-    min_detail_tokens: int = 40,
-    taper: int = 0,
+    min_detail_tokens: int = Elaboration.min_detail_tokens,
+    taper: int = Elaboration.taper,
     closing: bool = True,
-    batch_size: int = 64,
+    batch_size: int = Sampling.batch_size,
     made_with: str = "",
     chat_template_kwargs: Mapping[str, object] | None = None,
 ) -> Iterator[int]:

@@ -1,16 +1,25 @@
 """What answers the prompts of self-distillation: transformers, which runs any model, or vLLM, which is faster."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, RepetitionPenaltyLogitsProcessor
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
-from hf_apar.forward.cache import TreeCache
+from hf_apar.data.settings import Sampling
 from hf_apar.generation_settings import eos_token_ids
-from hf_apar.releases import cache_argument
 from hf_apar.text.encoding import decode_text, token_texts
 
 LEAD_TOKENS = 48
@@ -61,10 +70,7 @@ class TextSampler(Protocol):
 
 @dataclass(frozen=True)
 class TransformersSampler:
-    """Samples among the ``top_k`` best with any model that transformers runs.
-
-    ``generate`` would draw from the whole vocabulary and keep finished rows in the batch; on a CPU that is two thirds of
-    the time. Here finished rows leave once they are a quarter of the batch.
+    """Samples among the ``top_k`` best with ``generate``, with any model that transformers runs.
 
     Attributes:
         temperature: of sampling; at 0 the likeliest token is taken.
@@ -75,9 +81,9 @@ class TransformersSampler:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    temperature: float = 0.3
+    temperature: float = Sampling.temperature
     top_k: int = 50
-    repetition_penalty: float = 1.0
+    repetition_penalty: float = Sampling.repetition_penalty
     straggler_share: float = 0.1
 
     def __call__(self, tasks: Sequence[Task]) -> list[Continuation]:
@@ -97,9 +103,9 @@ class VllmSampler:
 
     llm: Any
     tokenizer: PreTrainedTokenizerBase
-    temperature: float = 0.3
+    temperature: float = Sampling.temperature
     top_k: int = 50
-    repetition_penalty: float = 1.0
+    repetition_penalty: float = Sampling.repetition_penalty
 
     def __call__(self, tasks: Sequence[Task]) -> list[Continuation]:
         """Go on with the prompt of each of ``tasks``."""
@@ -143,51 +149,73 @@ def _with_marks(tokenizer: PreTrainedTokenizerBase, marks: frozenset[str]) -> fr
     return frozenset(token for token, piece in pieces if not (marks | {"\ufffd"}).isdisjoint(piece))
 
 
-@torch.no_grad()
 def _sample(sampler: TransformersSampler, tasks: Sequence[Task]) -> list[Continuation]:
     model, tokenizer = sampler.model, sampler.tokenizer
-    penalise = RepetitionPenaltyLogitsProcessor(sampler.repetition_penalty)
-    width = max(len(task.prompt) for task in tasks)
-    gaps = [width - len(task.prompt) for task in tasks]
-    input_ids = torch.tensor([task.prompt[:1] * gap + task.prompt for task, gap in zip(tasks, gaps, strict=True)])
-    attention_mask = torch.tensor([[0] * gap + [1] * (width - gap) for gap in gaps])
-    input_ids, attention_mask = input_ids.to(model.device), attention_mask.to(model.device)
     assert model.generation_config is not None
-    eos = {*eos_token_ids(model.generation_config), tokenizer.eos_token_id} - {None}
-    rows = [_Row(tokenizer, task, eos) for task in tasks]
-    cache, running = TreeCache(), rows
-    positions, seen = (attention_mask.cumsum(1) - 1).clamp(min=0), input_ids  # (rows, tokens so far): what is penalised
+    eos = sorted({*eos_token_ids(model.generation_config), tokenizer.eos_token_id} - {None})
+    rows = [_Row(tokenizer, task, set(eos)) for task in tasks]
     longest = max(task.max_new_tokens for task in tasks)
     hurried = longest > LEAD_TOKENS and not any(task.sentence_after for task in tasks)
-    patience = sampler.straggler_share * len(rows) if hurried else 0
-    for _ in range(longest):
-        logits = model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=True,
-            logits_to_keep=1, **{cache_argument(model): cache},
-        ).logits[:, -1].float()  # fmt: skip
-        logits = penalise(seen, logits)
-        in_line = [index for index, row in enumerate(running) if row.task.sentence_after]
-        if in_line:
-            logits[torch.tensor(in_line)[:, None], torch.tensor([*line_ends(tokenizer), *eos])] = -torch.inf
-        best = logits.topk(sampler.top_k if sampler.temperature else 1)
-        odds = (best.values / (sampler.temperature or 1.0)).softmax(-1)
-        input_ids = best.indices.gather(1, torch.multinomial(odds, 1))  # (rows, 1)
-        seen = torch.cat([seen, input_ids], dim=1)
-        for row, token in zip(running, input_ids[:, 0].tolist(), strict=True):
-            row.append(token)
-        going = [index for index, row in enumerate(running) if not row.done]
-        if len(going) <= patience:
-            break
-        attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(running), 1)], dim=1)
-        positions = positions[:, -1:] + 1
-        if len(going) <= 0.75 * len(running):
-            keep = torch.tensor(going, device=input_ids.device)
-            cache.batch_select_indices(keep)
-            input_ids, attention_mask, positions, seen = (
-                tensor[keep] for tensor in (input_ids, attention_mask, positions, seen)
-            )
-            running = [running[index] for index in going]
+    generate = cast(Callable[..., object], model.generate)  # the stubs take it for a module
+    drawn = {"do_sample": True, "temperature": sampler.temperature, "top_k": sampler.top_k}
+    with _own_settings(model, GenerationConfig(eos_token_id=eos or None, pad_token_id=eos[0] if eos else 0)):
+        generate(
+            **_left_padded(tasks, model.device),
+            max_new_tokens=longest,
+            repetition_penalty=sampler.repetition_penalty,
+            logits_processor=LogitsProcessorList([_StaysInLine(tasks, [*line_ends(tokenizer), *eos])]),
+            stopping_criteria=StoppingCriteriaList([_Ends(rows, sampler.straggler_share * len(rows) if hurried else 0)]),
+            **(drawn if sampler.temperature else {"do_sample": False}),
+        )
     return [row.written for row in rows]
+
+
+@contextmanager
+def _own_settings(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
+    """Let ``settings`` alone be the defaults of ``model.generate``: those of the checkpoint are for who talks to it."""
+    before, model.generation_config = model.generation_config, settings
+    try:
+        yield
+    finally:
+        model.generation_config = before
+
+
+def _left_padded(tasks: Sequence[Task], device: torch.device) -> dict[str, Tensor]:
+    """Return the prompts, filled with a token of their own on the left: the penalty sees no other there."""
+    width = max(len(task.prompt) for task in tasks)
+    gaps = [width - len(task.prompt) for task in tasks]
+    ids = [task.prompt[:1] * gap + task.prompt for task, gap in zip(tasks, gaps, strict=True)]
+    mask = [[0] * gap + [1] * (width - gap) for gap in gaps]
+    return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
+
+
+class _StaysInLine(LogitsProcessor):
+    """Bans what ends a line from the rows that must stay in theirs."""
+
+    def __init__(self, tasks: Sequence[Task], ends: Sequence[int]) -> None:
+        self.rows = torch.tensor([row for row, task in enumerate(tasks) if task.sentence_after], dtype=torch.long)
+        self.ends = torch.tensor(sorted(set(ends)), dtype=torch.long)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return ``scores`` (rows, vocabulary) without the ends of lines."""
+        kept = scores.clone()
+        kept[self.rows[:, None], self.ends] = -torch.inf
+        return kept
+
+
+class _Ends(StoppingCriteria):
+    """Ends each row where its task ends, and all of them once at most ``patience`` still write."""
+
+    def __init__(self, rows: Sequence["_Row"], patience: float) -> None:
+        self.rows, self.patience = rows, patience
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+        """Return which rows are done, (rows,)."""
+        for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
+            row.append(token)
+        done = [row.done for row in self.rows]
+        enough = len(done) - sum(done) <= self.patience
+        return torch.tensor([True] * len(done) if enough else done, device=input_ids.device)
 
 
 @dataclass
@@ -207,7 +235,7 @@ class _Row:
 
     def append(self, token: int) -> None:
         if self.done:
-            return  # a row that is done stays in the batch for a while
+            return  # a row that is done stays in the batch, and is filled
         self.ended = token in self.eos
         if not self.ended:
             self.tokens.append(token)

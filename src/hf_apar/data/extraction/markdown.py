@@ -11,17 +11,19 @@ from functools import cache
 from markdown_it import MarkdownIt
 
 from hf_apar.data.extraction.indentation import indented
-from hf_apar.data.extraction.parts import Span, enough, find_parts
+from hf_apar.data.extraction.parts import Span, find_parts, in_large_groups
 from hf_apar.data.extraction.rules import NO_STRUCTURE, RULES, Candidate, Rule
 from hf_apar.data.extraction.text_tree import TextThread
 from hf_apar.data.extraction.thinking import thinking_end
-
-MAX_DEPTH = 3
-MAX_FORKS = 16
+from hf_apar.data.settings import TreeLimits
 
 
 def extract(
-    answer: str, *, max_depth: int = MAX_DEPTH, max_forks: int = MAX_FORKS, rules: Sequence[Rule] = RULES
+    answer: str,
+    *,
+    max_depth: int = TreeLimits.max_depth,
+    max_forks: int = TreeLimits.max_forks,
+    rules: Sequence[Rule] = RULES,
 ) -> TextThread:
     """Return the paragraph tree of ``answer``; one thread of one piece where it should not fork.
 
@@ -41,7 +43,7 @@ def extract(
     return extraction(answer, max_depth=max_depth, max_forks=max_forks, rules=rules).tree
 
 
-def refusal(answer: str, *, max_forks: int = MAX_FORKS, rules: Sequence[Rule] = RULES) -> str | None:
+def refusal(answer: str, *, max_forks: int = TreeLimits.max_forks, rules: Sequence[Rule] = RULES) -> str | None:
     """Return why :func:`extract` leaves ``answer`` in one piece; ``None`` if it forks.
 
     >>> refusal("See [this](https://example.org).")
@@ -68,15 +70,19 @@ class Extraction:
 
 
 def extraction(
-    answer: str, *, max_depth: int = MAX_DEPTH, max_forks: int = MAX_FORKS, rules: Sequence[Rule] = RULES
+    answer: str,
+    *,
+    max_depth: int = TreeLimits.max_depth,
+    max_forks: int = TreeLimits.max_forks,
+    rules: Sequence[Rule] = RULES,
 ) -> Extraction:
     """Return what :func:`extract` and :func:`refusal` do, for the work of one of them."""
     start = thinking_end(answer)
     thoughts, answer = answer[:start], answer[start:]
     tokens = _parser().parse(indented(answer))
-    found = enough(find_parts(answer, tokens))
+    found = in_large_groups(find_parts(answer, tokens))
     keepers = [next((rule for rule in rules if rule.keeps(part)), None) for part in found]
-    parts = enough([part for part, keeper in zip(found, keepers, strict=True) if keeper is None])
+    parts = in_large_groups([part for part, keeper in zip(found, keepers, strict=True) if keeper is None])
     kept_by = tuple(keeper for keeper in keepers if keeper is not None)
     draft = Candidate(answer, tokens, parts, max_forks)
     refused_by = next((rule for rule in rules if rule.refuses(draft)), None)

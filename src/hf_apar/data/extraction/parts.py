@@ -68,7 +68,7 @@ def find_parts(answer: str, tokens: Sequence[Token]) -> list[Part]:
     return sorted(parts, key=lambda part: (part.span[0], -part.span[1]))
 
 
-def enough(parts: Sequence[Part]) -> list[Part]:
+def in_large_groups(parts: Sequence[Part]) -> list[Part]:
     """Leave out the groups with too few parts to be worth forking."""
     sizes: dict[int, int] = {}
     for part in parts:

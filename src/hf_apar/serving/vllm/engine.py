@@ -5,7 +5,6 @@ Tested with vLLM 0.29 and 0.32, the two ends of what is supported; 0.20.2 and 0.
 
 import copy
 import inspect
-import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +16,13 @@ from vllm.sampling_params import RequestOutputKind
 from hf_apar.config import MAX_THREADS, AparConfig
 from hf_apar.errors import ConfigurationError, ControlTokenError
 from hf_apar.protocol import ControlTokens
-from hf_apar.serving.answer import Answer, Limits, MadeToken, Piece
+from hf_apar.serving.admission import Load
+from hf_apar.serving.answer import Answer, Limits
+from hf_apar.serving.driver import Made, ThreadRequest
+from hf_apar.serving.reading import MadeToken, Piece
 from hf_apar.text.encoding import encode_text, token_name
 from hf_apar.tokens import CHILD_TOKEN, FORK_TOKEN, completed
-from hf_apar.tree.threads import FinishReason, ParagraphTree, Thread
+from hf_apar.tree.threads import FinishReason, ParagraphTree
 
 QueueFull: Any = getattr(exceptions, "GracefulHTTPError", ())
 """What vLLM raises where its queue takes no request; nothing in versions that always take one."""
@@ -51,8 +53,8 @@ def model_settings(model_config: Any, tokenizer: Any) -> AparConfig:
     return settings
 
 
-def as_text(prompt_ids: Sequence[int], control: Set[int], tokenizer: Any) -> list[int]:
-    """Return ``prompt_ids`` with the control tokens that somebody typed as the words that they look like."""
+def spelt(prompt_ids: Sequence[int], control: Set[int], tokenizer: Any) -> list[int]:
+    """Return ``prompt_ids`` with the ``control`` tokens that somebody typed as the words that they look like."""
     if control.isdisjoint(prompt_ids):
         return list(prompt_ids)
     words = {token: encode_text(tokenizer, token_name(tokenizer, token), control) for token in control}
@@ -60,19 +62,7 @@ def as_text(prompt_ids: Sequence[int], control: Set[int], tokenizer: Any) -> lis
         raise ControlTokenError(
             f"the prompt holds a control token and {type(tokenizer).__name__} cannot spell it; remove it from the prompt"
         )
-    return [part for token in prompt_ids for part in words.get(token, [token])]
-
-
-def new_answer(
-    prompt_ids: Sequence[int], config: AparConfig, params: SamplingParams, tokenizer: Any, max_length: int
-) -> Answer:
-    """Return the answer that ``params`` ask for."""
-    stop = [params.stop] if isinstance(params.stop, str) else list(params.stop or ())
-    limits = Limits(params.max_tokens, max_length, stop, params.include_stop_str_in_output)
-    return Answer(
-        prompt_ids, ControlTokens.of(config), limits, tokenizer, max_threads=config.max_threads or MAX_THREADS,
-        skip_special_tokens=params.skip_special_tokens,
-    )  # fmt: skip
+    return [piece for token in prompt_ids for piece in words.get(token, [token])]
 
 
 def banned(params: SamplingParams, tokenizer: Any, runs: Sequence[Sequence[int]]) -> SamplingParams:
@@ -87,78 +77,141 @@ def banned(params: SamplingParams, tokenizer: Any, runs: Sequence[Sequence[int]]
     return own
 
 
-def thread_params(
-    params: SamplingParams, answer: Answer, thread: Thread, tokenizer: Any, number: int = 0
-) -> SamplingParams:
-    """Return the parameters of the request that writes ``thread`` of the ``number``-th answer to a prompt.
+def thread_params(request: ThreadRequest, params: SamplingParams, tokenizer: Any) -> SamplingParams:
+    """Return the parameters under which vLLM writes ``request``, those of its answer being ``params``.
 
-    The rules of the control tokens are said with vLLM's own parameters: [Child] is a bad word, and so is [Fork] after
-    [Fork] and at the greatest depth. Stop strings and the text are the answer's business, and so is its length: a thread may
-    take all that is left of it.
+    Stop strings and the text are the answer's business.
     """
-    config = answer.protocol
-    fork, child = config.fork_token_id, config.child_token_id
-    asked_again = answer.must_not_fork(thread)
-    never = asked_again or thread.depth >= config.max_depth or config.fork_bias == -math.inf
-    own = banned(params, tokenizer, [[child], [fork] if never else [fork, fork]])
-    if config.fork_bias and not never:
-        own.logit_bias = {**(own.logit_bias or {}), fork: config.fork_bias + (own.logit_bias or {}).get(fork, 0.0)}
+    own = banned(params, tokenizer, request.banned)
+    if request.bias:
+        given = own.logit_bias or {}
+        own.logit_bias = given | {token: bias + given.get(token, 0.0) for token, bias in request.bias.items()}
     own.n, own.output_kind, own.stop, own.output_text_buffer_length = 1, RequestOutputKind.DELTA, [], 0
     if hasattr(own, "stream_interval"):
         own.stream_interval = None  # every token as it comes: a fork must not wait
     own.detokenize = params.logprobs is not None  # its logprobs spell the tokens that might have been
-    room = answer.limits.max_length - len(thread.path_ids)
-    own.max_tokens = 1 if asked_again else room if answer.room is None else min(room, answer.room)
+    own.max_tokens = request.max_tokens
     if params.seed is not None:
-        own.seed = params.seed + 1009 * number + thread.index
-    if thread.parent is not None:
+        own.seed = params.seed + request.thread.index
+    if not request.opens_answer:
         own.min_tokens, own.prompt_logprobs, own.skip_reading_prefix_cache = 0, None, False
     return own
 
 
-def take(answer: Answer, thread: Thread, output: CompletionOutput) -> None:
-    """Hand the answer what a request told: the delta of ``thread``."""
+def made_by(request: ThreadRequest, output: CompletionOutput) -> Made:
+    """Return what a request told, a delta, as the driver wants it."""
     ids, reason = list(output.token_ids), output.finish_reason
     logprobs = output.logprobs if output.logprobs is not None else [None] * len(ids)
-    written = [
+    tokens = [
         MadeToken(token, None if note is None else note[token].logprob, note)
         for token, note in zip(ids, logprobs, strict=True)
     ]
     if reason is not None and reason not in _FINISH:
-        answer.write(thread, written)
-        answer.fail(reason)
-    else:
-        answer.write(
-            thread, written, reason=None if reason is None else _FINISH[reason], stop_reason=output.stop_reason
+        return Made(request, tokens, failure=reason)
+    return Made(request, tokens, None if reason is None else _FINISH[reason], output.stop_reason)
+
+
+def load_of(vllm_config: Any, running: int, waiting: int, kv_usage: float) -> Load:
+    """Return the load of an engine that has told the three numbers."""
+    cache = vllm_config.cache_config  # its number of blocks is known once the engine has started
+    tokens = cache.block_size * max((cache.num_gpu_blocks or 0) - 1, 0)  # one block is vLLM's own
+    return Load(running, waiting, kv_usage, vllm_config.scheduler_config.max_num_seqs, tokens, cache.block_size)
+
+
+def load_in_process(engine: Any) -> Load | None:
+    """Return the load of an ``LLMEngine``, or ``None`` where it works in another process, which tells nothing."""
+    core = getattr(getattr(engine, "engine_core", None), "engine_core", None)
+    if core is None:
+        return None
+    running, waiting = core.scheduler.get_request_counts()
+    return load_of(engine.vllm_config, running, waiting, core.scheduler.get_kv_cache_usage())
+
+
+class Call:
+    """One prompt and what vLLM was asked of it: ``n`` answers, told in its outputs.
+
+    Args:
+        prompt: vLLM's own dict, ``prompt_token_ids`` among it.
+        params: of the call; its ``output_kind`` says in which form the answers are told.
+        passed_on: what else goes with each request, such as ``lora_request``.
+
+    Attributes:
+        answers: the answers.
+        first: what the first request told first: the prompt, its cached tokens, its times.
+    """
+
+    def __init__(
+        self,
+        prompt: Mapping[str, Any],
+        params: SamplingParams,
+        config: AparConfig,
+        tokenizer: Any,
+        max_length: int,
+        passed_on: Mapping[str, Any],
+    ) -> None:
+        control = ControlTokens.of(config).control_ids
+        self.prompt = {**prompt, "prompt_token_ids": spelt(prompt["prompt_token_ids"], control, tokenizer)}
+        self.params, self.tokenizer, self.passed_on = params, tokenizer, passed_on
+        self.first: RequestOutput | None = None
+        stop = [params.stop] if isinstance(params.stop, str) else list(params.stop or ())
+        limits = Limits(params.max_tokens, max_length, stop, params.include_stop_str_in_output)
+        self.answers = [AnswerOutput(self, number, config, limits) for number in range(params.n)]
+
+    @property
+    def told(self) -> bool:
+        """Has the end of every answer been told?"""
+        return all(one.told for one in self.answers)
+
+    def outputs(self) -> list[RequestOutput]:
+        """Return what is new in the form that the caller asked for."""
+        if self.params.output_kind != RequestOutputKind.FINAL_ONLY:
+            return [self._merged([new]) for one in self.answers if (new := one.new()) is not None]
+        if self.told or not all(one.answer.finished for one in self.answers):
+            return []
+        return [self._merged([new for one in self.answers if (new := one.new()) is not None])]
+
+    def _merged(self, outputs: list["AparCompletion"]) -> RequestOutput:
+        first = self.first
+        assert first is not None
+        return RequestOutput(
+            request_id=first.request_id, prompt=first.prompt, prompt_token_ids=first.prompt_token_ids,
+            prompt_logprobs=first.prompt_logprobs, outputs=outputs, finished=self.told, metrics=first.metrics,
+            lora_request=first.lora_request, num_cached_tokens=first.num_cached_tokens,
         )  # fmt: skip
 
 
-class Collector:
-    """Puts what reads of an answer into vLLM's outputs: what is new, or all so far.
+class AnswerOutput:
+    """One answer of a call, its ``number``-th: goes with each of its requests, and puts what reads into vLLM's outputs."""
 
-    Args:
-        number: index of the answer among those to its prompt.
-    """
-
-    def __init__(self, answer: Answer, number: int, params: SamplingParams) -> None:
-        self.answer, self.number, self.params = answer, number, params
+    def __init__(self, call: Call, number: int, config: AparConfig, limits: Limits) -> None:
+        self.call, self.number = call, number
+        self.answer = Answer(
+            call.prompt["prompt_token_ids"], ControlTokens.of(config), limits, call.tokenizer,  # vLLM itself knows what ends
+            max_threads=config.max_threads or MAX_THREADS, skip_special_tokens=call.params.skip_special_tokens,
+        )  # fmt: skip
         self.told = False  # has its end been told?
-        self._text, self._tokens = "", list[MadeToken]()
+        self._so_far = Piece()
 
-    def collect(self) -> AparCompletion | None:
-        """Return what is new in the form that the caller asked for; ``None`` if there is nothing to tell."""
+    def request_params(self, request: ThreadRequest) -> SamplingParams:
+        """Return the parameters under which vLLM writes ``request``; each answer to a prompt is drawn by itself."""
+        own = thread_params(request, self.call.params, self.call.tokenizer)
+        if own.seed is not None:
+            own.seed += 1009 * self.number
+        return own
+
+    def new(self) -> "AparCompletion | None":
+        """Return what is new, or all so far where the caller wants that; ``None`` if there is nothing to tell."""
         piece, ended = self.answer.read(), self.answer.finished and not self.told
         self.told |= ended
-        if self.params.output_kind == RequestOutputKind.DELTA:
-            return self._output(piece, ended) if piece.tokens or piece.text or ended else None
-        self._text += piece.text
-        self._tokens += piece.tokens
-        if not ended and (self.params.output_kind == RequestOutputKind.FINAL_ONLY or not piece.tokens):
+        if not (piece.tokens or piece.text or ended):
             return None
-        return self._output(Piece(self._text, list(self._tokens)), ended)
+        if self.call.params.output_kind == RequestOutputKind.DELTA:
+            return self._output(piece, ended)
+        self._so_far = Piece(self._so_far.text + piece.text, self._so_far.tokens + piece.tokens)
+        return self._output(self._so_far, ended)
 
-    def _output(self, piece: Piece, ended: bool) -> AparCompletion:
-        asked = self.params.logprobs is not None
+    def _output(self, piece: Piece, ended: bool) -> "AparCompletion":
+        asked = self.call.params.logprobs is not None
         logprobs = [one.logprob for one in piece.tokens if one.logprob is not None]
         cut = "length" if self.answer.finish_reason == "length" else "stop"
         return AparCompletion(
@@ -171,15 +224,6 @@ class Collector:
             stop_reason=self.answer.stop_reason if ended else None,
             tree=self.answer.tree,
         )
-
-
-def merged(first: RequestOutput, outputs: list[AparCompletion], finished: bool) -> RequestOutput:
-    """Return the output of a request whose root told ``first``: its prompt, its cached tokens, its times."""
-    return RequestOutput(
-        request_id=first.request_id, prompt=first.prompt, prompt_token_ids=first.prompt_token_ids,
-        prompt_logprobs=first.prompt_logprobs, outputs=outputs, finished=finished, metrics=first.metrics,
-        lora_request=first.lora_request, num_cached_tokens=first.num_cached_tokens,
-    )  # fmt: skip
 
 
 def cannot_fork(params: Any) -> str | None:

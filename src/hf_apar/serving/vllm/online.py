@@ -1,52 +1,114 @@
 """One request of ``AsyncLLM`` answered in threads: a request of the engine for each, read in order as they come."""
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Callable
-from itertools import count
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from vllm.outputs import RequestOutput
-from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.sampling_params import SamplingParams
 
 from hf_apar.config import AparConfig
-from hf_apar.protocol import ControlTokens
-from hf_apar.serving.admission import Admission, AdmissionPolicy, Admitted, Load, ProportionalFair
+from hf_apar.serving.admission import AdmissionPolicy, EqualShare, Load, policy_named
+from hf_apar.serving.driver import Driver, ThreadRequest
 from hf_apar.serving.vllm import stats
-from hf_apar.serving.vllm.engine import (
-    AparCompletion,
-    Collector,
-    QueueFull,
-    as_text,
-    merged,
-    new_answer,
-    take,
-    thread_params,
-)
-from hf_apar.tree.threads import Thread
+from hf_apar.serving.vllm.engine import Call, QueueFull, made_by
 
 _PAUSE = 0.05  # seconds until a child that the server's queue had no place for is tried again
 
-Event = tuple[Admitted, Thread, int, RequestOutput] | Exception  # the number is that of the thread's request
+Generate = Callable[..., AsyncGenerator[RequestOutput, None]]
 
-_admissions: "WeakKeyDictionary[Any, dict[int | None, Admission]]" = WeakKeyDictionary()
-
-policy: AdmissionPolicy = ProportionalFair()
-"""Decides when children start, for answers that begin from now on."""
+_engines: "WeakKeyDictionary[Any, dict[int | None, ServerEngine]]" = WeakKeyDictionary()
+_policy = policy_named(os.environ["APAR_POLICY"]) if os.environ.get("APAR_POLICY") else EqualShare()
 
 
-def admission(engine: Any, rank: int | None) -> Admission:
-    """Return what starts the threads of ``engine``, or of its data-parallel ``rank``."""
-    found = _admissions.setdefault(engine, {})
-    if rank not in found:
-        found[rank] = Admission(policy, lambda: _load(found[rank], rank))
-    found[rank].policy = policy
-    return found[rank]
+def set_policy(policy: AdmissionPolicy) -> None:
+    """Let ``policy`` decide when children start, in all servers of this process, from now on."""
+    global _policy
+    _policy = policy
+    for ranks in _engines.values():
+        for engine in ranks.values():
+            engine.driver.admission.policy = policy
 
 
-def _load(threads: Admission, rank: int | None) -> Load:
-    told = stats.reported.get(rank or 0)
-    return Load(running=threads.threads) if told is None else told.load
+class ServerEngine:
+    """The part of a running ``AsyncLLM``, or one data-parallel rank of it, that writes threads: a task for each request."""
+
+    def __init__(self, rank: int | None) -> None:
+        self.rank = rank
+        self.driver = Driver(self, _policy)
+        self._tasks: dict[ThreadRequest, asyncio.Task[None]] = {}
+
+    def start(self, request: ThreadRequest) -> None:
+        call: ServerCall = request.options.call
+        task = self._tasks[request] = asyncio.create_task(self._follow(request, call))
+        task.add_done_callback(lambda _: self._tasks.pop(request))
+        call.tasks.add(task)
+
+    def cancel(self, request: ThreadRequest) -> None:
+        if (task := self._tasks.get(request)) is not None:  # else it has met an error
+            task.cancel()
+
+    def load(self) -> Load:
+        told = stats.reported.get(self.rank or 0)
+        return Load(running=self.driver.threads) if told is None else told.load
+
+    async def _follow(self, request: ThreadRequest, call: "ServerCall") -> None:
+        try:
+            await self._report(request, call)
+        except Exception as error:
+            call.error = error
+            call.news.set()
+
+    async def _report(self, request: ThreadRequest, call: "ServerCall") -> None:
+        prompt, params = call.prompt_of(request), request.options.request_params(request)
+        while True:
+            try:
+                async for output in call.generate(prompt, params, **call.passed_on):
+                    call.first = call.first or output
+                    self.driver.made(made_by(request, output.outputs[0]))
+                    call.news.set()
+                return
+            except QueueFull:  # the server's queue is full: a child waits, a new answer is refused
+                if request.opens_answer:
+                    raise
+                await asyncio.sleep(_PAUSE)
+
+
+class ServerCall(Call):
+    """A call of ``AsyncLLM.generate`` in threads.
+
+    Attributes:
+        generate: the stock method of the engine.
+        news: set when there may be something to tell.
+        error: what a request met; the call ends with it.
+        tasks: all that were started for it.
+    """
+
+    def __init__(self, generate: Generate, *asked: Any) -> None:
+        super().__init__(*asked)
+        self.generate = generate
+        self.news = asyncio.Event()
+        self.error: Exception | None = None
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    def prompt_of(self, request: ThreadRequest) -> dict[str, Any]:
+        """Return the prompt of a thread: its path in place of the call's own, with all that goes with it."""
+        path = {**self.prompt, "prompt_token_ids": list(request.prompt_ids)}
+        if not request.opens_answer:  # these describe the call's prompt alone
+            path.pop("prompt", None)
+            path.pop("prompt_token_offsets", None)
+        return path
+
+
+def engine_of(engine: Any, rank: int | None) -> ServerEngine:
+    """Return what writes threads for ``engine``, or for its data-parallel ``rank``."""
+    known = _engines.setdefault(engine, {})
+    if rank not in known:
+        known[rank] = ServerEngine(rank)
+    return known[rank]
 
 
 def _choose_rank(engine: Any) -> int | None:
@@ -54,13 +116,13 @@ def _choose_rank(engine: Any) -> int | None:
     size = engine.vllm_config.parallel_config.data_parallel_size
     if size <= 1 or engine.vllm_config.parallel_config.data_parallel_external_lb:
         return None
-    known = _admissions.get(engine, {})
-    return min(range(size), key=lambda rank: known[rank].threads if rank in known else 0)
+    known = _engines.get(engine, {})
+    return min(range(size), key=lambda rank: known[rank].driver.threads if rank in known else 0)
 
 
 async def answer_in_threads(
     engine: Any,
-    original: Callable[..., AsyncGenerator[RequestOutput, None]],
+    original: Generate,
     config: AparConfig,
     prompt: dict[str, Any],
     params: SamplingParams,
@@ -75,86 +137,22 @@ async def answer_in_threads(
     error of any thread, ends every one of them.
     """
     rank = _choose_rank(engine) if data_parallel_rank is None else data_parallel_rank
-    tokenizer, shared = engine.get_tokenizer(), admission(engine, rank)
-    ids = as_text(prompt["prompt_token_ids"], ControlTokens.of(config).control_ids, tokenizer)
-    events: asyncio.Queue[Event] = asyncio.Queue()
-    tasks: dict[tuple[Admitted, int], asyncio.Task[None]] = {}
-    latest: dict[tuple[Admitted, int], int] = {}  # the number of each thread's request: one that is asked again has several
-    started = count()
-
-    def new_family(number: int) -> Admitted:
-        answer = new_answer(ids, config, params, tokenizer, engine.model_config.max_model_len)
-
-        async def follow(thread: Thread, request_number: int) -> None:
-            path = {**prompt, "prompt_token_ids": list(thread.path_ids)}
-            if thread.parent is not None:  # these describe the prompt alone
-                path.pop("prompt", None)
-                path.pop("prompt_token_offsets", None)
-            own = thread_params(params, answer, thread, tokenizer, number)
-            while True:
-                try:
-                    request = original(engine, path, own, request_id, data_parallel_rank=rank, **kwargs)
-                    async for output in request:
-                        events.put_nowait((family, thread, request_number, output))
-                    return
-                except QueueFull as error:  # the server's queue is full: a child waits, a new answer is refused
-                    if thread.parent is None:
-                        events.put_nowait(error)
-                        return
-                    await asyncio.sleep(_PAUSE)
-                except Exception as error:
-                    events.put_nowait(error)
-                    return
-
-        def start(thread: Thread) -> None:
-            latest[family, thread.index] = own = next(started)
-            tasks[family, thread.index] = asyncio.create_task(follow(thread, own))
-
-        def cancel(thread: Thread) -> None:
-            tasks[family, thread.index].cancel()
-
-        family = Admitted(answer, start, cancel)
-        return family
-
-    families = [new_family(number) for number in range(params.n)]
-    collectors = [Collector(family.answer, number, params) for number, family in enumerate(families)]
-    finals: list[AparCompletion] = []
-    first: RequestOutput | None = None
+    driver, length = engine_of(engine, rank).driver, engine.model_config.max_model_len
+    passed_on = {"request_id": request_id, "data_parallel_rank": rank, **kwargs}
+    call = ServerCall(partial(original, engine), prompt, params, config, engine.get_tokenizer(), length, passed_on)
     try:
-        for family in families:
-            shared.add(family)
-        while not all(collector.told for collector in collectors):
-            event = await events.get()
-            if isinstance(event, Exception):
-                raise event
-            family, thread, request_number, output = event
-            first = first or output
-            if latest[family, thread.index] != request_number:
-                continue  # what a cancelled request still told
-            take(family.answer, thread, output.outputs[0])
-            if family.answer.finished:
-                shared.remove(family)
-            else:
-                shared.changed(family)
-                shared.share()
-            collector = collectors[families.index(family)]
-            if collector.told:
-                continue
-            new = collector.collect()
-            if family.answer.finished:
-                shared.remove(family)  # a stop string cut it
-            if new is None:
-                continue
-            if params.output_kind != RequestOutputKind.FINAL_ONLY:
-                yield merged(first, [new], all(collector.told for collector in collectors))
-                continue
-            finals.append(new)
-        if finals:
-            assert first is not None
-            yield merged(first, sorted(finals, key=lambda one: one.index), True)
+        for one in call.answers:
+            driver.add(one.answer, one)
+        while not call.told:
+            await call.news.wait()
+            call.news.clear()
+            if call.error is not None:
+                raise call.error
+            for output in call.outputs():
+                yield output
     finally:
-        for family in families:
-            shared.remove(family)
-        for task in tasks.values():
+        for one in call.answers:
+            driver.remove(one.answer)
+        for task in call.tasks:
             task.cancel()
-        await asyncio.gather(*tasks.values(), return_exceptions=True)
+        await asyncio.gather(*call.tasks, return_exceptions=True)

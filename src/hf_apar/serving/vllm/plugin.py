@@ -8,15 +8,19 @@ what it puts behind a [Fork] would be missing in the text.
 
 import logging
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from hf_apar.config import AparConfig
 from hf_apar.errors import AparError
+from hf_apar.protocol import ControlTokens
+from hf_apar.serving.admission import policy_named
 
 logger = logging.getLogger("vllm.hf_apar")
 
 _NO = ("", "0", "0.0", "false", "no", "none")
+_found: "WeakKeyDictionary[Any, AparConfig | AparError]" = WeakKeyDictionary()  # by engine
 _SETTINGS = {"apar_max_threads": "max_threads", "apar_max_depth": "max_depth", "apar_fork_bias": "fork_bias"}
 
 
@@ -24,14 +28,15 @@ def register() -> None:
     """Let ``AsyncLLM.generate`` answer in threads; a second call changes nothing.
 
     Raises:
-        ConfigurationError: if this vLLM's seams are not those that this package knows.
+        ConfigurationError: if this vLLM's seams are not those that this package knows, or ``APAR_POLICY`` names no policy.
     """
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from hf_apar.serving.vllm.engine import check_seams
 
-    original = AsyncLLM.generate
-    if getattr(original, "_hf_apar", False):
+    policy_named(os.environ.get("APAR_POLICY") or "eager")  # a mistake is told now
+    original: Callable[..., AsyncGenerator[Any, None]] = AsyncLLM.generate
+    if original.__module__ == __name__:  # ours already
         return
     check_seams(original)
     if os.environ.get("VLLM_USE_RUST_FRONTEND") == "1":
@@ -41,12 +46,11 @@ def register() -> None:
         config = wanted(self, prompt, sampling_params)
         if config is None:
             plain = without_forks(self, sampling_params)
-            return original(self, prompt, plain, request_id, **kwargs)  # type: ignore[no-any-return]
+            return original(self, prompt, plain, request_id, **kwargs)
         from hf_apar.serving.vllm.online import answer_in_threads
 
         return answer_in_threads(self, original, config, prompt, sampling_params, request_id, **kwargs)
 
-    generate._hf_apar = True  # type: ignore[attr-defined]
     AsyncLLM.generate = generate
 
 
@@ -93,7 +97,8 @@ def without_forks(engine: Any, params: Any) -> Any:
 
     if not isinstance(params, SamplingParams) or engine.model_config.skip_tokenizer_init:
         return params
-    return banned(params, engine.get_tokenizer(), [[settings.fork_token_id], [settings.child_token_id]])  # type: ignore[list-item]
+    runs = [[token] for token in sorted(ControlTokens.of(settings).control_ids)]
+    return banned(params, engine.get_tokenizer(), runs)
 
 
 def _unfit(engine: Any, prompt: Any) -> str | None:
@@ -106,15 +111,15 @@ def _unfit(engine: Any, prompt: Any) -> str | None:
 
 def _settings(engine: Any) -> AparConfig:
     """Return the settings of the engine's model; they are read once, and so is that there are none."""
-    if not hasattr(engine, "_hf_apar_settings"):
+    if engine not in _found:
         from hf_apar.serving.vllm.engine import model_settings
 
         try:
-            engine._hf_apar_settings = model_settings(engine.model_config, engine.get_tokenizer())
+            _found[engine] = model_settings(engine.model_config, engine.get_tokenizer())
         except AparError as error:
-            engine._hf_apar_settings = error
+            _found[engine] = error
             logger.warning("hf_apar: %s", error)
-    found: AparConfig | AparError = engine._hf_apar_settings
+    found = _found[engine]
     if isinstance(found, AparError):
         raise found.with_traceback(None)
     return found

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 
 import torch
-from torch import BoolTensor, LongTensor, Tensor
+from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 
-def visible_until_function(visible_until: LongTensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], BoolTensor]:
+def visible_until_function(visible_until: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """Return :func:`hf_apar.forward.masks.visible_until_mask` as flex attention asks for it: a function of four indices.
 
     >>> sees = visible_until_function(torch.tensor([[4, 3, 3, 4]]))
@@ -16,8 +16,8 @@ def visible_until_function(visible_until: LongTensor) -> Callable[[Tensor, Tenso
     [True, False]
     """
 
-    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> BoolTensor:
-        return (key <= query) & (query < visible_until[batch, key])  # type: ignore[return-value]
+    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (query < visible_until[batch, key])
 
     return sees
 
@@ -29,7 +29,7 @@ class TreeBlockMask(BlockMask):
     one is built anew from ``visible_until`` (batch, length), as the Trainer moves it, or a worker process hands it over.
     """
 
-    def __init__(self, visible_until: LongTensor) -> None:
+    def __init__(self, visible_until: Tensor) -> None:
         batch, length = visible_until.shape
         made = create_block_mask(
             visible_until_function(visible_until), batch, None, length, length, device=visible_until.device
@@ -38,9 +38,9 @@ class TreeBlockMask(BlockMask):
         self.visible_until = visible_until
 
     def to(self, device: torch.device | str) -> "TreeBlockMask":
-        return TreeBlockMask(self.visible_until.to(device))  # type: ignore[arg-type]
+        return TreeBlockMask(self.visible_until.to(device))
 
-    def __reduce__(self) -> tuple[type["TreeBlockMask"], tuple[LongTensor]]:
+    def __reduce__(self) -> tuple[type["TreeBlockMask"], tuple[Tensor]]:
         return TreeBlockMask, (self.visible_until,)
 
     def sum(self) -> Tensor:

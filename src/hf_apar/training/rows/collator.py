@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
-from torch import LongTensor, Tensor
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from hf_apar.errors import ConfigurationError, DataError
 from hf_apar.forward.masks import additive, visible_until_mask
@@ -51,6 +52,7 @@ def _append(row: TreeFeatures, tree: TreeFeatures) -> None:
     row.visible_until.extend(offset + until for until in tree.visible_until)
     row.shift_labels.extend(tree.shift_labels)
     row.fork_banned.extend(offset + place for place in tree.fork_banned)
+    row.children.extend(offset + place for place in tree.children)
 
 
 def path_rows(row: Mapping[str, Sequence[int]]) -> list[dict[str, list[int]]]:
@@ -142,7 +144,7 @@ class DataCollatorForApar:
             **({"fork_banned": _marked(shift_labels, banned)} if banned else {}),
         }
 
-    def _mask(self, visible_until: LongTensor, lengths: Tensor) -> Tensor:
+    def _mask(self, visible_until: Tensor, lengths: Tensor) -> Tensor:
         if self.mode == "dense":
             return additive(visible_until_mask(visible_until), self.dtype).unsqueeze(1)  # (batch, 1, length, length)
         if self.mode == "flex":
@@ -171,6 +173,11 @@ class DataCollatorForApar:
             raise DataError(f"a row has {lengths['input_ids']} tokens, at most {self.max_length} fit; pack with that limit")
 
 
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return what shorter rows are filled with: EOS where the tokenizer has no token for it."""
+    return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+
+
 def _marked(like: Tensor, places: Sequence[tuple[int, int]]) -> Tensor:
     """Return booleans of the shape of ``like``, true at ``places``."""
     marks = torch.zeros_like(like, dtype=torch.bool)
@@ -178,7 +185,7 @@ def _marked(like: Tensor, places: Sequence[tuple[int, int]]) -> Tensor:
     return marks
 
 
-def _stack(features: Sequence[Mapping[str, Sequence[int]]], name: str, padding: Sequence[int]) -> LongTensor:
+def _stack(features: Sequence[Mapping[str, Sequence[int]]], name: str, padding: Sequence[int]) -> Tensor:
     """Stack one column as (batch, length), each row filled from its end on with that part of ``padding``."""
     rows = [[*row[name], *padding[len(row[name]) :]] for row in features]
-    return torch.tensor(rows, dtype=torch.long)  # type: ignore[return-value]
+    return torch.tensor(rows, dtype=torch.long)

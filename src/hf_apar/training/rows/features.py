@@ -16,7 +16,7 @@ IGNORED = -100  # the target that the loss of transformers leaves out
 
 @dataclass(frozen=True)
 class TreeFeatures:
-    """One or more trees in one row; all lists but the last have the row's length.
+    """One or more trees in one row; all lists but the last two have the row's length.
 
     Attributes:
         input_ids: tokens in depth-first reading order; [Child] and a thread's tokens follow their [Fork].
@@ -24,6 +24,7 @@ class TreeFeatures:
         visible_until: token ``i`` sees token ``j`` when ``j <= i < visible_until[j]``.
         shift_labels: the target of each token: the next token of its own thread, EOS at its end, -100 for none.
         fork_banned: the places, in ascending order, whose target is the next token given that [Fork] is banned.
+        children: the places, in ascending order, at which forked threads begin, with what is injected there.
     """
 
     input_ids: list[int] = field(default_factory=list)
@@ -31,6 +32,7 @@ class TreeFeatures:
     visible_until: list[int] = field(default_factory=list)
     shift_labels: list[int] = field(default_factory=list)
     fork_banned: list[int] = field(default_factory=list)
+    children: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -118,20 +120,19 @@ def _plain(content: object) -> object:
     return content.text if isinstance(content, TextThread) else content
 
 
-def truncate(tree: TreeFeatures, max_tokens: int, child_id: int) -> TreeFeatures:
+def truncate(tree: TreeFeatures, max_tokens: int) -> TreeFeatures:
     """Leave out whole threads, the deepest first and of these the last, until at most ``max_tokens`` tokens are left.
 
     A thread goes with its [Child]. The [Fork] before it stays, and stays a target: what is left keeps its positions, its
     targets and what it sees, so truncation takes terms out of the loss and changes none. The root is never cut: where it
     alone is longer, the result is too, and :func:`hf_apar.training.rows.collator.pack` leaves it out.
 
-    >>> tree = TreeFeatures([5, 8, 9, 6, 7], [0, 1, 2, 3, 2], [5, 5, 4, 4, 5], [8, 7, 6, 2, 2])
-    >>> cut = truncate(tree, 4, child_id=9)
+    >>> tree = TreeFeatures([5, 8, 9, 6, 7], [0, 1, 2, 3, 2], [5, 5, 4, 4, 5], [8, 7, 6, 2, 2], children=[2])
+    >>> cut = truncate(tree, 4)
     >>> cut.input_ids, cut.position_ids, cut.visible_until, cut.shift_labels
     ([5, 8, 7], [0, 1, 2], [3, 3, 3], [8, 7, 2])
     """
-    ends = tree.visible_until
-    starts = [index for index, token in enumerate(tree.input_ids) if token == child_id]
+    ends, starts = tree.visible_until, tree.children
     depth = {start: sum(start < ends[above] for above in starts if above <= start) for start in starts}
     kept = [True] * len(tree)
     for start in sorted(starts, key=lambda start: (depth[start], start), reverse=True):
@@ -145,29 +146,47 @@ def truncate(tree: TreeFeatures, max_tokens: int, child_id: int) -> TreeFeatures
         [before[end] for end in compress(ends, kept)],
         list(compress(tree.shift_labels, kept)),
         [before[place] for place in tree.fork_banned if kept[place]],
+        [before[place] for place in starts if kept[place]],
     )
 
 
-def unforked(tree: TreeFeatures, fork_id: int, child_id: int) -> TreeFeatures:
-    """Return one tree's tokens as they read without forks: one thread, for plain decoding.
+def unforked(tree: TreeFeatures) -> TreeFeatures:
+    """Return the tokens of one whole tree as they read without forks: one thread, for plain decoding.
 
     Where the tree forks the target is what reads next, and the place is one of ``fork_banned``: the same words are followed
     by [Fork] in other rows, so that only what comes next without it is to be learnt here. A model trained without any
     target there goes on with the next title where [Fork] is banned, its details lost.
 
-    >>> tree = TreeFeatures([5, 8, 9, 6, 7], [0, 1, 2, 3, 2], [5, 5, 4, 4, 5], [8, 7, 6, 2, 2])
-    >>> plain = unforked(tree, fork_id=8, child_id=9)
+    >>> tree = TreeFeatures([5, 8, 9, 6, 7], [0, 1, 2, 3, 2], [5, 5, 4, 4, 5], [8, 7, 6, 2, 2], children=[2])
+    >>> plain = unforked(tree)
     >>> plain.input_ids, plain.shift_labels, plain.fork_banned
     ([5, 6, 7], [6, 7, 2], [0])
     """
-    kept = [index for index, token in enumerate(tree.input_ids) if token not in (fork_id, child_id)]
+    forks = {place - 1 for place in tree.children}  # what is injected follows its fork, and that a token of the same thread
+    left_out = forks.union(tree.children)
+    kept = [index for index in range(len(tree)) if index not in left_out]
     ids = [tree.input_ids[index] for index in kept]
     following = [*ids[1:], next(label for label in reversed(tree.shift_labels) if label != IGNORED)]
     targets = [
         IGNORED if tree.shift_labels[index] == IGNORED else target for index, target in zip(kept, following, strict=True)
     ]
-    banned = [place for place, index in enumerate(kept) if tree.shift_labels[index] == fork_id]
+    banned = [place for place, index in enumerate(kept) if index + 1 in forks]
     return TreeFeatures(ids, list(range(len(ids))), [len(ids)] * len(ids), targets, banned)
+
+
+def successors(visible_until: Sequence[int], children: Sequence[int]) -> list[int]:
+    """Return where each token's thread goes on in a row of trees in depth-first order, -1 at its end.
+
+    >>> successors([5, 5, 4, 4, 5], children=[2])  # a token, its fork, a thread of two, and what the first goes on with
+    [1, 4, 3, -1, -1]
+    """
+    begun, following = set(children), []
+    for index, until in enumerate(visible_until):
+        after = index + 1
+        if after < until and after in begun:
+            after = visible_until[after]
+        following.append(after if after < until else -1)
+    return following
 
 
 @dataclass
@@ -191,6 +210,7 @@ class _Row:
                         "put text between them"
                     )
                 own.append(self._add_token(self.fork_id, position + len(own)))
+                self.features.children.append(len(self.features))
                 self.add_thread([self.child_id], piece, position + len(own))
             else:
                 own += [self._add_token(token, position + len(own) + i) for i, token in enumerate(self._encode(piece))]

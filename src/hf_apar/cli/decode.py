@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +19,6 @@ from hf_apar.cli.common import (
     Dtype,
     DtypeOption,
     ModelOption,
-    SeedOption,
     TemplateArgumentsOption,
     app,
     counted,
@@ -31,6 +30,8 @@ from hf_apar.cli.common import (
     tell,
     template_arguments,
 )
+from hf_apar.cli.options import with_settings
+from hf_apar.data.described import setting
 from hf_apar.errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:
@@ -40,9 +41,45 @@ if TYPE_CHECKING:
     from hf_apar.speculation.proposer import Proposer
 
 
-@app.command()
-def generate(
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How a token is chosen of those that may come next: any option of sampling samples, temperature 0 is greedy.
+
+    >>> Drawing(top_p=0.9).options()
+    {'do_sample': True, 'top_p': 0.9}
+    >>> Drawing(temperature=0.0, top_p=0.9, repetition_penalty=1.1).options()
+    {'do_sample': False, 'repetition_penalty': 1.1}
+    """
+
+    do_sample: bool = setting(False, "Sample, instead of the likeliest token.")
+    temperature: float | None = setting(None, "Of the sampling; 0 takes the likeliest token.", least=0)
+    top_p: float | None = setting(None, "Sample of the likeliest tokens that have this share together.", least=0, most=1)
+    top_k: int | None = setting(None, "Sample of so many likeliest tokens; 0 for all.", least=0)
+    repetition_penalty: float | None = setting(None, "Above 1: say again less; 1 for none.", least=0.01)
+    seed: int = setting(0, "Seed of whatever is drawn at random.", least=0, most=2**32 - 1)
+
+    def options(self) -> dict[str, object]:
+        """Return the options of ``generate``."""
+        _refuse_together("--do-sample", self.do_sample, {"--temperature 0": self.temperature == 0}, "draws")
+        given = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k") if getattr(self, name) is not None}
+        sampled = self.temperature != 0 and (self.do_sample or bool(given))
+        options: dict[str, object] = {"do_sample": sampled, **(given if sampled else {})}
+        return options if self.repetition_penalty is None else options | {"repetition_penalty": self.repetition_penalty}
+
+
+HeadsOption = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True, file_okay=False, help="Folder of Medusa heads; default: those that lie with the model, if any."
+    ),
+]
+
+
+@app.command("generate")
+@with_settings
+def generate_command(
     prompt: Annotated[str, typer.Argument(help="The question, as one user turn; - reads it from the standard input.")],
+    drawing: Drawing,
     model: ModelOption = None,
     base: BaseOption = None,
     system: Annotated[str | None, typer.Option(help="What the model is told before the question.")] = None,
@@ -52,27 +89,9 @@ def generate(
     fork_bias: Annotated[
         float | None, typer.Option(callback=finite, help="Added to the logit of [Fork]: more forks, or fewer.")
     ] = None,
-    do_sample: Annotated[bool, typer.Option("--do-sample", help="Sample, instead of the likeliest token.")] = False,
-    temperature: Annotated[
-        float | None, typer.Option(min=0, callback=finite, help="Of the sampling; 0 takes the likeliest token.")
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, callback=finite, help="Sample of the likeliest tokens that have this share together."),
-    ] = None,
-    top_k: Annotated[int | None, typer.Option(min=0, help="Sample of so many likeliest tokens; 0 for all.")] = None,
-    repetition_penalty: Annotated[
-        float | None, typer.Option(min=0.01, callback=finite, help="Above 1: say again less; 1 for none.")
-    ] = None,
-    seed: SeedOption = 0,
     compare: Annotated[bool, typer.Option("--compare", help="Decode plainly first, and show both times.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Decode plainly only; any chat model will do.")] = False,
-    heads: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True, file_okay=False, help="Folder of Medusa heads; default: those that lie with the model, if any."
-        ),
-    ] = None,
+    heads: HeadsOption = None,
     no_heads: Annotated[bool, typer.Option("--no-heads", help="Write without Medusa heads.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object and nothing else.")] = False,
     device: DeviceOption = "auto",
@@ -82,12 +101,7 @@ def generate(
     only_apar = {"--compare": compare, "--max-threads": max_threads, "--fork-bias": fork_bias, "--heads": heads}
     _refuse_together("--plain", plain, only_apar, "leaves APAR out")
     _refuse_together("--no-heads", no_heads, {"--heads": heads}, "leaves the heads out")
-    _refuse_together("--do-sample", do_sample, {"--temperature 0": temperature == 0}, "draws")
-    text = _prompt(prompt)
-    drawn = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
-    options = _sampling(do_sample, drawn, repetition_penalty)
-    arguments = template_arguments(chat_template_kwargs)
-
+    options, text, arguments = drawing.options(), _prompt(prompt), template_arguments(chat_template_kwargs)
     loaded, tokenizer = (load_any if plain else load)(model, dtype, base)
     from hf_apar.cli.compare import Method
     from hf_apar.config import AparConfig
@@ -96,7 +110,7 @@ def generate(
     config = AparConfig(max_threads=max_threads, fork_bias=fork_bias)
     proposer = None if no_heads or plain else _heads(model, heads)
     ids = _encode(tokenizer, text, system, arguments)
-    decoder = Method(loaded, tokenizer, ids, max_new_tokens, options, seed, not as_json, proposer)
+    decoder = Method(loaded, tokenizer, ids, max_new_tokens, options, drawing.seed, not as_json, proposer)
     if compare:
         decoder.warm_up(config)
         _title("Plain decoding", decoder.show)
@@ -107,12 +121,12 @@ def generate(
     if as_json:
         typer.echo(json.dumps(_record(text, one, many), ensure_ascii=not _unicode_output()))
     else:
-        _summarise(one, many, err=not compare)
+        _summarise(one, many)
     _say_what_was_cut(one, many, max_new_tokens)
 
 
-@app.command()
-def merge(
+@app.command("merge")
+def merge_command(
     output: Annotated[Path, typer.Argument(help="A new folder.", file_okay=False)],
     model: ModelOption = None,
     base: BaseOption = None,
@@ -122,8 +136,8 @@ def merge(
     if output.exists() and any(output.iterdir()):
         raise typer.BadParameter(f"{output} is not empty; name a new folder", param_hint="OUTPUT")
     loaded, tokenizer = load(model, dtype, base)
+    from hf_apar.checkpoints.default_model import DEFAULT_ADAPTER
     from hf_apar.checkpoints.export import save_merged
-    from hf_apar.checkpoints.loading import DEFAULT_ADAPTER
     from hf_apar.speculation.medusa import HEADS_FILE
 
     with _whole_or_nothing(output) as unfinished:
@@ -173,23 +187,9 @@ def _prompt(argument: str) -> str:
     return text
 
 
-def _sampling(do_sample: bool, drawn: dict[str, float | None], repetition_penalty: float | None) -> dict[str, object]:
-    """Return the options of ``generate``: any of ``drawn`` asks for sampling, and temperature 0 for the likeliest token.
-
-    >>> _sampling(False, {"temperature": None, "top_p": 0.9}, None)
-    {'do_sample': True, 'top_p': 0.9}
-    >>> _sampling(False, {"temperature": 0.0, "top_p": 0.9}, 1.1)
-    {'do_sample': False, 'repetition_penalty': 1.1}
-    """
-    given = {name: value for name, value in drawn.items() if value is not None}
-    sampled = given.get("temperature") != 0 and (do_sample or bool(given))
-    options: dict[str, object] = {"do_sample": sampled, **(given if sampled else {})}
-    return options if repetition_penalty is None else options | {"repetition_penalty": repetition_penalty}
-
-
 def _heads(model: str | None, folder: Path | None) -> "Proposer | None":
     """Return what makes drafts: heads in ``folder``, or those that lie with the model, if any."""
-    from hf_apar.checkpoints.loading import DEFAULT_ADAPTER
+    from hf_apar.checkpoints.default_model import DEFAULT_ADAPTER
     from hf_apar.speculation.medusa import HEADS_FILE, MedusaDrafts, MedusaHeads
 
     lies_with_model = DEFAULT_ADAPTER if model is None else Path(model)
@@ -239,8 +239,9 @@ def _title(text: str, show: bool) -> None:
         typer.secho(f"--- {text}", bold=True)
 
 
-def _summarise(one: "Result | None", many: "AparResult | None", *, err: bool) -> None:
-    """Write what the answer cost; to the standard error where the output is the answer alone."""
+def _summarise(one: "Result | None", many: "AparResult | None") -> None:
+    """Write what the answer cost; to the standard error where the output is one answer alone."""
+    err = one is None or many is None
     if many is not None:
         stats, threads = many.stats, len(many.tree["threads"])  # type: ignore[arg-type]
         typer.echo(err=err)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +18,7 @@ from hf_apar.cli.common import (
     counted,
     known_model,
     load,
-    load_base,
+    load_untuned,
     on_device,
     say,
     template_arguments,
@@ -28,31 +28,11 @@ from hf_apar.errors import ConfigurationError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hf_apar.training.evaluation import Judged
-
-FIGURES = {
-    "forked_in_parts": "share of the prompts that ask for parts whose answer forks; 1 is best",
-    "forked_whole": "of the prompts that do not; 0 is best",
-    "forked_either": "of the prompts that either suits",
-    "ended_in_parts": "share of the prompts that ask for parts whose answer ends by itself; 1 is best",
-    "ended_whole": "of the prompts that do not; 1 is best",
-    "ended_either": "of the prompts that either suits; 1 is best",
-    "looped": "share of the answers that repeat themselves; 0 is best",
-    "plain_in_parts": "share of the prompts that ask for parts whose plain answer has titles with details",
-    "plain_ended": "share of the plain answers that end by themselves",
-    "false_forks": "share of the forks that are empty or repeat a sibling; 0 is best",
-    "tokens_per_step": "tokens per step, all prompts; plain decoding has 1",
-    "tokens_per_step_in_parts": "tokens per step, prompts that ask for parts",
-    "tokens_per_step_either": "tokens per step, prompts that either suits",
-    "nll": "nats a token that the base gives the answers in threads; close to the next two is best",
-    "nll_plain": "that it gives the plain answers",
-    "nll_base": "that it gives its own",
-}
-"""What each of :func:`hf_apar.training.evaluation.summary`'s figures, and of ``likelihoods``', says."""
+    from hf_apar.training.figures import Judged
 
 
-@app.command()
-def evaluate(
+@app.command("evaluate")
+def evaluate_command(
     model: ModelOption = None,
     fork_bias: Annotated[
         list[float] | None, typer.Option(help="In place of the checkpoint's; may be given again, to compare.")
@@ -75,35 +55,67 @@ def evaluate(
     dtype: DtypeOption = Dtype.bfloat16,
 ) -> None:
     """Answer 40 prompts that no recipe trains on: what forks, ends, loops, is kept by plain decoding, tokens per step."""
-    variables = template_arguments(chat_template_kwargs)
-    loaded, tokenizer, judge = _load_both(model, base, dtype)
-    from hf_apar.training import evaluation
+    judge = Judge(model, base, dtype, device, template_arguments(chat_template_kwargs), max_new_tokens, as_json)
+    judge.compare(fork_bias or [None], repetition_penalty or [None], output)
 
-    loaded, judge = on_device(loaded, device), None if judge is None else on_device(judge, device)
-    biases: Sequence[float | None] = fork_bias or [None]
-    penalties: Sequence[float | None] = repetition_penalty or [None]
-    for penalty in penalties:
-        own: list[str] = []
-        if judge is not None:
-            say(f"the base answers {len(evaluation.PROMPTS)} prompts")
-            own = evaluation.plain_answers(
-                judge, tokenizer, evaluation.PROMPTS, max_new_tokens=max_new_tokens,
-                repetition_penalty=penalty or loaded.generation_config.repetition_penalty or 1.0,
-                chat_template_kwargs=variables,
-            )  # fmt: skip
-        for bias in biases:
-            say(f"the model answers {len(evaluation.PROMPTS)} prompts, in threads and plainly")
-            judged = evaluation.evaluate(
-                loaded, tokenizer, fork_bias=bias, repetition_penalty=penalty, max_new_tokens=max_new_tokens,
-                chat_template_kwargs=variables,
-            )  # fmt: skip
-            figures = evaluation.summary(judged)
-            if judge is not None:
-                figures |= evaluation.likelihoods(judged, judge, tokenizer, own, chat_template_kwargs=variables)
-            _show({"fork_bias": bias, "repetition_penalty": penalty}, figures, judged, as_json)
-            _warn_of_cuts(judged, max_new_tokens)
-            if output is not None:
-                evaluation.write_evaluation(judged, figures, output)
+
+class Judge:
+    """Judges a model, and where ``base`` is given how likely the model before its tuning finds the answers."""
+
+    def __init__(
+        self,
+        model: str | None,
+        base: str | None,
+        dtype: Dtype,
+        device: str,
+        chat_template_kwargs: dict[str, object] | None,
+        max_new_tokens: int = 512,
+        as_json: bool = False,
+    ) -> None:
+        loaded, self.tokenizer, judge = _load_both(model, base, dtype)
+        self.model, self.base = on_device(loaded, device), None if judge is None else on_device(judge, device)
+        self.told: dict[str, Any] = {"chat_template_kwargs": chat_template_kwargs}
+        self.limit, self.as_json = max_new_tokens, as_json
+
+    def compare(self, biases: Sequence[float | None], penalties: Sequence[float | None], output: Path | None = None) -> None:
+        """Write the figures of each setting, and those of the last with its answers to ``output`` too."""
+        from hf_apar.training.evaluation import evaluate, likelihoods, write_evaluation
+        from hf_apar.training.figures import summary
+
+        for penalty in penalties:
+            own = self._own(penalty)
+            for bias in biases:
+                say(f"the model answers {_prompts()} prompts, in threads and plainly")
+                judged = evaluate(
+                    self.model, self.tokenizer, fork_bias=bias, repetition_penalty=penalty, max_new_tokens=self.limit,
+                    **self.told,
+                )  # fmt: skip
+                figures = summary(judged)
+                if self.base is not None:
+                    figures |= likelihoods(judged, self.base, self.tokenizer, own, **self.told)
+                _show({"fork_bias": bias, "repetition_penalty": penalty}, figures, judged, self.as_json)
+                _warn_of_cuts(judged, self.limit)
+                if output is not None:
+                    write_evaluation(judged, figures, output)
+
+    def _own(self, penalty: float | None) -> list[str]:
+        """Return what the base answers with the ``penalty`` that the model has."""
+        from hf_apar.training.evaluation import PROMPTS, plain_answers
+
+        if self.base is None:
+            return []
+        assert self.model.generation_config is not None
+        say(f"the base answers {_prompts()} prompts")
+        return plain_answers(
+            self.base, self.tokenizer, PROMPTS, max_new_tokens=self.limit,
+            repetition_penalty=penalty or self.model.generation_config.repetition_penalty or 1.0, **self.told,
+        )  # fmt: skip
+
+
+def _prompts() -> int:
+    from hf_apar.training.evaluation import PROMPTS
+
+    return len(PROMPTS)
 
 
 def _load_both(
@@ -112,7 +124,7 @@ def _load_both(
     """Load the model, put on ``base`` where it is an adapter that names another one, its tokenizer, and the base."""
     if base is None:
         return *load(model, dtype), None
-    judge, own = load_base(base, dtype)
+    judge, own = load_untuned(base, dtype)
     config = adapter_config(model)
     moved = config is not None and json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path") != base
     if moved:
@@ -141,9 +153,12 @@ def _show(
         return
     if chosen := [f"{name} {value:g}" for name, value in settings.items() if value is not None]:
         typer.secho(", ".join(chosen), bold=True)
+    from hf_apar.training.figures import FIGURES, LIKELIHOODS
+
+    says = {name: figure.says for name, figure in FIGURES.items()} | LIKELIHOODS
     width = max(map(len, figures))
     for name, value in figures.items():
-        typer.echo(f"{name:<{width}}  {value:6.3f}  {FIGURES[name]}")
+        typer.echo(f"{name:<{width}}  {value:6.3f}  {says[name]}")
 
 
 def _warn_of_cuts(judged: "Sequence[Judged]", limit: int) -> None:

@@ -1,0 +1,153 @@
+"""The command that runs all stages from a chat model to one that forks, as a recipe file says: recipe."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hf_apar.cli.common import Dtype, ModelOption, app, errors_in_one_line, load, load_untuned
+from hf_apar.cli.data import Writer, answer_prompts, elaborate_answers, extract_trees
+from hf_apar.cli.evaluate import Judge
+from hf_apar.cli.stages import Stages
+from hf_apar.cli.training import tell_metrics
+from hf_apar.data.described import not_free
+from hf_apar.training.recipe import DEFAULT_RECIPE, EXAMPLE, Recipe, read_recipe, written
+
+
+def _no_folder(prompts: Path | None) -> Path | None:
+    if prompts is not None and prompts.is_dir():
+        raise typer.BadParameter(f"{prompts} is a folder; give a file of prompts, JSON Lines or one array")
+    return prompts
+
+
+def _show_example(wanted: bool) -> None:
+    if wanted:
+        typer.echo(written(read_recipe(EXAMPLE)), nl=False)
+        raise typer.Exit
+
+
+@app.command("recipe")
+def recipe_command(
+    output: Annotated[Path, typer.Option(help="Folder for all that is made; the adapter lies in its `adapter`.")],
+    file: Annotated[
+        Path | None, typer.Argument(help="TOML file, see --example; without one all is as by default.", exists=True)
+    ] = None,
+    model: ModelOption = None,
+    prompts: Annotated[Path | None, typer.Option(callback=_no_folder, help="JSON Lines of prompts.")] = None,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", help="Make again what was made with other settings, and all after it; the old is kept."),
+    ] = False,
+    example: Annotated[
+        bool,
+        typer.Option(
+            "--example", is_eager=True, callback=_show_example,
+            help="Write the default model's recipe, with every key and what it says, and do nothing else.",
+        ),
+    ] = False,
+) -> None:  # fmt: skip
+    """From a chat model to one that forks: all of these commands and evaluate; goes on where it stopped."""
+    with errors_in_one_line():
+        recipe = DEFAULT_RECIPE if file is None else read_recipe(file)
+        given: dict[str, Any] = {"model": model, "prompts": None if prompts is None else str(prompts)}
+        recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
+        output.mkdir(parents=True, exist_ok=True)
+        RecipeRun(recipe, output, restart=restart).run()
+    typer.echo(f'done: hf-apar generate --model {output / "adapter"} "..."')
+
+
+class RecipeRun:
+    """A recipe that is followed in the folder ``output``, each stage once."""
+
+    def __init__(self, recipe: Recipe, output: Path, *, restart: bool) -> None:
+        self.recipe, self.output, self.adapter = recipe, output, output / "adapter"
+        self.dtype = Dtype.bfloat16 if recipe.bf16 else Dtype.float32
+        self.writer = Writer(recipe.model, recipe.sampling, self.dtype, recipe.seed, recipe.chat_template_kwargs)
+        self.answers, self.longer = output / "answers.jsonl", output / "longer.jsonl"
+        self.source = self.longer if recipe.elaborate.min_detail_tokens else self.answers
+        self.trees, self.weights = self.source.with_suffix(".trees.jsonl"), self.adapter / "adapter_model.safetensors"
+        heads = ("medusa.safetensors", "medusa_checkpoints", "medusa_metrics.json")
+        self.stages = Stages(output, {
+            "answers": [self.answers, output / "answers.jsonl.done"], "longer": [self.longer, output / "longer.jsonl.done"],
+            "trees": [self.trees], "adapter": [self.adapter], "heads": [self.adapter / name for name in heads],
+            "evaluation": [self.adapter / "evaluation.json"],
+        }, restart=restart)  # fmt: skip
+
+    def run(self) -> None:
+        """Make what is not made yet.
+
+        Raises:
+            ConfigurationError: if a stage was made with other settings, and is not to be made again.
+        """
+        if not self.weights.is_file():
+            self._check()
+        self._make_texts()
+        self._make_trees()
+        self._train()
+        if self.recipe.with_heads:
+            self._train_heads()
+        self._evaluate()
+
+    def _check(self) -> None:
+        """Raise what keeps the model from being taught, before it answers for hours."""
+        from hf_apar.checkpoints.readiness import check_model
+
+        pair = load_untuned(self.recipe.model, Dtype.float32)
+        check_model(*pair, chat_template_kwargs=self.recipe.chat_template_kwargs)
+
+    def _make_texts(self) -> None:
+        recipe, prompts = self.recipe, None if self.recipe.prompts is None else Path(self.recipe.prompts)
+        settings = self.writer.settings() | not_free(recipe.asking) | not_free(recipe.answers)
+        with self.stages.stage("answers", settings, [] if prompts is None else [prompts]) as wanted:
+            if _tell(1, "the model answers prompts in its own words", wanted):
+                answer_prompts(self.writer, prompts, self.answers, recipe.asking, recipe.answers)
+        settings = self.writer.settings() | not_free(recipe.elaborate)
+        with self.stages.stage("longer", settings, [self.answers]) as wanted:
+            if self.source == self.longer and _tell(2, "it goes on with short details", wanted):
+                elaborate_answers(self.writer, self.answers, self.longer, recipe.elaborate)
+
+    def _make_trees(self) -> None:
+        with self.stages.stage("trees", not_free(self.recipe.extract), [self.source]) as wanted:
+            if _tell(3, "trees are found in the answers", wanted):
+                extract_trees(self.source, self.trees, self.recipe.extract)
+
+    def _train(self) -> None:
+        recipe = self.recipe
+        told: dict[str, Any] = {"seed": recipe.seed, "chat_template_kwargs": recipe.chat_template_kwargs}
+        told["bf16"] = recipe.bf16
+        settings = {"model": recipe.model, **told} | not_free(recipe.select) | not_free(recipe.train)
+        with self.stages.stage("adapter", settings, [self.trees]) as wanted:
+            if _tell(4, "the model learns where to fork", wanted):
+                from hf_apar.checkpoints.default_model import DEFAULT_BASE
+                from hf_apar.training.fine_tuning import train
+
+                model = recipe.model or DEFAULT_BASE
+                tell_metrics(train(self.trees, self.adapter, recipe.select, recipe.train, model=model, **told))
+
+    def _train_heads(self) -> None:
+        recipe = self.recipe
+        told: dict[str, Any] = {"seed": recipe.seed, "chat_template_kwargs": recipe.chat_template_kwargs}
+        settings = {**told, "dtype": self.dtype} | not_free(recipe.heads)
+        with self.stages.stage("heads", settings, [self.trees, self.weights]) as wanted:
+            if _tell(5, "heads learn what it writes next", wanted):
+                from hf_apar.training.heads import train_medusa
+
+                pair = load(str(self.adapter), self.dtype)
+                tell_metrics(train_medusa(*pair, self.trees, self.adapter, recipe.heads, **told))
+
+    def _evaluate(self) -> None:
+        base, variables = self.recipe.model, self.recipe.chat_template_kwargs
+        settings = {"base": base, "chat_template_kwargs": variables, "dtype": self.dtype}
+        with self.stages.stage("evaluation", settings, [self.weights]) as wanted:
+            if _tell(6, "it answers prompts that it has not seen", wanted):
+                from hf_apar.checkpoints.default_model import DEFAULT_BASE
+
+                judge = Judge(str(self.adapter), base or DEFAULT_BASE, self.dtype, "auto", variables)
+                judge.compare([None], [None], output=self.adapter / "evaluation.json")
+
+
+def _tell(number: int, what: str, wanted: bool) -> bool:
+    """Say what a stage does, or that it was done, and return ``wanted``."""
+    typer.secho(f"{number}. {what}" + ("" if wanted else ": made already"), bold=wanted, err=True)
+    return wanted

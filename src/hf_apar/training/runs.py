@@ -1,0 +1,67 @@
+"""Runs of a Trainer: one that goes on from a checkpoint goes on with what it began with, or not at all."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_apar.checkpoints.made_with import differences, digest, note, noted
+from hf_apar.errors import DataError
+from hf_apar.training.metrics import final_metrics
+from hf_apar.training.mixture import Mixture
+from hf_apar.training.tuning import HeadsTuning, Tuning
+
+logger = logging.getLogger(__name__)
+
+MADE_WITH = "made_with.json"
+
+
+def training_arguments(folder: Path, tuning: Tuning | HeadsTuning, seed: int, **more: Any) -> TrainingArguments:
+    """Return what the Trainer is told by ``tuning``: a cosine, two checkpoints in ``folder``, rows as they are."""
+    on_gpu = torch.cuda.is_available()
+    options: dict[str, Any] = {
+        "output_dir": str(folder), "num_train_epochs": tuning.epochs, "max_steps": tuning.max_steps,
+        "learning_rate": tuning.learning_rate, "lr_scheduler_type": "cosine", "warmup_steps": 0.03, "weight_decay": 0.0,
+        "save_steps": tuning.save_steps, "save_total_limit": 2, "eval_strategy": "steps", "eval_steps": tuning.eval_steps,
+        "logging_steps": 5, "remove_unused_columns": False, "label_names": ["shift_labels"], "report_to": "none",
+        "seed": seed, "use_cpu": not on_gpu, "dataloader_pin_memory": on_gpu,
+    }  # fmt: skip
+    return TrainingArguments(**options, **more)
+
+
+def last_checkpoint(folder: Path, mixture: Mixture, options: Mapping[str, object]) -> str | None:
+    """Return the checkpoint that a run in ``folder`` goes on from, and note there what the run is made with.
+
+    Raises:
+        DataError: if it was made with something else, or nobody knows with what.
+    """
+    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    rows = json.dumps([[row.to_dict() for row in rows] for rows in (mixture.train, mixture.held_out)])
+    settings, file = {**options, "mixture": digest(rows)}, folder / MADE_WITH
+    other = differences(noted(file) or {}, settings) if checkpoint else {}
+    if "mixture" in other:
+        raise DataError(
+            f"{checkpoint} comes from other answers, filters, shares or another seed, or its likeliest answers from another "
+            "machine; go on with those, or train into a folder of its own: what was trained on must not be "
+            "held out"
+        )
+    if other:
+        raise DataError(
+            f"{checkpoint} was trained with {', '.join(other.values())}; go on with that, or train into a folder of its own"
+        )
+    note(file, settings)
+    logger.info("training %s", f"goes on from {checkpoint}" if checkpoint else "starts")
+    return checkpoint
+
+
+def write_metrics(trainer: Trainer, file: Path) -> dict[str, float]:
+    """Write the metrics of all steps to ``file``; return those of the last."""
+    metrics = final_metrics(trainer)
+    report = {"final": metrics, "steps": trainer.state.log_history}
+    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return metrics
