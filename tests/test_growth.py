@@ -95,6 +95,18 @@ class Growth(RuleBasedStateMachine):
             path = self.paths[index]
             assert all(tuple(path[:end]) in self.fed for end in range(self.prompt + 1, len(path) + 1))
 
+    @precondition(lambda self: self.order)
+    @rule(limit=st.integers(1, 4))
+    def feed_ahead(self, limit):
+        while ahead := self.row.feed_ahead(limit):
+            assert len(ahead) <= limit
+            for thread, place in ahead:
+                assert place < -1, "a thread samples after its last token"
+                path = self.paths[thread.index][: len(thread.path_ids) + place + 1]
+                assert tuple(path) not in self.fed
+                assert all(tuple(path[:end]) in self.fed for end in range(self.prompt + 1, len(path)))
+                self.fed.add(tuple(path))
+
     @precondition(lambda self: not self.order)
     @rule()
     def finished(self):

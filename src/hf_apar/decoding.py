@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
-from hf_apar.checks import validate_call, validate_positions
+from hf_apar.checks import validate_branches, validate_call, validate_positions
 from hf_apar.choice.chooser import Chooser, Sampled
 from hf_apar.choice.paths import Context
 from hf_apar.choice.sampling import Sampler
@@ -35,6 +35,8 @@ from hf_apar.tree.threads import Thread
 Branches = Sequence[Sequence[int]]
 """Token ids of the branches of one prompt."""
 
+WIDEST = 1024  # tokens that a pass feeds of what threads of a row begin with, where prefill_chunk_size says nothing
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -54,7 +56,10 @@ class Decoder:
         rows: the tree of each prompt.
         budgets: tokens that each row may still sample.
         stats: what each row has cost so far.
+        widest: tokens that one pass feeds of a row where threads have begun with many.
     """
+
+    widest = WIDEST
 
     def __init__(
         self,
@@ -86,6 +91,7 @@ class Decoder:
             for row, stats in zip(self.rows, self.stats, strict=True):
                 stats.steps, stats.peak_threads, stats.peak_kv = 1, 1, row.prompt_slots
             logits = self.passes.prefill(prefill_chunk)
+            self.widest = prefill_chunk or self.widest
             for row, ids in zip(self.rows, branches, strict=False):
                 row.branch(row.live[0], ids)
             if not branches:
@@ -96,6 +102,7 @@ class Decoder:
 
     def plan(self) -> list[Turn]:
         """Give every live thread what of its path is not cached yet, a draft, and the draft its slots."""
+        self._feed_ahead()
         plan = []
         drafts = self.drafting.propose(self.rows, [budget.left for budget in self.budgets])
         for index, (row, stats) in enumerate(zip(self.rows, self.stats, strict=True)):
@@ -106,6 +113,21 @@ class Decoder:
             stats.peak_threads = max(stats.peak_threads, len(row.live))
             stats.peak_kv = max(stats.peak_kv, row.pool.high_water - len(row.padding))
         return plan
+
+    def _feed_ahead(self) -> None:
+        """Feed what threads have begun with in passes of its own, as long as a row has more of it than one pass may have."""
+        while any(ahead := [row.feed_ahead(self.widest) for row in self.rows]):
+            queries = [
+                [
+                    Query(thread.path_ids[place], path := row.slots(thread), len(path) + place + 1, wanted=number == 0)
+                    for number, (thread, place) in enumerate(fed)  # one at least must be wanted; nobody looks at it
+                ]
+                for row, fed in zip(self.rows, ahead, strict=True)
+            ]
+            for stats, row in zip(self.stats, queries, strict=True):
+                stats.steps += bool(row)
+                stats.attended += sum(query.seen for query in row)
+            self.passes.step(self.rows, queries)
 
     def forward(self, plan: Sequence[Turn]) -> Tensor:
         """Run the model over the plan once; return the logits after the last token of each path and after each guess."""
@@ -263,7 +285,8 @@ def decode(
     validate_call(model, generation_config, model_kwargs, streamer, len(input_ids))
     generation_config = with_limits(generation_config, stopping_criteria)
     if protocol is None and branches:
-        protocol = NoForks(frozenset(eos_token_ids(generation_config)))
+        longest = max(len(ids) for row in branches for ids in row)
+        protocol = NoForks(frozenset(eos_token_ids(generation_config)), most_injected=longest)
     protocol = protocol or control_tokens(model, generation_config, apar)
     max_threads = (apar or AparConfig()).filled_from(saved_settings(generation_config)).max_threads or MAX_THREADS
     prompts = Prompts.from_generate(input_ids, generation_config, model_kwargs)
@@ -279,19 +302,14 @@ def decode(
         for row in prompt_rows
     ]
     broadcast = Broadcast(streamer, input_ids.device)
-    budgets = [_branch_budget(budget, branch_length) if branches else RowBudget(budget) for _ in rows]
+    each = [branches[index * len(branches) // len(rows)] for index in range(len(rows))] if branches else ()
+    validate_branches(model, [row.slots for row in prompt_rows], each, branch_length)
+    budgets = [BranchBudget(budget, branch_length) if branches else RowBudget(budget) for _ in rows]
     decoder = Decoder(
         rows, budgets, passes, Chooser(sampler, stopper, generation_config),
         Drafting(proposer, Run(model, sampler, protocol, passes.device)), broadcast,
     )  # fmt: skip
     if rows:
-        each = [branches[index * len(branches) // len(rows)] for index in range(len(rows))] if branches else ()
         decoder.run(each, prefill_chunk=generation_config.prefill_chunk_size)
     broadcast.end()
     return output(rows, decoder.stats, passes, pad=pad, as_dict=bool(generation_config.return_dict_in_generate))
-
-
-def _branch_budget(new_tokens: int, length: int | None) -> BranchBudget:
-    if length is None:
-        return BranchBudget(lambda thread: thread.start + new_tokens - len(thread.path_ids))
-    return BranchBudget(lambda thread: length - len(thread.path_ids))

@@ -67,6 +67,7 @@ class NoForks(ForkProtocol):
     """Nobody forks; each of ``eos_token_ids`` ends its thread."""
 
     eos_token_ids: frozenset[int] = frozenset()
+    most_injected: int = 0
 
     def fork(self, thread: Writer, token: int) -> Fork | None:
         return None

@@ -20,11 +20,12 @@ class AparStats:
 
     Attributes:
         steps: forward passes that the row took part in, its prefill included.
-        tokens: tokens of the answer, without control tokens and EOS.
-        critical_path: tokens, control tokens and EOS included, on the longest path: the steps with unbounded threads.
+        tokens: tokens of the answer, without control tokens and EOS; of branches, what they wrote.
+        critical_path: tokens, control tokens and EOS included, on the longest path: the steps with unbounded threads; of
+            branches, without what they begin with.
         peak_threads: the most threads that lived at once.
         peak_kv: the most slots that were held or lay below a held one, without padding.
-        kv_if_sequential: slots that plain decoding of the same text ends with.
+        kv_if_sequential: slots that plain decoding of the same text ends with; of branches, of each alone, all added up.
         attended: slots seen, summed over all tokens fed after the prompt.
         attended_if_sequential: the same for plain decoding of the same text.
         drafts: drafts fed, one for a thread and step at most; each thread of the tree has its own count of these three.
@@ -51,11 +52,17 @@ class AparStats:
         threads, answer = row.tree.threads, row.tree.token_ids
         for name in ("drafts", "proposed", "accepted"):
             setattr(self, name, sum(getattr(thread, name) for thread in threads))
+        ends = [one.eos_token_id is not None for one in threads]
         self.tokens = len(answer)
-        self.critical_path = max(len(one.path_ids) + (one.eos_token_id is not None) for one in threads) - row.prompt_length
-        fed = len(answer) if row.tree.closing_ids else max(len(answer) - 1, 0)  # the last token is fed to get EOS alone
-        self.kv_if_sequential = row.prompt_slots + fed
-        self.attended_if_sequential = sum(range(row.prompt_slots + 1, row.prompt_slots + fed + 1))
+        self.critical_path = max(map(int.__add__, (len(one.path_ids) for one in threads), ends)) - row.prompt_length
+        texts = [len(answer) + bool(row.tree.closing_ids)]
+        if row.apart:
+            self.tokens = sum(len(one.path_ids) - one.start for one in threads)
+            self.critical_path = max(len(one.sampled_ids) for one in threads)
+            texts = [len(one.path_ids) - row.prompt_length + end for one, end in zip(threads[1:], ends[1:], strict=True)]
+        fed = [max(length - 1, 0) for length in texts]  # the last token is fed to get EOS alone
+        self.kv_if_sequential = sum(row.prompt_slots + count for count in fed)
+        self.attended_if_sequential = sum(sum(range(row.prompt_slots + 1, row.prompt_slots + count + 1)) for count in fed)
 
     @property
     def tokens_per_step(self) -> float:

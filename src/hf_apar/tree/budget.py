@@ -1,7 +1,5 @@
 """How many tokens may still be sampled: by all threads of a row together, or by each branch for itself."""
 
-from collections.abc import Callable
-
 from hf_apar.tree.growth import GrowingTree
 from hf_apar.tree.threads import Thread
 
@@ -25,14 +23,17 @@ class RowBudget:
 
 
 class BranchBudget(RowBudget):
-    """``room(thread)`` says how many tokens a thread may still sample, whatever others do."""
+    """``tokens`` for each branch, whatever others write, or up to a ``length`` that counts prompt and branch."""
 
-    def __init__(self, room: Callable[[Thread], int]) -> None:
+    def __init__(self, tokens: int, length: int | None = None) -> None:
         super().__init__(1 << 62)
-        self.room = room
+        self.tokens, self.length = tokens, length
 
     def spend(self, row: GrowingTree, thread: Thread) -> None:
-        if thread.finish_reason is None and self.room(thread) < 1:
+        if thread.finish_reason is not None:
+            return
+        written = len(thread.path_ids) - thread.start
+        if written >= self.tokens if self.length is None else len(row.slots(thread)) >= self.length:
             row.end(thread, "length")
 
     def settle(self, row: GrowingTree) -> None:

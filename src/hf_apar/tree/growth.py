@@ -42,7 +42,7 @@ class GrowingTree:
         self.root_slots: list[int] = []  # where the root's path stood when it ended
         self._order = [root]  # threads that live or wait, by the place in the answer where each goes on
         self._waiting: dict[int, tuple[int, ...]] = {}  # and what they are fed when they start
-        self._apart = False  # are the threads answers of their own?
+        self.apart = False  # are the threads answers of their own?
 
     @property
     def unfinished(self) -> bool:
@@ -92,6 +92,29 @@ class GrowingTree:
         self._unfed -= claimed
         return [(thread, counts[thread.index]) for thread in live]
 
+    def feed_ahead(self, limit: int) -> list[tuple[Thread, int]]:
+        """Return ``limit`` tokens of those that live threads have begun with, if the next pass had more than that to feed.
+
+        They are threads and places in their ``path_ids`` counted from the end, a path's earlier ones first, and no thread's
+        last one. From now on they count as fed.
+        """
+        live = self.live
+        last = {self._slots[thread.index][-1] for thread in live}
+        ahead: dict[int, tuple[Thread, int]] = {}  # by slot: what several paths share is fed by one of them
+        for thread in live:
+            slots, place = self._slots[thread.index], -1
+            while -place < len(slots) and slots[place - 1] in self._unfed:
+                place -= 1
+            for earlier in range(place, -1):
+                if slots[earlier] in last:
+                    break  # what follows would miss it
+                ahead.setdefault(slots[earlier], (thread, earlier))
+        if len(ahead) + len(live) <= limit:
+            return []
+        fed = list(ahead)[:limit]
+        self._unfed.difference_update(fed)
+        return [ahead[slot] for slot in fed]
+
     def write(self, thread: Thread, token: int, slot: int | None = None, *, stops: bool = False) -> bool:
         """Let ``thread`` write ``token``, into ``slot`` if it is in the cache already, else into the lowest free one.
 
@@ -119,7 +142,7 @@ class GrowingTree:
         From now on each thread is an answer of its own: a stop ends it alone. A branch without tokens goes on from the
         path's end, whose last token it feeds anew to sample after it.
         """
-        self._apart = True
+        self.apart = True
         for ids in branches:
             self._add_child(thread, Fork(child=tuple(ids)))
         self.end(thread, "eos")
@@ -146,7 +169,7 @@ class GrowingTree:
 
     def stop(self, thread: Thread) -> None:
         """End ``thread`` and cut the answer there: all threads that write what reads later end too, but for branches."""
-        if self._apart:
+        if self.apart:
             self.end(thread, "stop")
             return
         self.tree.stopped_by = thread.index
