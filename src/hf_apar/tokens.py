@@ -8,10 +8,10 @@ from typing import cast
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_apar.config import AparConfig
+from hf_apar.config import MAX_THREADS, AparConfig
 from hf_apar.errors import ControlTokenError
 from hf_apar.generation_settings import end_as_taught, eos_token_ids, make_savable
-from hf_apar.protocol import ControlTokens
+from hf_apar.protocol import ControlTokens, ForkProtocol
 
 logger = logging.getLogger(__name__)
 
@@ -179,17 +179,23 @@ def saved_settings(generation_config: GenerationConfig | None) -> AparConfig:
     return AparConfig.from_dict(getattr(generation_config, "apar_config", None) or {})
 
 
-def control_tokens(model: PreTrainedModel, generation_config: GenerationConfig, given: AparConfig | None) -> ControlTokens:
-    """Return the rules of a ``generate`` call: ``given``, with what it leaves open taken from the checkpoint's settings.
+def fork_rules(
+    model: PreTrainedModel, generation_config: GenerationConfig, given: AparConfig | None, protocol: ForkProtocol | None
+) -> tuple[ForkProtocol, int]:
+    """Return who forks in a call of ``generate``, and how many threads of a row may live at once.
+
+    That is ``protocol``, or else the control tokens of ``given``, with what it leaves open taken from the checkpoint.
 
     Raises:
         ControlTokenError: if the ids are unknown or outside the vocabulary.
     """
     config = (given or AparConfig()).filled_from(saved_settings(generation_config))
-    if config.control_ids is None:
-        raise ControlTokenError(_missing(model))
-    validate_control_ids(config, model)
-    return ControlTokens.of(config, eos_token_ids(generation_config))
+    if protocol is None:
+        if config.control_ids is None:
+            raise ControlTokenError(_missing(model))
+        validate_control_ids(config, model)
+        protocol = ControlTokens.of(config, eos_token_ids(generation_config))
+    return protocol, config.max_threads or MAX_THREADS
 
 
 def validate_control_ids(config: AparConfig, model: PreTrainedModel) -> None:
