@@ -180,7 +180,10 @@ def saved_settings(generation_config: GenerationConfig | None) -> AparConfig:
 
 
 def fork_rules(
-    model: PreTrainedModel, generation_config: GenerationConfig, given: AparConfig | None, protocol: ForkProtocol | None
+    model: PreTrainedModel,
+    generation_config: GenerationConfig,
+    given: AparConfig | None = None,
+    protocol: ForkProtocol | None = None,
 ) -> tuple[ForkProtocol, int]:
     """Return who forks in a call of ``generate``, and how many threads of a row may live at once.
 
