@@ -125,3 +125,20 @@ def test_schedules_of_transformers(apar_llama):
     for schedule in ("linear", None):
         with pytest.raises(ConfigurationError, match=f"num_assistant_tokens_schedule is {schedule!r}"):
             drafting_of(apar_llama, Fixed(Draft(), schedule=schedule))
+
+
+def test_what_is_no_tree_of_guesses_is_refused():
+    """A guess that follows itself would never end."""
+    for parents, drawn_from in (([1, 0], None), ([-1], None), ([-2, 0], None), ([-1, 0], torch.eye(VOCABULARY)[:2])):
+        with pytest.raises(ConfigurationError, match=r"2 tokens .* earlier one or -1, and drawn_from to chains"):
+            Draft([5, 6], parents, drawn_from)
+
+
+@pytest.mark.parametrize("made", [None, [], [[]], [[Draft()]], [[[7], [7]]], [Draft()]], ids=repr)
+def test_a_proposer_that_returns_another_shape_is_told_so(apar_llama, made):
+    class Off(Proposer):
+        def propose(self, rows, limits):
+            return made
+
+    with pytest.raises(ConfigurationError, match=r"Off.propose gave .* a Draft for each live thread: \[2\]"):
+        drafting_of(apar_llama, Off()).propose(rows_of(2), [9])

@@ -19,6 +19,7 @@ from hf_apar import (
     disable_apar,
     enable_apar,
 )
+from hf_apar.protocol import NoForks
 
 NO_FORK = AparConfig(fork_bias=float("-inf"))
 PROMPTS = left_padded(random_prompts(5, seed=7))
@@ -277,3 +278,19 @@ def test_wrong_settings_name_the_right_ones():
         AparConfig.from_dict({"max_thread": 3})
     with pytest.raises(ConfigurationError, match="must differ"):
         AparConfig(fork_token_id=4, child_token_id=4)
+
+
+def test_generate_takes_another_protocol(apar_llama):
+    rules = NoForks(frozenset({EOS}))
+    expected = apar_llama.generate(**PROMPTS, max_new_tokens=12, suppress_tokens=[])
+    assert torch.equal(
+        apar_llama.generate(**PROMPTS, apar=True, protocol=rules, max_new_tokens=12, suppress_tokens=[]), expected
+    )
+    for wrong in (NoForks, "paper"):
+        with pytest.raises(ConfigurationError, match="pass an object of a subclass of ForkProtocol"):
+            apar_llama.generate(**PROMPTS, apar=True, protocol=wrong)
+    settings = AparConfig(max_depth=2, max_threads=4, fork_bias=1.0)
+    with pytest.raises(ConfigurationError, match=r"fork_bias, max_depth of apar belong to the control tokens, .* NoForks"):
+        apar_llama.generate(**PROMPTS, apar=settings, protocol=rules)
+    with pytest.raises(ConfigurationError, match="need apar"):
+        apar_llama.generate(**PROMPTS, protocol=rules)

@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_apar.config import MAX_THREADS, AparConfig
-from hf_apar.errors import ControlTokenError
+from hf_apar.errors import ConfigurationError, ControlTokenError
 from hf_apar.generation_settings import end_as_taught, eos_token_ids, make_savable
 from hf_apar.protocol import ControlTokens, ForkProtocol
 
@@ -191,6 +191,7 @@ def fork_rules(
 
     Raises:
         ControlTokenError: if the ids are unknown or outside the vocabulary.
+        ConfigurationError: if ``protocol`` is none, or ``given`` sets what is the protocol's business.
     """
     config = (given or AparConfig()).filled_from(saved_settings(generation_config))
     if protocol is None:
@@ -198,7 +199,19 @@ def fork_rules(
             raise ControlTokenError(_missing(model))
         validate_control_ids(config, model)
         protocol = ControlTokens.of(config, eos_token_ids(generation_config))
+    else:
+        _validate_protocol(protocol, given or AparConfig())
     return protocol, config.max_threads or MAX_THREADS
+
+
+def _validate_protocol(protocol: object, given: AparConfig) -> None:
+    if not isinstance(protocol, ForkProtocol):
+        raise ConfigurationError(f"protocol is {protocol!r}; pass an object of a subclass of ForkProtocol")
+    if unused := sorted(given.to_dict().keys() - {"max_threads"}):
+        raise ConfigurationError(
+            f"{', '.join(unused)} of apar belong to the control tokens, whose place {type(protocol).__name__} takes; leave "
+            "them out, or the protocol"
+        )
 
 
 def validate_control_ids(config: AparConfig, model: PreTrainedModel) -> None:

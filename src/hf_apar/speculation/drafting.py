@@ -1,5 +1,6 @@
 """The drafts of one ``generate`` call, as the loop sees them: all that decoding knows of speculation."""
 
+import reprlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -107,6 +108,12 @@ class Drafting:
             return [[Draft()] * len(threads) for threads in live]
         limits = self._limits(live)
         drafts = self.proposer.propose(rows, limits)
+        counts = [len(threads) for threads in live]
+        if not isinstance(drafts, Sequence) or [_drafts_in(made) for made in drafts] != counts:
+            raise ConfigurationError(
+                f"{type(self.proposer).__name__}.propose gave {reprlib.repr(drafts)}; return a list for each row, and in it a "
+                f"Draft for each live thread: {counts} of them"
+            )
         cut = []
         for threads, lengths, made, budget in zip(live, limits, drafts, budgets, strict=True):
             spare = budget - len(threads)
@@ -155,3 +162,8 @@ class Drafting:
         if self.proposer is not None and self._states is not None:
             states = in_order(self._states.to(self.run.device))  # (queries, hidden)
             self.proposer.observe([(one.row, one.thread) for one in outcomes], states[[one.query for one in outcomes]])
+
+
+def _drafts_in(made: object) -> int:
+    """Return how many drafts ``made`` is a list of, -1 if it is none."""
+    return len(made) if isinstance(made, Sequence) and all(isinstance(one, Draft) for one in made) else -1

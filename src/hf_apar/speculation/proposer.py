@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from hf_apar.choice.paths import Context, HasPath
 from hf_apar.choice.sampling import Sampler
+from hf_apar.errors import ConfigurationError
 from hf_apar.protocol import ForkProtocol
 
 
@@ -23,11 +24,24 @@ class Draft:
         parents: for each guess the index of the one that it follows, -1 for the first; ``None`` for a chain.
         drawn_from: (tokens, vocabulary), of chains alone: the probabilities that each guess was drawn with; ``None`` for
             guesses that were not drawn, as best ones. It may be shorter than the vocabulary, and gives [Child] no chance.
+
+    Raises:
+        ConfigurationError: for ``parents`` that make no tree, or one whose guesses were drawn.
     """
 
     tokens: Sequence[int] = ()
     parents: Sequence[int] | None = None
     drawn_from: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.parents is None:
+            return
+        earlier = all(-1 <= parent < place for place, parent in enumerate(self.parents))
+        if not earlier or len(self.parents) != len(self.tokens) or self.drawn_from is not None:
+            raise ConfigurationError(
+                f"a draft of {len(self.tokens)} tokens has the parents {[*self.parents]}; give each guess the index of an "
+                "earlier one or -1, and drawn_from to chains alone"
+            )
 
     def first(self, count: int) -> "Draft":
         """Return the first ``count`` guesses alone."""
