@@ -282,15 +282,13 @@ def test_wrong_settings_name_the_right_ones():
 
 def test_generate_takes_another_protocol(apar_llama):
     rules = NoForks(frozenset({EOS}))
-    expected = apar_llama.generate(**PROMPTS, max_new_tokens=12, suppress_tokens=[])
-    assert torch.equal(
-        apar_llama.generate(**PROMPTS, apar=True, protocol=rules, max_new_tokens=12, suppress_tokens=[]), expected
-    )
+    options = {**PROMPTS, "max_new_tokens": 12, "suppress_tokens": []}
+    assert torch.equal(apar_llama.generate(**options, apar=True, protocol=rules), apar_llama.generate(**options))
     for wrong in (NoForks, "paper"):
         with pytest.raises(ConfigurationError, match="pass an object of a subclass of ForkProtocol"):
-            apar_llama.generate(**PROMPTS, apar=True, protocol=wrong)
+            apar_llama.generate(**options, apar=True, protocol=wrong)
     settings = AparConfig(max_depth=2, max_threads=4, fork_bias=1.0)
     with pytest.raises(ConfigurationError, match=r"fork_bias, max_depth of apar belong to the control tokens, .* NoForks"):
-        apar_llama.generate(**PROMPTS, apar=settings, protocol=rules)
+        apar_llama.generate(**options, apar=settings, protocol=rules)
     with pytest.raises(ConfigurationError, match="need apar"):
-        apar_llama.generate(**PROMPTS, protocol=rules)
+        apar_llama.generate(**options, protocol=rules)

@@ -111,8 +111,8 @@ class Drafting:
         counts = [len(threads) for threads in live]
         if not isinstance(drafts, Sequence) or [_drafts_in(made) for made in drafts] != counts:
             raise ConfigurationError(
-                f"{type(self.proposer).__name__}.propose gave {reprlib.repr(drafts)}; return a list for each row, and in it a "
-                f"Draft for each live thread: {counts} of them"
+                f"{type(self.proposer).__name__}.propose gave {reprlib.repr(drafts)}; return a list for each row, and in it "
+                f"a Draft for each live thread: {counts}"
             )
         cut = []
         for threads, lengths, made, budget in zip(live, limits, drafts, budgets, strict=True):
