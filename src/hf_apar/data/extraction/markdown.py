@@ -84,8 +84,8 @@ def extraction(
     keepers = [next((rule for rule in rules if rule.keeps(part)), None) for part in found]
     parts = in_large_groups([part for part, keeper in zip(found, keepers, strict=True) if keeper is None])
     kept_by = tuple(keeper for keeper in keepers if keeper is not None)
-    draft = Candidate(answer, tokens, parts, max_forks)
-    refused_by = next((rule for rule in rules if rule.refuses(draft)), None)
+    candidate = Candidate(answer, tokens, parts, max_forks)
+    refused_by = next((rule for rule in rules if rule.refuses(candidate)), None)
     if refused_by is None and not parts:
         refused_by = kept_by[-1] if kept_by else NO_STRUCTURE
     spans = [] if refused_by else [part.span for part in parts]

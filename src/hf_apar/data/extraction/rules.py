@@ -65,9 +65,13 @@ _SPOKEN_PARAGRAPH = re.compile(r"[ \t]*(?:[—–]|[\"“«„「『][^\"”»�
 _VERSE_LINE = 60  # letters
 
 
-def _quotes_a_list(draft: Candidate) -> bool:
+def _links(candidate: Candidate) -> bool:
+    return candidate.has("link_open", "image") or _BARE_LINK.search(candidate.answer) is not None
+
+
+def _quotes_a_list(candidate: Candidate) -> bool:
     quotations = 0
-    for token in draft.tokens:
+    for token in candidate.tokens:
         if token.type in ("blockquote_open", "blockquote_close"):
             quotations += token.nesting
         elif token.type == "list_item_open" and quotations:
@@ -75,19 +79,19 @@ def _quotes_a_list(draft: Candidate) -> bool:
     return False
 
 
-def _is_verse(draft: Candidate) -> bool:
+def _is_verse(candidate: Candidate) -> bool:
     """Are there stanzas, several short lines each, among paragraphs that would fork, or mostly stanzas?"""
-    texts = [token.content.splitlines() for token in draft.tokens if token.type == "inline" and token.level == 1]
+    texts = [token.content.splitlines() for token in candidate.tokens if token.type == "inline" and token.level == 1]
     stanzas = [lines for lines in texts if len(lines) >= 3 and median(map(len, lines)) <= _VERSE_LINE]
-    prose_forks = any(part.kind == "paragraph" for part in draft.parts)
+    prose_forks = any(part.kind == "paragraph" for part in candidate.parts)
     return bool(stanzas) and (prose_forks or 2 * len(stanzas) >= len(texts))
 
 
-def _is_dialogue(draft: Candidate) -> bool:
+def _is_dialogue(candidate: Candidate) -> bool:
     """Do two speakers take turns, or most paragraphs open with a quotation?"""
-    speakers = [match["speaker"].strip().lower() for match in _SPEECH.finditer(draft.answer)]
+    speakers = [match["speaker"].strip().lower() for match in _SPEECH.finditer(candidate.answer)]
     turns = {speaker for speaker in speakers if speakers.count(speaker) > 1}
-    paragraphs = [token.content for token in draft.tokens if token.type == "inline" and token.level == 1]
+    paragraphs = [token.content for token in candidate.tokens if token.type == "inline" and token.level == 1]
     spoken = sum(_SPOKEN_PARAGRAPH.match(text) is not None for text in paragraphs)
     return (len(turns) > 1 and _alternate(speakers, turns)) or spoken >= max(3, len(paragraphs) / 2)
 
@@ -97,14 +101,14 @@ def _alternate(speakers: Sequence[str], turns: set[str]) -> bool:
     return len(set(speakers)) <= len(turns) + 1
 
 
-def _refer_to_each_other(draft: Candidate) -> bool:
-    return any(REFERENCE.search(part.detail) for part in draft.parts)
+def _refer_to_each_other(candidate: Candidate) -> bool:
+    return any(REFERENCE.search(part.detail) for part in candidate.parts)
 
 
-def _go_on(draft: Candidate) -> bool:
+def _go_on(candidate: Candidate) -> bool:
     return any(
         part.index > 0 and part.kind != "paragraph" and (SEQUENCE.match(part.title) or SEQUENCE.match(part.detail))
-        for part in draft.parts
+        for part in candidate.parts
     )
 
 
@@ -113,18 +117,18 @@ def _is_leant_on(part: Part) -> bool:
 
 
 RULES: tuple[Rule, ...] = (
-    Rule("code", "it holds code", lambda draft: draft.has("fence", "code_block")),
-    Rule("html", "it holds HTML", lambda draft: draft.has("html_block", "html_inline")),
-    Rule("table", "it holds a table", lambda draft: draft.has("table_open")),
-    Rule("formula", "it holds a formula", lambda draft: _FORMULA.search(draft.answer) is not None),
-    Rule("link", "it holds a link", lambda draft: draft.has("link_open", "image") or bool(_BARE_LINK.search(draft.answer))),
+    Rule("code", "it holds code", lambda candidate: candidate.has("fence", "code_block")),
+    Rule("html", "it holds HTML", lambda candidate: candidate.has("html_block", "html_inline")),
+    Rule("table", "it holds a table", lambda candidate: candidate.has("table_open")),
+    Rule("formula", "it holds a formula", lambda candidate: _FORMULA.search(candidate.answer) is not None),
+    Rule("link", "it holds a link", _links),
     Rule("quote", "it quotes a list", _quotes_a_list),
-    Rule("calculation", "it calculates", lambda draft: _ARITHMETIC.search(draft.answer) is not None),
+    Rule("calculation", "it calculates", lambda candidate: _ARITHMETIC.search(candidate.answer) is not None),
     Rule("poem", "it is in verse, or in lines of their own", _is_verse),
     Rule("dialogue", "it is a dialogue", _is_dialogue),
     Rule("reference", "its parts refer to each other", _refer_to_each_other),
     Rule("sequence", "its parts go on from each other", _go_on),
-    Rule("forks", "it would fork too often", lambda draft: len(draft.parts) > draft.max_forks),
+    Rule("forks", "it would fork too often", lambda candidate: len(candidate.parts) > candidate.max_forks),
     Rule(
         "introduction", "a first paragraph introduces", keeps=lambda part: part.kind == "paragraph" and part.index == 0
     ),
