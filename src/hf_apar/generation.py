@@ -1,7 +1,7 @@
-"""``model.generate(apar=True)``: a mixin for one model object, and how it gets it and loses it again."""
+"""``model.generate(apar=True)``: a mixin that hands our decoding loop to ``generate``, and what it takes out of the call."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -91,7 +91,7 @@ def generate_in_threads(
     with ended_by_errors(streamer := kwargs.pop("streamer", None)):
         _refuse_strategies(kwargs)
         settings = apar if isinstance(apar, AparConfig) else None
-        taken, kwargs = _taken(model, kwargs, *_OURS)
+        taken, kwargs = _split_off(model, kwargs, _KEPT_FROM_GENERATE)
         criteria = stop_string_criteria(taken["stop_strings"], kwargs.pop("tokenizer", None))
         kwargs["stopping_criteria"] = [*(kwargs.get("stopping_criteria") or ()), *criteria]
         proposer = _proposer(proposer, kwargs.pop("assistant_model", None), taken)
@@ -158,8 +158,8 @@ def _refuse_strategies(options: Mapping[str, Any]) -> None:
             raise ConfigurationError(f"{name} cannot be combined with apar; leave it out, or call generate without apar")
 
 
-# options that generate would want a tokenizer for which it keeps from the loop, or take for its own assisted generation
-_OURS = (
+# with these generate would assist its own loop, or, for stop strings, want a tokenizer that it keeps from ours
+_KEPT_FROM_GENERATE = (
     "stop_strings", "prompt_lookup_num_tokens", "max_matching_ngram_size", "num_assistant_tokens",
     "num_assistant_tokens_schedule", "assistant_confidence_threshold",
 )  # fmt: skip
@@ -172,24 +172,24 @@ def _proposer(proposer: Proposer | None, assistant: Any, options: Mapping[str, A
         raise ConfigurationError("assistant_model, prompt_lookup_num_tokens and proposer all make drafts; pass one of them")
     schedule = options["num_assistant_tokens_schedule"]
     if lookup is not None:
-        ngram = _first(options["max_matching_ngram_size"], 2)
-        return PromptLookup(lookup, max_ngram=ngram, schedule=_first(schedule, PromptLookup.schedule))
+        ngram = _first_given(options["max_matching_ngram_size"], 2)
+        return PromptLookup(lookup, max_ngram=ngram, schedule=_first_given(schedule, PromptLookup.schedule))
     if assistant is None:
         return proposer
     default = assistant.generation_config
     return AssistantDrafts(
         assistant,
-        num_tokens=_first(options["num_assistant_tokens"], default.num_assistant_tokens, 5),
-        schedule=_first(schedule, default.num_assistant_tokens_schedule, AssistantDrafts.schedule),
-        confidence=_first(options["assistant_confidence_threshold"], default.assistant_confidence_threshold, 0.0),
+        num_tokens=_first_given(options["num_assistant_tokens"], default.num_assistant_tokens, 5),
+        schedule=_first_given(schedule, default.num_assistant_tokens_schedule, AssistantDrafts.schedule),
+        confidence=_first_given(options["assistant_confidence_threshold"], default.assistant_confidence_threshold, 0.0),
     )
 
 
-def _first(*values: Any) -> Any:
+def _first_given(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _taken(model: Any, options: Mapping[str, Any], *names: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split_off(model: Any, options: Mapping[str, Any], names: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Take options that we serve out of a call, its generation config and the model's; return them, and the others."""
     rest = dict(options)
     given: GenerationConfig | None = rest.get("generation_config")

@@ -117,7 +117,7 @@ class AssistantDrafts(Proposer):
         self.leave_out = frozenset() if control_ids_of(self.assistant) == controls else controls
         self.banned = [token for token in self.leave_out if token < ours]  # the rules ban what else may not come
         self.run, self.cache = run, TreeCache()
-        self.rows: list[Shadow] = []
+        self.shadows: list[Shadow] = []
         self.device = input_device(self.assistant, run.device)
         self.layout = StepLayout.of(self.assistant, self.device)
 
@@ -127,13 +127,13 @@ class AssistantDrafts(Proposer):
             return self._propose(rows, limits)
 
     def _propose(self, rows: Sequence[RowView], limits: Sequence[Sequence[int]]) -> Sequence[Sequence[Draft]]:
-        if not self.rows:
+        if not self.shadows:
             self._prefill(rows)
         wanted = [
             {thread.index: limit for thread, limit in zip(row.live, lengths, strict=True)}
             for row, lengths in zip(rows, limits, strict=True)
         ]
-        followed = [shadow.follow(row, self.leave_out) for shadow, row in zip(self.rows, rows, strict=True)]
+        followed = [shadow.follow(row, self.leave_out) for shadow, row in zip(self.shadows, rows, strict=True)]
         plan = [[turn for turn in turns if many[turn[0].index]] for turns, many in zip(followed, wanted, strict=True)]
         drafts: list[dict[int, _Drafted]] = [{thread.index: _Drafted() for thread, _ in turns} for turns in followed]
         while going := [(number, thread) for number, turns in enumerate(plan) for thread, _ in turns]:
@@ -169,7 +169,7 @@ class AssistantDrafts(Proposer):
             shadow = Shadow(self.layout)
             taken = [shadow.pool.take() for _ in range(span)]
             shadow.cached[0] = Cached(list(prompt), taken[span - len(prompt) :])
-            self.rows.append(shadow)
+            self.shadows.append(shadow)
 
     def _forward(
         self, plan: Sequence[Sequence[tuple[ThreadView, list[int]]]], contexts: Sequence[Context]
@@ -178,11 +178,11 @@ class AssistantDrafts(Proposer):
 
         The assistant's logits go through the model's own logits processors: its choices are judged after them.
         """
-        fed = [[shadow.feed(*turn) for turn in turns] for shadow, turns in zip(self.rows, plan, strict=True)]
+        fed = [[shadow.feed(*turn) for turn in turns] for shadow, turns in zip(self.shadows, plan, strict=True)]
         inputs = self.layout.lay_out(
             [[query for queries in row for query in queries] for row in fed],
-            [shadow.pool.peek() for shadow in self.rows],
-            high_water=max(shadow.pool.high_water for shadow in self.rows),
+            [shadow.pool.peek() for shadow in self.shadows],
+            high_water=max(shadow.pool.high_water for shadow in self.shadows),
             pack=self.pack,
         )
         last = inputs.in_plan_order(inputs.run(self.assistant, self.cache)).float()  # (threads, vocabulary)

@@ -66,7 +66,7 @@ def wanted(engine: Any, prompt: Any, params: Any) -> AparConfig | None:
         return None
     from hf_apar.serving.vllm.engine import cannot_fork
 
-    reason = cannot_fork(params) or _unfit(engine, prompt)
+    reason = cannot_fork(params) or _unfit(prompt)
     if reason is not None:
         logger.debug("hf_apar: decoded plainly, since %s", reason)
         return None
@@ -101,7 +101,7 @@ def without_forks(engine: Any, params: Any) -> Any:
     return banned(params, engine.get_tokenizer(), runs)
 
 
-def _unfit(engine: Any, prompt: Any) -> str | None:
+def _unfit(prompt: Any) -> str | None:
     if not isinstance(prompt, Mapping) or not prompt.get("prompt_token_ids"):
         return "its prompt is not given as tokens"
     if "prompt_embeds" in prompt or prompt.get("type") == "embeds":
