@@ -205,7 +205,7 @@ def _rows(
     vocabulary: int,
 ) -> list[list[list[int]]]:
     """Return the token ids of each branch of each prompt."""
-    if isinstance(branches, str) or not len(branches):
+    if isinstance(branches, str) or not isinstance(branches, Sequence | Tensor) or not len(branches):
         raise ConfigurationError(f"branches is {branches!r}; give a list of one at least, of token ids or of text")
     nested = not isinstance(first := branches[0], str) and isinstance(first, Sequence) and not _is_ids(first)
     rows: list[Any] = list(branches) if nested else [branches] * batch
