@@ -71,12 +71,12 @@ class Round:
     rows: list[int]
 
 
-def filled(prompt_ids: Tensor, paths: Sequence[Path]) -> Tensor:
+def in_one_batch(prompt_ids: Tensor, paths: Sequence[Path]) -> Tensor:
     """Return all ``paths`` in one batch, (paths, prompt + longest), the shorter ones filled up with a token of their own.
 
     For what asks only which tokens a row holds.
 
-    >>> filled(torch.tensor([[1], [2]]), [Path(0, [5, 6]), Path(1, []), Path(1, [7])]).tolist()
+    >>> in_one_batch(torch.tensor([[1], [2]]), [Path(0, [5, 6]), Path(1, []), Path(1, [7])]).tolist()
     [[1, 5, 6], [2, 2, 2], [2, 7, 7]]
     """
     longest = max((len(path.new_ids) for path in paths), default=0)

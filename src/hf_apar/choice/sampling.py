@@ -9,7 +9,7 @@ from torch.nn import functional
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process
 
-from hf_apar.choice.paths import Context, filled, rounds
+from hf_apar.choice.paths import Context, in_one_batch, rounds
 from hf_apar.choice.purity import Pure
 from hf_apar.errors import ConfigurationError
 from hf_apar.protocol import ForkProtocol
@@ -116,7 +116,7 @@ class Sampler:
         self._rule(scores, contexts, {token: int(places[token]) for token in ruled})
         for processor in self.processors:
             if _looks_for_tokens(processor):
-                known = filled(self.prompt_ids, [context.path for context in contexts]).to(places.device)
+                known = in_one_batch(self.prompt_ids, [context.path for context in contexts]).to(places.device)
                 scores = processor(places[known], scores)
         return scores[:, :-1]
 
@@ -135,7 +135,7 @@ class Sampler:
             if type(processor) in _SCORES_ONLY:
                 scores = processor(self.prompt_ids, scores)
             elif _looks_for_tokens(processor):
-                scores = processor(filled(self.prompt_ids, [context.path for context in contexts]), scores)
+                scores = processor(in_one_batch(self.prompt_ids, [context.path for context in contexts]), scores)
             else:
                 scores = self._along_paths(processor, scores, contexts)
         return scores

@@ -80,12 +80,12 @@ class StepLayout:
         return cls(windows, dtype=model.dtype, device=device, keeps=keeps)
 
     def lay_out(
-        self, plan: Sequence[Sequence[Query]], scratch: Sequence[int], *, high_water: int = 0, pack: bool = False
+        self, plan: Sequence[Sequence[Query]], free_slots: Sequence[int], *, high_water: int = 0, pack: bool = False
     ) -> StepInputs:
         """Lay out the queries of each row, side by side if ``pack``, else padded on the right to the widest row.
 
-        A padding query is token 0, goes to the row's free slot ``scratch[row]`` and sees that slot alone: a query that sees
-        nothing would give NaN.
+        A padding query is token 0, goes to ``free_slots[row]`` and sees that slot alone: a query that sees nothing would give
+        NaN.
 
         Args:
             high_water: lower bound of the slots that attention reads.
@@ -96,7 +96,7 @@ class StepLayout:
         pack = pack and any(len(queries) < width for queries in plan)
         grid = [
             [*queries, *[Query(0, (), 0, () if pack else (free,), wanted=False)] * (width - len(queries))]
-            for queries, free in zip(plan, scratch, strict=True)
+            for queries, free in zip(plan, free_slots, strict=True)
         ]  # (batch, width)
         fed = [
             (query, row, column)

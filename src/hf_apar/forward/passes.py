@@ -24,6 +24,7 @@ class Passes:
         self.device = prompts.device(model)
         self.cache, self.layout = TreeCache(), StepLayout.of(model, self.device)
         self._inputs: StepInputs | None = None
+        self._pack = False  # may rows be packed? known once entered
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -41,7 +42,7 @@ class Passes:
         """Feed the queries of each row; return the logits of those that want them, row by row, (queries, vocabulary)."""
         self._inputs = self.layout.lay_out(
             queries,
-            [row.scratch for row in rows],
+            [row.free_slot for row in rows],
             high_water=max(row.pool.high_water for row in rows),
             pack=self._pack,
         )

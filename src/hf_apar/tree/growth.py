@@ -65,7 +65,7 @@ class GrowingTree:
         return [thread for thread in self._order if thread.index in self._waiting]
 
     @property
-    def scratch(self) -> int:
+    def free_slot(self) -> int:
         """A slot that a padding query may write to: a free one, and none that holds a whole answer without forks."""
         whole = self.root_slots if len(self.tree.threads) == 1 else ()
         return max(whole) + 1 if whole else self.pool.peek()

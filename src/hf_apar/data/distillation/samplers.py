@@ -214,8 +214,8 @@ class _Ends(StoppingCriteria):
         for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
             row.append(token)
         done = [row.done for row in self.rows]
-        enough = len(done) - sum(done) <= self.patience
-        return torch.tensor([True] * len(done) if enough else done, device=input_ids.device)
+        few_left = len(done) - sum(done) <= self.patience
+        return torch.tensor([True] * len(done) if few_left else done, device=input_ids.device)
 
 
 @dataclass
