@@ -54,10 +54,9 @@ class Decoder:
         rows: the tree of each prompt.
         budgets: tokens that each row may still sample.
         stats: what each row has cost so far.
+        prefill_chunk: tokens of a prompt that one pass feeds; ``None`` for all.
         widest: tokens that one pass feeds of a row where threads have begun with many.
     """
-
-    widest = WIDEST
 
     def __init__(
         self,
@@ -67,9 +66,13 @@ class Decoder:
         chooser: Chooser,
         drafting: Drafting,
         broadcast: Broadcast,
+        *,
+        prefill_chunk: int | None = None,
     ) -> None:
         self.rows, self.budgets, self.stats = rows, budgets, [AparStats() for _ in rows]
         self.passes, self.chooser, self.drafting, self.broadcast = passes, chooser, drafting, broadcast
+        self.prefill_chunk, self.widest = prefill_chunk, prefill_chunk or WIDEST
+        self.started = 0.0  # when the prefill began
 
     @property
     def forked(self) -> bool:
@@ -77,7 +80,7 @@ class Decoder:
         return any(len(row.tree.threads) > 1 for row in self.rows)
 
     @torch.no_grad()
-    def run(self, branches: Sequence[Branches] = (), *, prefill_chunk: int | None = None) -> None:
+    def run(self, branches: Sequence[Branches] = ()) -> None:
         """Write the whole batch; the trees are in ``rows`` afterwards.
 
         Args:
@@ -88,8 +91,7 @@ class Decoder:
             plan = [Turn(index, row.live[0], 1, Draft(), row.slots(row.live[0])[-1:]) for index, row in enumerate(self.rows)]
             for row, stats in zip(self.rows, self.stats, strict=True):
                 stats.steps, stats.peak_threads, stats.peak_kv = 1, 1, row.prompt_slots
-            logits = self.passes.prefill(prefill_chunk)
-            self.widest = prefill_chunk or self.widest
+            logits = self.passes.prefill(self.prefill_chunk)
             for row, ids in zip(self.rows, branches, strict=False):
                 row.branch(row.live[0], ids)
             if not branches:
@@ -261,9 +263,10 @@ def decode(
     ]
     passes, chooser = Passes(model, prompts), Chooser.of(logits_processor, stopping_criteria, config, protocol, input_ids)
     drafting, broadcast = Drafting.of(proposer, model, chooser.sampler, passes.device), Broadcast(streamer, input_ids.device)
-    decoder = Decoder(rows, [budget(tokens) for _ in rows], passes, chooser, drafting, broadcast)
+    budgets, chunk = [budget(tokens) for _ in rows], config.prefill_chunk_size
+    decoder = Decoder(rows, budgets, passes, chooser, drafting, broadcast, prefill_chunk=chunk)
     if rows:
-        decoder.run(branches, prefill_chunk=config.prefill_chunk_size)
+        decoder.run(branches)
     broadcast.end()
     pad, as_dict = chooser.sampler.pad_token_id, bool(config.return_dict_in_generate)
     return output(rows, decoder.stats, passes, pad=pad, as_dict=as_dict)
