@@ -67,7 +67,10 @@ def replay(model, inputs, steps):
     positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     mask = None if bool(inputs["attention_mask"].all()) else inputs["attention_mask"]
     model(
-        input_ids=inputs["input_ids"], attention_mask=mask, position_ids=positions, logits_to_keep=1,
+        input_ids=inputs["input_ids"],
+        attention_mask=mask,
+        position_ids=positions,
+        logits_to_keep=1,
         **{cache_argument(model): cache},
     )
     for step in steps:
