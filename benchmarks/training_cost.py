@@ -17,7 +17,7 @@ from hf_apar.data.distillation.distill import read_answers
 from hf_apar.data.extraction.text_tree import TextThread
 from hf_apar.tokens import add_control_tokens
 from hf_apar.training.lora import add_lora
-from hf_apar.training.mixture import mix
+from hf_apar.training.mixture import training_mixture
 from hf_apar.training.rows.collator import DataCollatorForApar, pack, path_rows
 from hf_apar.training.rows.features import tree_features
 
@@ -49,8 +49,8 @@ def main() -> None:
     base, tokenizer = load_base()
     control = add_control_tokens(base, tokenizer)
     model = add_lora(base, control)  # trained in float32, as the recipe does
-    train = mix(answers, tokenizer, control, max_length=options.tokens).train
-    forked = [tree for tree in train if control[0] in tree.input_ids]
+    train = training_mixture(answers, tokenizer, control, max_length=options.tokens).train
+    forked = [tree for tree in train if tree.children]
     sets = {"the training set": train[: options.limit], "those that fork": forked[: options.limit]}
     works = {name: pack(trees, options.tokens) for name, trees in sets.items()}
     works |= {n: [synthetic(n, tokenizer, control)] for n in options.threads}

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from hf_apar.checkpoints.loading import AparModelForCausalLM
     from hf_apar.checkpoints.readiness import check_model
     from hf_apar.config import AparConfig
-    from hf_apar.decoding import apar_decode
+    from hf_apar.enabling import disable_apar, enable_apar
     from hf_apar.errors import AparError, ConfigurationError, ControlTokenError, DataError, UnsupportedModelError
-    from hf_apar.generation import AparGenerationMixin, disable_apar, enable_apar
+    from hf_apar.generation import AparGenerationMixin, apar_decode
     from hf_apar.results import AparOutput, AparStats
     from hf_apar.streaming import AparStreamer
     from hf_apar.text.chat import encode_chat
@@ -57,9 +57,9 @@ _MODULES = {
     "checkpoints.loading": ("AparModelForCausalLM",),
     "checkpoints.default_model": ("load_default_heads", "load_default_model"),
     "config": ("AparConfig",),
-    "decoding": ("apar_decode",),
+    "enabling": ("disable_apar", "enable_apar"),
     "errors": ("AparError", "ConfigurationError", "ControlTokenError", "DataError", "UnsupportedModelError"),
-    "generation": ("AparGenerationMixin", "disable_apar", "enable_apar"),
+    "generation": ("AparGenerationMixin", "apar_decode"),
     "checkpoints.export": ("export_custom_generate",),
     "checkpoints.readiness": ("check_model",),
     "results": ("AparOutput", "AparStats"),

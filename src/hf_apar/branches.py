@@ -22,15 +22,21 @@ from transformers import (
 from transformers.generation.stopping_criteria import MaxLengthCriteria
 from transformers.utils.generic import ModelOutput
 
+from hf_apar.checks import validate_generation, validate_length
+from hf_apar.choice.stopping import with_limits
 from hf_apar.config import AparConfig
 from hf_apar.decoding import Branches, decode
 from hf_apar.errors import ConfigurationError
+from hf_apar.forward.prompts import Prompts
 from hf_apar.generation import generate_in_threads
-from hf_apar.generation_settings import padding_token
+from hf_apar.generation_settings import eos_token_ids, padding_token
+from hf_apar.protocol import NoForks
 from hf_apar.results import AparOutput, AparStats
+from hf_apar.speculation.proposer import Proposer
 from hf_apar.streaming import ended_by_errors
 from hf_apar.text.encoding import decode_text, encode_text
 from hf_apar.tokens import embedding_rows
+from hf_apar.tree.budget import BranchBudget
 from hf_apar.tree.threads import ParagraphTree, Thread
 
 Branch = str | Sequence[int] | Tensor
@@ -130,9 +136,14 @@ def _decode(
     *,
     branches: Sequence[Branches],
     bounded: bool,
-    **options: Any,
+    apar: AparConfig,
+    protocol: None,
+    streamer: object | None,
+    proposer: Proposer | None,
+    **model_kwargs: Any,
 ) -> BranchOutput | Tensor:
     """Decode what ``generate`` prepared; ``bounded``: has the caller set a ``max_length``?"""
+    validate_generation(generation_config, model_kwargs)
     for name, unused in _COUNT_FROM_PROMPT.items():
         if getattr(generation_config, name, None) not in (None, unused):
             raise ConfigurationError(f"{name} counts from the end of the prompt, and each branch has its own; leave it out")
@@ -141,13 +152,28 @@ def _decode(
         raise ConfigurationError("a MaxLengthCriteria counts the prompt too; pass max_length or max_new_tokens instead")
     config = copy.copy(generation_config)
     config.return_dict_in_generate = True
+    limit = length if bounded and generation_config.max_new_tokens is None else None
+    each = [branches[index * len(branches) // len(input_ids)] for index in range(len(input_ids))]
+    _check_lengths(model, Prompts.from_generate(input_ids, config, model_kwargs), each, limit)
+    longest = max(len(ids) for row in branches for ids in row)
     out = decode(
-        model, input_ids, logits_processor, stopping_criteria, config, branches=branches,
-        branch_length=length if bounded and generation_config.max_new_tokens is None else None, **options,
+        model, input_ids, logits_processor, stopping_criteria, config, apar=apar, streamer=streamer, proposer=proposer,
+        protocol=NoForks(frozenset(eos_token_ids(with_limits(config, stopping_criteria))), most_injected=longest),
+        branches=each, budget=partial(BranchBudget, length=limit), **model_kwargs,
     )  # fmt: skip
     assert isinstance(out, AparOutput) and out.trees is not None
     sequences = _sequences(input_ids, out.trees, padding_token(generation_config))
     return BranchOutput(sequences, out.trees, out.stats) if generation_config.return_dict_in_generate else sequences
+
+
+def _check_lengths(model: PreTrainedModel, prompts: Prompts, branches: Sequence[Branches], limit: int | None) -> None:
+    longest = max(prompt.slots + len(ids) for prompt, row in zip(prompts.rows(), branches, strict=True) for ids in row)
+    validate_length(longest, model)
+    if limit is not None and longest >= limit:
+        raise ConfigurationError(
+            f"max_length is {limit}, and a prompt with its branch has {longest} tokens; pass max_new_tokens, which counts "
+            "what a branch writes alone"
+        )
 
 
 def _sequences(input_ids: Tensor, trees: Sequence[ParagraphTree], pad: int) -> Tensor:

@@ -111,23 +111,6 @@ def validate_positions(model: PreTrainedModel, prompts: Sequence[int], budget: i
         validate_rope(min(prompts), max(prompts), budget, injected, model)
 
 
-def validate_branches(
-    model: PreTrainedModel, prompts: Sequence[int], branches: Sequence[Sequence[Sequence[int]]], length: int | None
-) -> None:
-    """Raise :class:`ConfigurationError` for branches too long for the model, or for a ``length`` that counts the prompt.
-
-    Args:
-        prompts: slots that each takes.
-    """
-    longest = max((prompt + len(ids) for prompt, row in zip(prompts, branches, strict=False) for ids in row), default=0)
-    validate_length(longest, model)
-    if length is not None and longest >= length:
-        raise ConfigurationError(
-            f"max_length is {length}, and a prompt with its branch has {longest} tokens; pass max_new_tokens, which counts "
-            "what a branch writes alone"
-        )
-
-
 def validate_streamer(streamer: object | None, batch: int) -> None:
     """Raise :class:`ConfigurationError` for a plain streamer and more than one prompt."""
     for one in as_list(streamer):

@@ -62,6 +62,13 @@ class AparConfig:
             raise ConfigurationError(f"unknown APAR setting {', '.join(unknown)}; the settings are {', '.join(known)}")
         return cls(**values)  # type: ignore[arg-type]
 
+    @property
+    def control_ids(self) -> tuple[int, int] | None:
+        """The ids of [Fork] and [Child], ``None`` unless both are known."""
+        if self.fork_token_id is None or self.child_token_id is None:
+            return None
+        return self.fork_token_id, self.child_token_id
+
     def to_dict(self) -> dict[str, int | float | str]:
         """Return what is set, as a plain ``dict`` that JSON can hold."""
         return {name: value for name, value in asdict(self).items() if value is not None}

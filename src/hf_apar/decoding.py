@@ -4,7 +4,7 @@ Plain decoding is speculation with an empty draft, and a prompt is a root with m
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,23 +12,21 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
-from hf_apar.checks import validate_branches, validate_call, validate_positions
+from hf_apar.checks import validate_call, validate_positions
 from hf_apar.choice.chooser import Chooser, Sampled
 from hf_apar.choice.paths import Context
-from hf_apar.choice.sampling import Sampler
-from hf_apar.choice.stopping import Stopper, with_limits
-from hf_apar.config import MAX_THREADS, AparConfig
+from hf_apar.choice.stopping import with_limits
+from hf_apar.config import AparConfig
 from hf_apar.forward.lines import Query
 from hf_apar.forward.passes import Passes
 from hf_apar.forward.prompts import Prompts
-from hf_apar.generation_settings import eos_token_ids, padding_token
-from hf_apar.protocol import ForkProtocol, NoForks
+from hf_apar.protocol import ForkProtocol
 from hf_apar.results import AparOutput, AparStats, output
 from hf_apar.speculation.drafting import Drafting, Outcome
-from hf_apar.speculation.proposer import Draft, Proposer, Run
-from hf_apar.streaming import Broadcast, ended_by_errors
-from hf_apar.tokens import control_tokens, settings_of
-from hf_apar.tree.budget import BranchBudget, RowBudget
+from hf_apar.speculation.proposer import Draft, Proposer
+from hf_apar.streaming import Broadcast
+from hf_apar.tokens import fork_rules
+from hf_apar.tree.budget import RowBudget
 from hf_apar.tree.growth import GrowingTree
 from hf_apar.tree.threads import Thread
 
@@ -229,38 +227,6 @@ class Decoder:
         return kept, last
 
 
-def apar_decode(
-    model: PreTrainedModel,
-    input_ids: Tensor,
-    logits_processor: LogitsProcessorList,
-    stopping_criteria: StoppingCriteriaList,
-    generation_config: GenerationConfig,
-    *,
-    apar: AparConfig | None = None,
-    protocol: ForkProtocol | None = None,
-    streamer: object | None = None,
-    proposer: Proposer | None = None,
-    **model_kwargs: Any,
-) -> AparOutput | Tensor:
-    """Decode along paragraph trees: a callable for ``model.generate(custom_generate=apar_decode)``.
-
-    Args:
-        apar: settings; what is ``None`` in them, or all, is taken from ``generation_config.apar_config``.
-        protocol: who decides to fork; by default the control tokens of the checkpoint.
-        streamer: an :class:`~hf_apar.streaming.AparStreamer`, a streamer of transformers for one prompt, or several in a
-            list; bind it with ``functools.partial(apar_decode, streamer=...)``, since ``generate`` keeps its own to itself.
-        proposer: guesses what threads write next; none by default.
-
-    Raises:
-        ControlTokenError: if the checkpoint has no control tokens, or the prompt holds one.
-        ConfigurationError: for a generation option that threads cannot follow.
-        UnsupportedModelError: for a model whose layers cannot attend along a tree.
-    """
-    arguments = (model, input_ids, logits_processor, stopping_criteria, generation_config)
-    with ended_by_errors(streamer):
-        return decode(*arguments, apar=apar, protocol=protocol, streamer=streamer, proposer=proposer, **model_kwargs)
-
-
 def decode(
     model: PreTrainedModel,
     input_ids: Tensor,
@@ -271,45 +237,33 @@ def decode(
     apar: AparConfig | None = None,
     protocol: ForkProtocol | None = None,
     branches: Sequence[Branches] = (),
-    branch_length: int | None = None,
+    budget: Callable[[int], RowBudget] = RowBudget,
     streamer: object | None = None,
     proposer: Proposer | None = None,
     **model_kwargs: Any,
 ) -> AparOutput | Tensor:
-    """Do what :func:`apar_decode` does, and leave the streamers to the caller where something is raised.
+    """Set up the loop for what ``generate`` prepared, run it, and return what it wrote.
 
     Args:
-        branches: for each prompt, or each group of ``num_return_sequences`` of them, the branches with which it goes on.
-        branch_length: bounds a branch with its prompt, in place of ``max_new_tokens``.
+        branches: those of each prompt, with which it goes on in place of what the model would choose.
+        budget: makes a row's budget of the tokens that the call may sample.
     """
     validate_call(model, generation_config, model_kwargs, streamer, len(input_ids))
-    generation_config = with_limits(generation_config, stopping_criteria)
-    if protocol is None and branches:
-        longest = max(len(ids) for row in branches for ids in row)
-        protocol = NoForks(frozenset(eos_token_ids(generation_config)), most_injected=longest)
-    protocol = protocol or control_tokens(model, generation_config, apar)
-    max_threads = (apar or AparConfig()).filled_from(settings_of(generation_config)).max_threads or MAX_THREADS
-    prompts = Prompts.from_generate(input_ids, generation_config, model_kwargs)
+    config = with_limits(generation_config, stopping_criteria)
+    protocol, max_threads = fork_rules(model, config, apar, protocol)
+    prompts = Prompts.from_generate(input_ids, config, model_kwargs)
     prompt_rows = prompts.rows(protocol.control_ids)
-    budget = int(generation_config.max_length) - input_ids.shape[1]
-    validate_positions(model, [row.slots for row in prompt_rows], budget, protocol.most_injected)
-    pad, do_sample = padding_token(generation_config), bool(generation_config.do_sample)
-    sampler = Sampler(logits_processor, protocol, input_ids, pad_token_id=pad, do_sample=do_sample)
-    stopper = Stopper(stopping_criteria, protocol.control_ids, input_ids, pad_token_id=pad)
-    passes = Passes(model, prompts)
+    tokens = int(config.max_length) - input_ids.shape[1]
+    validate_positions(model, [row.slots for row in prompt_rows], tokens, protocol.most_injected)
     rows = [
         GrowingTree(row.ids, protocol, max_threads=max_threads, prompt_slots=row.slots, padding=row.padding)
         for row in prompt_rows
     ]
-    broadcast = Broadcast(streamer, input_ids.device)
-    each = [branches[index * len(branches) // len(rows)] for index in range(len(rows))] if branches else ()
-    validate_branches(model, [row.slots for row in prompt_rows], each, branch_length)
-    budgets = [BranchBudget(budget, branch_length) if branches else RowBudget(budget) for _ in rows]
-    decoder = Decoder(
-        rows, budgets, passes, Chooser(sampler, stopper, generation_config),
-        Drafting(proposer, Run(model, sampler, protocol, passes.device)), broadcast,
-    )  # fmt: skip
+    passes, chooser = Passes(model, prompts), Chooser.of(logits_processor, stopping_criteria, config, protocol, input_ids)
+    drafting, broadcast = Drafting.of(proposer, model, chooser.sampler, passes.device), Broadcast(streamer, input_ids.device)
+    decoder = Decoder(rows, [budget(tokens) for _ in rows], passes, chooser, drafting, broadcast)
     if rows:
-        decoder.run(each, prefill_chunk=generation_config.prefill_chunk_size)
+        decoder.run(branches, prefill_chunk=config.prefill_chunk_size)
     broadcast.end()
-    return output(rows, decoder.stats, passes, pad=pad, as_dict=bool(generation_config.return_dict_in_generate))
+    pad, as_dict = chooser.sampler.pad_token_id, bool(config.return_dict_in_generate)
+    return output(rows, decoder.stats, passes, pad=pad, as_dict=as_dict)

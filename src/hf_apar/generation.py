@@ -2,26 +2,30 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from inspect import signature
-from typing import Any, Self, TypeVar
+from typing import Any
 
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteriaList,
+)
 
-from hf_apar.checks import learns_prompts, validate_model, validate_streamer
+from hf_apar.checks import validate_streamer
 from hf_apar.choice.stopping import stop_string_criteria
 from hf_apar.config import AparConfig
 from hf_apar.decoding import decode
-from hf_apar.errors import ConfigurationError, UnsupportedModelError
+from hf_apar.errors import ConfigurationError
 from hf_apar.protocol import ForkProtocol
+from hf_apar.results import AparOutput
 from hf_apar.speculation.assistant import AssistantDrafts
 from hf_apar.speculation.lookup import PromptLookup
 from hf_apar.speculation.proposer import Proposer
 from hf_apar.streaming import AparStreamer, PromptRelay, as_list, ended_by_errors
-from hf_apar.tokens import checkpoint_config, completed, find_control_tokens, record_settings, validate_control_ids
-
-Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 class AparGenerationMixin(GenerationMixin):
@@ -93,6 +97,38 @@ def generate_in_threads(
         proposer = _proposer(proposer, kwargs.pop("assistant_model", None), taken)
         loop = partial(loop, apar=settings, protocol=protocol, streamer=streamer, proposer=proposer)
         return generate(**kwargs | {"custom_generate": loop, "streamer": _prompt_relay(streamer, kwargs)})
+
+
+def apar_decode(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    *,
+    apar: AparConfig | None = None,
+    protocol: ForkProtocol | None = None,
+    streamer: object | None = None,
+    proposer: Proposer | None = None,
+    **model_kwargs: Any,
+) -> AparOutput | Tensor:
+    """Decode along paragraph trees: a callable for ``model.generate(custom_generate=apar_decode)``.
+
+    Args:
+        apar: settings; what is ``None`` in them, or all, is taken from ``generation_config.apar_config``.
+        protocol: who decides to fork; by default the control tokens of the checkpoint.
+        streamer: an :class:`~hf_apar.streaming.AparStreamer`, a streamer of transformers for one prompt, or several in a
+            list; bind it with ``functools.partial(apar_decode, streamer=...)``, since ``generate`` keeps its own to itself.
+        proposer: guesses what threads write next; none by default.
+
+    Raises:
+        ControlTokenError: if the checkpoint has no control tokens, or the prompt holds one.
+        ConfigurationError: for a generation option that threads cannot follow.
+        UnsupportedModelError: for a model whose layers cannot attend along a tree.
+    """
+    arguments = (model, input_ids, logits_processor, stopping_criteria, generation_config)
+    with ended_by_errors(streamer):
+        return decode(*arguments, apar=apar, protocol=protocol, streamer=streamer, proposer=proposer, **model_kwargs)
 
 
 def _prompt_relay(streamer: object | None, options: Mapping[str, Any]) -> PromptRelay | None:
@@ -167,117 +203,3 @@ def _taken(model: Any, options: Mapping[str, Any], *names: str) -> tuple[dict[st
         if values[2] is not None:
             rest[name] = None  # an argument outdoes the model's default, also if it is None
     return taken, rest
-
-
-def enable_apar(model: Model, tokenizer: PreTrainedTokenizerBase | None = None, config: AparConfig | None = None) -> Model:
-    """Give this one ``model`` object ``generate(apar=...)``; a PEFT model's base is changed. Enabling twice changes nothing.
-
-    Args:
-        tokenizer: where the ids of [Fork] and [Child] are looked up if the checkpoint does not carry them.
-        config: the model's defaults from now on, kept in ``model.generation_config.apar_config`` as a plain ``dict``; what
-            it leaves open stays as the checkpoint has it.
-
-    Returns:
-        ``model`` itself.
-
-    Raises:
-        ControlTokenError: if neither the checkpoint nor the tokenizer knows the control tokens.
-        UnsupportedModelError: if the model's layers cannot attend along a tree, or its ``generate`` is shadowed.
-    """
-    base = _base_model(model)
-    if "generate" in vars(base):
-        raise UnsupportedModelError(
-            f"this {type(base).__name__} object has a generate of its own, which would shadow APAR's; delete it first: "
-            "del model.generate"
-        )
-    validate_model(base)
-    settings = completed((config or AparConfig()).filled_from(checkpoint_config(base)), tokenizer)
-    if settings.fork_token_id is None or settings.child_token_id is None:
-        find_control_tokens(base, tokenizer)  # says what is missing
-    validate_control_ids(settings, base)
-    before = _Settings.of(base.generation_config)
-    record_settings(base, settings.to_dict())
-    suppressed = {*(base.generation_config.suppress_tokens or ()), settings.fork_token_id, settings.child_token_id}
-    base.generation_config.suppress_tokens = sorted(suppressed)  # so that plain decoding loses no detail; apar lifts them
-    known: _Change | None = vars(base).get("_apar_change")
-    base._apar_change = _Change(known.before if known else before, _Settings.of(base.generation_config))
-    if not isinstance(base, AparGenerationMixin):
-        base.__class__ = _enabled_class(type(base))  # type: ignore[arg-type]
-    return model
-
-
-def disable_apar(model: Model) -> Model:
-    """Undo :func:`enable_apar`, the generation config's changes too; a model that is not enabled is left as it is.
-
-    Raises:
-        UnsupportedModelError: if the model's class has :class:`AparGenerationMixin` by its own definition.
-    """
-    base = _base_model(model)
-    if not isinstance(base, AparGenerationMixin):
-        return model
-    if not isinstance(base, _Enabled):
-        raise UnsupportedModelError(
-            f"{type(base).__name__} is a subclass of AparGenerationMixin by its definition, which disable_apar cannot undo; "
-            "call generate without apar, or load the model as the class that it was before"
-        )
-    base.__class__ = type(base).plain
-    change: _Change | None = vars(base).pop("_apar_change", None)
-    if change is not None:
-        change.undo(base.generation_config)
-    return model
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """What :func:`enable_apar` changes in a generation config, attribute by attribute; what is absent is left out."""
-
-    values: dict[str, Any]
-
-    @classmethod
-    def of(cls, generation: GenerationConfig) -> Self:
-        known = vars(generation)
-        names = ("apar_config", "suppress_tokens", "_from_model_config")
-        return cls({name: copy.deepcopy(known[name]) for name in names if name in known})
-
-
-@dataclass(frozen=True)
-class _Change:
-    before: _Settings
-    after: _Settings
-
-    def undo(self, generation: GenerationConfig) -> None:
-        """Take back what nobody has changed since."""
-        for name, value in self.after.values.items():
-            if getattr(generation, name, None) != value:
-                continue
-            if name in self.before.values:
-                setattr(generation, name, self.before.values[name])
-            else:
-                delattr(generation, name)
-
-
-def _base_model(model: Any) -> Any:
-    """Return the model inside a PEFT model, whose ``generate`` calls that one's."""
-    if hasattr(model, "peft_config") and hasattr(model, "get_base_model") and not learns_prompts(model):
-        return model.get_base_model()
-    return model
-
-
-class _Enabled(AparGenerationMixin):
-    """What :func:`enable_apar` makes a model's class a subclass of; ``plain`` is the class that it was."""
-
-    plain: type
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[type], dict[str, Any]]:
-        return _new_enabled, (type(self).plain,), self.__dict__
-
-
-@cache
-def _enabled_class(plain: Any) -> Any:
-    names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "plain": plain}
-    return type(plain.__name__, (_Enabled, plain), names)
-
-
-def _new_enabled(plain: type) -> Any:
-    enabled = _enabled_class(plain)
-    return enabled.__new__(enabled)

@@ -138,10 +138,9 @@ class ControlTokens(ForkProtocol):
     @classmethod
     def of(cls, config: AparConfig, eos_token_ids: Iterable[int] = ()) -> Self:
         """Return the rules that ``config``, whose ids are known, sets."""
-        assert config.fork_token_id is not None and config.child_token_id is not None
-        names = ("fork_token_id", "child_token_id", "max_depth", "fork_bias", "joint")
-        given = {name: value for name in names if (value := getattr(config, name)) is not None}
-        return cls(eos_token_ids=frozenset(eos_token_ids), **given)
+        assert config.control_ids is not None
+        given = {name: value for name, value in config.to_dict().items() if name != "max_threads"}
+        return cls(eos_token_ids=frozenset(eos_token_ids), **given)  # type: ignore[arg-type]
 
     def fork(self, thread: Writer, token: int) -> Fork | None:
         return Fork(child=(self.child_token_id,)) if token == self.fork_token_id else None

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,12 +56,12 @@ class Broadcast:
                     self._tell(streamer, number, row, tree)
             else:
                 for token in new:
-                    streamer.put(torch.tensor([token], device=self.device))  # type: ignore[attr-defined]
+                    streamer.put(torch.tensor([token], device=self.device))
 
     def end(self) -> None:
         """Tell the streamers that the batch has ended."""
         for streamer in self.streamers:
-            streamer.end()  # type: ignore[attr-defined]
+            streamer.end()
 
     def _newly_settled(self, tree: ParagraphTree) -> list[int]:
         """Return what reads next since the last call, the answer's EOS last."""
@@ -97,12 +98,12 @@ class Broadcast:
 class PromptRelay:
     """Hands the prompt that ``generate`` puts on to several plain streamers; what follows comes from :class:`Broadcast`."""
 
-    def __init__(self, streamers: Sequence[object]) -> None:
+    def __init__(self, streamers: Sequence[Any]) -> None:
         self.streamers = streamers
 
     def put(self, value: Tensor) -> None:
         for streamer in self.streamers:
-            streamer.put(value)  # type: ignore[attr-defined]
+            streamer.put(value)
 
     def end(self) -> None:
         """The broadcast ends the streamers."""
@@ -116,11 +117,11 @@ def ended_by_errors(streamer: object | None) -> Iterator[None]:
     except BaseException:
         for one in as_list(streamer):
             with suppress(Exception):  # it may be the very one that raised
-                one.end()  # type: ignore[attr-defined]
+                one.end()
         raise
 
 
-def as_list(streamer: object | None) -> list[object]:
+def as_list(streamer: object | None) -> list[Any]:
     """Return the streamers that a caller named: none, one, or a list of them."""
     if streamer is None:
         return []

@@ -8,10 +8,10 @@ from typing import cast
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_apar.config import AparConfig
+from hf_apar.config import MAX_THREADS, AparConfig
 from hf_apar.errors import ControlTokenError
 from hf_apar.generation_settings import end_as_taught, eos_token_ids, make_savable
-from hf_apar.protocol import ControlTokens
+from hf_apar.protocol import ControlTokens, ForkProtocol
 
 logger = logging.getLogger(__name__)
 
@@ -166,32 +166,36 @@ def record_settings(model: PreTrainedModel, settings: Mapping[str, object]) -> N
 
 def checkpoint_config(model: PreTrainedModel) -> AparConfig:
     """Return the APAR settings that ``model``'s generation config carries; the defaults where it carries none."""
-    return settings_of(model.generation_config)
+    return saved_settings(model.generation_config)
 
 
 def control_ids_of(model: PreTrainedModel) -> frozenset[int]:
     """Return the ids of the control tokens that ``model``'s generation config carries: both, or none."""
-    settings = checkpoint_config(model)
-    ids = (settings.fork_token_id, settings.child_token_id)
-    return frozenset(token for token in ids if token is not None)
+    return frozenset(checkpoint_config(model).control_ids or ())
 
 
-def settings_of(generation_config: GenerationConfig | None) -> AparConfig:
+def saved_settings(generation_config: GenerationConfig | None) -> AparConfig:
     """Return the APAR settings that a generation config carries; the defaults where it carries none."""
     return AparConfig.from_dict(getattr(generation_config, "apar_config", None) or {})
 
 
-def control_tokens(model: PreTrainedModel, generation_config: GenerationConfig, given: AparConfig | None) -> ControlTokens:
-    """Return the rules of a ``generate`` call: ``given``, with what it leaves open taken from the checkpoint's settings.
+def fork_rules(
+    model: PreTrainedModel, generation_config: GenerationConfig, given: AparConfig | None, protocol: ForkProtocol | None
+) -> tuple[ForkProtocol, int]:
+    """Return who forks in a call of ``generate``, and how many threads of a row may live at once.
+
+    That is ``protocol``, or else the control tokens of ``given``, with what it leaves open taken from the checkpoint.
 
     Raises:
         ControlTokenError: if the ids are unknown or outside the vocabulary.
     """
-    config = (given or AparConfig()).filled_from(settings_of(generation_config))
-    if config.fork_token_id is None or config.child_token_id is None:
-        raise ControlTokenError(_missing(model))
-    validate_control_ids(config, model)
-    return ControlTokens.of(config, eos_token_ids(generation_config))
+    config = (given or AparConfig()).filled_from(saved_settings(generation_config))
+    if protocol is None:
+        if config.control_ids is None:
+            raise ControlTokenError(_missing(model))
+        validate_control_ids(config, model)
+        protocol = ControlTokens.of(config, eos_token_ids(generation_config))
+    return protocol, config.max_threads or MAX_THREADS
 
 
 def validate_control_ids(config: AparConfig, model: PreTrainedModel) -> None:
@@ -213,11 +217,10 @@ def find_control_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     Raises:
         ControlTokenError: if neither knows them.
     """
-    settings = completed(checkpoint_config(model), tokenizer)
-    fork, child = settings.fork_token_id, settings.child_token_id
-    if fork is None or child is None:
+    ids = completed(checkpoint_config(model), tokenizer).control_ids
+    if ids is None:
         raise ControlTokenError(_missing(model))
-    return fork, child
+    return ids
 
 
 def _missing(model: PreTrainedModel) -> str:

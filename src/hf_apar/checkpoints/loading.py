@@ -13,8 +13,8 @@ from hf_apar.checkpoints.adapters import PASS_BASE, adapter_settings, check_file
 from hf_apar.checkpoints.conversion import cast_parameters, forget_quantization, taken_dtype
 from hf_apar.checkpoints.default_model import DEFAULT_BASE, load_default_base
 from hf_apar.checkpoints.sources import HUB_OPTIONS, Source, find_source, is_folder
+from hf_apar.enabling import enable_apar
 from hf_apar.errors import CheckpointError, ConfigurationError
-from hf_apar.generation import enable_apar
 from hf_apar.tokens import KNOWN_PAIRS, checkpoint_config, known_pair
 
 
@@ -87,7 +87,7 @@ def _tokenizer_with_ids(
     model: PreTrainedModel, source: Source, options: Mapping[str, Any]
 ) -> PreTrainedTokenizerBase | None:
     """Return the tokenizer where the settings name no control tokens: it may, as those of the paper's checkpoints do."""
-    if checkpoint_config(model).fork_token_id is not None:
+    if checkpoint_config(model).control_ids is not None:
         return None
     with suppress(OSError, ValueError):  # it has none, and no control tokens therefore
         return _read_tokenizer(source, options)

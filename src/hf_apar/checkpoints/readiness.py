@@ -123,16 +123,15 @@ def _vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> I
 def _control_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """Where the model has control tokens: are they the tokenizer's, and will what is learnt stop?"""
     settings, found = checkpoint_config(model), known_settings(tokenizer)
-    given = (settings.fork_token_id, settings.child_token_id)
-    if None in given or model.generation_config is None:
+    given, known = settings.control_ids, found.control_ids
+    if given is None or model.generation_config is None:
         return
-    known = (found.fork_token_id, found.child_token_id)
-    if known != given and None not in known:
+    if known is not None and known != given:
         yield (
             f"the checkpoint's [Fork] and [Child] have the ids {given}, the tokenizer's {known}; load the tokenizer of the "
             "checkpoint's own folder"
         )
-    if (highest := max(token for token in given if token is not None)) >= (rows := embedding_rows(model)):
+    if (highest := max(given)) >= (rows := embedding_rows(model)):
         yield f"a control token has the id {highest}, the model has {rows} rows; call add_control_tokens(model, tokenizer)"
     ends = eos_token_ids(model.generation_config)
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from hf_apar.choice.paths import Context
 from hf_apar.choice.sampling import Sampler
 from hf_apar.choice.stopping import Stopper
+from hf_apar.generation_settings import padding_token
+from hf_apar.protocol import ForkProtocol
 from hf_apar.tree.threads import Thread
 
 
@@ -37,6 +40,20 @@ class Chooser:
         keep = bool(generation_config.return_dict_in_generate)
         self.keep_scores = keep and bool(generation_config.output_scores)
         self.keep_logits = keep and bool(generation_config.output_logits)
+
+    @classmethod
+    def of(
+        cls,
+        processors: LogitsProcessorList,
+        criteria: StoppingCriteriaList,
+        config: GenerationConfig,
+        protocol: ForkProtocol,
+        prompt_ids: Tensor,
+    ) -> Self:
+        """Return what chooses as ``generate`` would, which prepared ``processors`` and ``criteria``, by ``protocol``."""
+        pad, draws = padding_token(config), bool(config.do_sample)
+        sampler = Sampler(processors, protocol, prompt_ids, pad_token_id=pad, do_sample=draws)
+        return cls(sampler, Stopper(criteria, protocol.control_ids, prompt_ids, pad_token_id=pad), config)
 
     def __call__(self, logits: Tensor, contexts: Sequence[Context]) -> list[Sampled]:
         """Return the token chosen for each context; ``logits`` is (contexts, vocabulary)."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager, redirect_stderr
 from enum import StrEnum
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -124,7 +124,7 @@ def quietly() -> Iterator[None]:
         warn_outside_range()  # once, and here, where it can be seen
     for warning in caught:
         say(str(warning.message))
-    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    hub_logging.set_verbosity_error()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     with redirect_stderr(io.StringIO()):
@@ -231,7 +231,9 @@ def on_device(model: "PreTrainedModel", device: str = "auto") -> "PreTrainedMode
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # each back end has its own
         reason = shorten(str(error), 100, placeholder=" ...").rstrip(".")
         raise ConfigurationError(f"--device {device} cannot be used here ({reason}); --device cpu always works") from error
-    return model if model.device == torch.device(device) else model.to(device)  # type: ignore[arg-type]
+    if model.device != torch.device(device):
+        cast(torch.nn.Module, model).to(device)
+    return model
 
 
 @contextmanager

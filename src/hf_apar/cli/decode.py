@@ -5,11 +5,11 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -243,7 +243,7 @@ def _summarise(one: "Result | None", many: "AparResult | None") -> None:
     """Write what the answer cost; to the standard error where the output is one answer alone."""
     err = one is None or many is None
     if many is not None:
-        stats, threads = many.stats, len(many.tree["threads"])  # type: ignore[arg-type]
+        stats, threads = many.stats, _thread_count(many)
         typer.echo(err=err)
         tell(
             f"{counted(threads, 'thread')}, {counted(stats.tokens, 'token')} in {counted(stats.steps, 'step')} "
@@ -265,10 +265,14 @@ def _summarise(one: "Result | None", many: "AparResult | None") -> None:
 
 def _say_what_was_cut(one: "Result | None", many: "AparResult | None", limit: int) -> None:
     if many is not None and many.unfinished:
-        threads = counted(len(many.tree["threads"]), "thread")  # type: ignore[arg-type]
+        threads = counted(_thread_count(many), "thread")
         say(f"cut at {counted(limit, 'token')}: {many.unfinished} of {threads} unfinished; give --max-new-tokens more")
     if one is not None and one.unfinished:
         say(f"the plain answer was cut at {counted(limit, 'token')}; give --max-new-tokens more")
+
+
+def _thread_count(many: "AparResult") -> int:
+    return len(cast(Sequence[object], many.tree["threads"]))
 
 
 def _unicode_output() -> bool:

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import cast
 
 from rich.console import Console
 from rich.live import Live
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_apar.streaming import AparStreamer
 from hf_apar.text.encoding import answer_text, decode_text
-from hf_apar.tree.threads import joined, segments_text
+from hf_apar.tree.threads import Decodes, joined, segments_text
 
 COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red", "bright_cyan", "bright_magenta", "bright_yellow")
 CURSOR = "▌"
@@ -103,7 +104,7 @@ class TreeView(AparStreamer):
 
     def text(self) -> str:
         """Return the text of the answer so far, as :meth:`ParagraphTree.text <hf_apar.ParagraphTree.text>` does."""
-        return segments_text(self._segments(), self.tokenizer, self.joint)  # type: ignore[arg-type]
+        return segments_text(self._segments(), cast(Decodes, self.tokenizer), self.joint)
 
     def _segments(self) -> Iterator[list[int]]:
         return self._read(next(iter(self._branches.values()))) if self._branches else iter(())

@@ -36,7 +36,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     for name, parameter in signature.parameters.items():
         parameters += _options(groups[name]) if name in groups else [parameter.replace(annotation=hints[name])]
     parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
-    call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    vars(call)["__signature__"] = signature.replace(parameters=parameters)
     call.__annotations__ = {one.name: one.annotation for one in parameters}
     return call
 

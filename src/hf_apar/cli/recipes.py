@@ -31,7 +31,8 @@ def _show_example(wanted: bool) -> None:
 def recipe_command(
     output: Annotated[Path, typer.Option(help="Folder for all that is made; the adapter lies in its `adapter`.")],
     file: Annotated[
-        Path | None, typer.Argument(help="TOML file, see --example; without one all is as by default.", exists=True)
+        Path | None,
+        typer.Argument(help="TOML file, see --example; without one all is as by default.", exists=True, dir_okay=False),
     ] = None,
     model: ModelOption = None,
     prompts: Annotated[Path | None, typer.Option(callback=_no_folder, help="JSON Lines of prompts.")] = None,

@@ -105,7 +105,7 @@ class Prompts:
         if self.prefix is not None:
             for index, (keys, values, *_) in enumerate(self.prefix):
                 cache.update(keys, values, index)
-        logits, device = None, self.device(model)
+        device, logits = self.device(model), torch.empty(0)
         positions = self._positions().to(device)
         options = {**self.model_kwargs, "use_cache": True}
         prepare: Callable[..., dict[str, Any]] = model.prepare_inputs_for_generation  # type: ignore[assignment]
@@ -132,8 +132,7 @@ class Prompts:
                 if "logits_to_keep" in inputs:
                     inputs["logits_to_keep"] = 1
             logits = model(**inputs, **{cache_argument(model): cache}, return_dict=True).logits
-        assert logits is not None
-        return logits[:, -1]  # type: ignore[no-any-return]
+        return logits[:, -1]
 
     def _positions(self) -> Tensor:
         """Return the position of each token among its row's own, (batch or 1, span)."""
@@ -154,7 +153,7 @@ class Prompts:
             )
 
 
-def _checked_prefix(cache: Any, batch: int, span: int) -> DynamicCache | None:
+def _checked_prefix(cache: DynamicCache | None, batch: int, span: int) -> DynamicCache | None:
     if cache is not None and type(cache) not in (DynamicCache, TreeCache):
         raise ConfigurationError(
             f"past_key_values is a {type(cache).__name__}, and apar takes a DynamicCache: its threads share a cache of "
@@ -175,4 +174,4 @@ def _checked_prefix(cache: Any, batch: int, span: int) -> DynamicCache | None:
             f"past_key_values holds {length} positions and the prompt has {span}, its prefix included; pass a prompt that "
             "goes on after the prefix"
         )
-    return cache  # type: ignore[no-any-return]
+    return cache

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from hf_apar.choice.sampling import Sampler
 from hf_apar.errors import ConfigurationError
 from hf_apar.speculation.proposer import Draft, Proposer, Run
 from hf_apar.tokens import embedding_rows
@@ -65,6 +68,11 @@ class Drafting:
                 f"{type(proposer).__name__} watches the model's last hidden states, which a compiled model does not show; "
                 "do not compile it, or choose another proposer"
             )
+
+    @classmethod
+    def of(cls, proposer: Proposer | None, model: PreTrainedModel, sampler: Sampler, device: torch.device) -> Self:
+        """Return the drafting of a call of ``model``, which takes its inputs on ``device`` and chooses by ``sampler``."""
+        return cls(proposer, Run(model, sampler, sampler.protocol, device))
 
     def __enter__(self) -> Self:
         if self.proposer is not None:

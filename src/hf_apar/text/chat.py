@@ -4,6 +4,7 @@ import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -142,7 +143,7 @@ class _Template:
 
     def readable(self, values: dict[str, object]) -> dict[str, object]:
         """Return ``values`` with content parts as one text where the template knows no parts: marks in them tell."""
-        chat: list[dict[str, object]] = values["messages"]  # type: ignore[assignment]
+        chat = cast(list[dict[str, object]], values["messages"])
         if not any(isinstance(message.get("content"), list) for message in chat):
             return values
         marks = [secrets.token_hex(8) for _ in chat]
@@ -155,7 +156,7 @@ class _Template:
         return values | {"messages": _with_contents(chat, contents)}
 
     def _apply(self, values: Mapping[str, object], *, tokenize: bool) -> object:
-        options = dict(values)
+        options: dict[str, Any] = dict(values)
         if getattr(self.tokenizer, "chat_template", None) is None and "chat_template" not in options:
             raise DataError(
                 f"{type(self.tokenizer).__name__} has no chat template, so that a chat cannot be written for its model; set "
@@ -164,9 +165,9 @@ class _Template:
             )
         try:
             return self.tokenizer.apply_chat_template(
-                options.pop("messages"),  # type: ignore[arg-type]
+                options.pop("messages"),
                 add_generation_prompt=self.add_generation_prompt, tokenize=tokenize, return_dict=False,
-                **options,  # type: ignore[arg-type]
+                **options,
             )  # fmt: skip
         except (TemplateError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"the chat template refuses this chat: {error}") from error
@@ -224,8 +225,8 @@ def _with_typed(template: _Template, values: dict[str, object], names: Sequence[
     mark_of = {name: mark for mark, name in marks.items()}
     any_name = re.compile("|".join(map(re.escape, names)))
     own = {name: value for name, value in values.items() if name != "chat_template"}
-    marked = _replaced(own, lambda text: any_name.sub(lambda found: mark_of[found[0]], text))
-    parts = re.split(f"({'|'.join(marks)})", template.text({**values, **marked}))  # type: ignore[dict-item]
+    marked = cast(dict[str, object], _replaced(own, lambda text: any_name.sub(lambda found: mark_of[found[0]], text)))
+    parts = re.split(f"({'|'.join(marks)})", template.text(values | marked))
     if "".join(marks.get(part, part) for part in parts) != template.text(values):
         raise DataError(
             "a message holds the text of a special token, and the tokenizer's chat template changes messages in a way that "

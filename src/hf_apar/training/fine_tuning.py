@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from hf_apar.checkpoints.adapters import adapter_settings, save_adapter, save_settings
@@ -109,7 +111,7 @@ class _Run:
         if self.start is not None:
             adapter_settings(self.start, control_ids)  # is it one of this base?
         if torch.cuda.is_available():
-            base.to("cuda")  # type: ignore[arg-type]  # the decorator of `to` hides its signature
+            cast(nn.Module, base).to("cuda")  # the decorator of its own `to` hides the signature
         return base, tokenizer, control_ids
 
     def _mixture(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, control_ids: tuple[int, int]) -> Mixture:

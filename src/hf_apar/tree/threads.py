@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,9 +151,8 @@ class ParagraphTree:
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> Self:
         """Build the tree that :meth:`to_dict` wrote down."""
-        threads: Sequence[Mapping[str, object]] = values["threads"]  # type: ignore[assignment]
-        joint = str(values.get("joint", ""))
-        return cls([Thread(**thread) for thread in threads], values.get("stopped_by"), joint)  # type: ignore[arg-type]
+        known = cast(Mapping[str, Any], values)
+        return cls([Thread(**thread) for thread in known["threads"]], known.get("stopped_by"), known.get("joint", ""))
 
 
 def segments_text(segments: Iterable[list[int]], tokenizer: Decodes, joint: str) -> str:

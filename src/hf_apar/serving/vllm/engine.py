@@ -21,7 +21,7 @@ from hf_apar.serving.answer import Answer, Limits
 from hf_apar.serving.driver import Made, ThreadRequest
 from hf_apar.serving.reading import MadeToken, Piece
 from hf_apar.text.encoding import encode_text, token_name
-from hf_apar.tokens import CHILD_TOKEN, FORK_TOKEN, completed
+from hf_apar.tokens import completed
 from hf_apar.tree.threads import FinishReason, ParagraphTree
 
 QueueFull: Any = getattr(exceptions, "GracefulHTTPError", ())
@@ -45,9 +45,9 @@ def model_settings(model_config: Any, tokenizer: Any) -> AparConfig:
     """
     settings = AparConfig.from_dict(model_config.try_get_generation_config().get("apar_config") or {})
     settings = completed(settings, tokenizer)
-    if settings.fork_token_id is None or settings.child_token_id is None:
+    if settings.control_ids is None:
         raise ControlTokenError(
-            f"{model_config.model} has no {FORK_TOKEN} and {CHILD_TOKEN} tokens; serve a folder that `hf-apar merge` wrote "
+            f"{model_config.model} has no [Fork] and [Child] tokens; serve a folder that `hf-apar merge` wrote "
             "of a model that was fine-tuned for APAR"
         )
     return settings

@@ -7,7 +7,7 @@ is changed; with a package called ``vllm`` this is ``vllm`` itself.
 import importlib.metadata
 
 
-def main() -> None:
+def run() -> None:
     """Run vLLM's command line."""
     known = importlib.metadata.version
 
@@ -26,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run()
