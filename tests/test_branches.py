@@ -326,7 +326,7 @@ def test_a_model_without_control_tokens_needs_none():
 
 def test_quantised_weights(tmp_path):
     """4-bit weights are exact in any batch."""
-    tiny_llama().save_pretrained(tmp_path)
+    tiny_llama(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)  # wide enough for its blocks
     quantised = LlamaForCausalLM.from_pretrained(tmp_path, quantization_config=BitsAndBytesConfig(load_in_4bit=True))
     assert any("4bit" in type(layer).__name__ for layer in quantised.modules())
     assert written(branched(quantised)) == all_alone(quantised, PROMPTS, BRANCHES, max_new_tokens=40)
