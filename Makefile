@@ -71,6 +71,7 @@ bench: $(VENV)/.stamp
 	$(BIN)/python benchmarks/no_fork.py
 	$(BIN)/python benchmarks/host.py
 	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/branches.py
 	test -z "$(VICUNA)" || $(BIN)/python benchmarks/batches.py --repeats 1 "$(VICUNA)"
 	test -z "$(VICUNA)" || $(BIN)/python benchmarks/speculation.py --each 1 "$(VICUNA)"
 	test -z "$(ANSWERS)" || $(BIN)/python benchmarks/training_cost.py "$(ANSWERS)"
