@@ -15,16 +15,27 @@ from typing import Protocol, Self
 from hf_apar.config import AparConfig
 
 
-class Writer(Protocol):
-    """What a protocol may read of a thread: its depth, 1 for the root, and its path, all tokens that its last one sees.
+class ThreadView(Protocol):
+    """A thread, to be read by protocols and proposers.
 
-    The path begins with the prompt and holds what was injected; the token that is asked about is not in it yet.
+    ``index`` names it in its row, ``parent`` is that of the thread that forked it, ``depth`` is 1 for the root. ``path_ids``
+    is all that its last token sees, itself included: it begins with the prompt, holds what was injected, and grows; a token
+    that is asked about is not in it yet. The first ``start`` of them were given to the thread. ``unread`` are places in
+    it of what the path does not read as text.
     """
 
+    @property
+    def index(self) -> int: ...
+    @property
+    def parent(self) -> int | None: ...
     @property
     def depth(self) -> int: ...
     @property
     def path_ids(self) -> Sequence[int]: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def unread(self) -> Sequence[int]: ...
 
 
 @dataclass(frozen=True)
@@ -69,14 +80,14 @@ class ForkProtocol(ABC):
         return None
 
     @abstractmethod
-    def fork(self, thread: Writer, token: int) -> Fork | None:
+    def fork(self, thread: ThreadView, token: int) -> Fork | None:
         """Return what both sides are fed if ``thread`` forks by writing ``token``, else ``None``."""
 
     @abstractmethod
-    def ends(self, thread: Writer, token: int) -> bool:
+    def ends(self, thread: ThreadView, token: int) -> bool:
         """Does ``thread`` end itself by ``token``, which is then no part of its path?"""
 
-    def banned(self, thread: Writer, last: int) -> tuple[int, ...]:
+    def banned(self, thread: ThreadView, last: int) -> tuple[int, ...]:
         """Return the tokens that may not follow ``last``, a token that ``thread`` has written or may write."""
         return ()
 
@@ -88,10 +99,10 @@ class NoForks(ForkProtocol):
     eos_token_ids: frozenset[int] = frozenset()
     most_injected: int = 0
 
-    def fork(self, thread: Writer, token: int) -> Fork | None:
+    def fork(self, thread: ThreadView, token: int) -> Fork | None:
         return None
 
-    def ends(self, thread: Writer, token: int) -> bool:
+    def ends(self, thread: ThreadView, token: int) -> bool:
         return token in self.eos_token_ids
 
 
@@ -142,12 +153,12 @@ class ControlTokens(ForkProtocol):
         given = {name: value for name, value in config.to_dict().items() if name != "max_threads"}
         return cls(eos_token_ids=frozenset(eos_token_ids), **given)  # type: ignore[arg-type]
 
-    def fork(self, thread: Writer, token: int) -> Fork | None:
+    def fork(self, thread: ThreadView, token: int) -> Fork | None:
         return Fork(child=(self.child_token_id,)) if token == self.fork_token_id else None
 
-    def ends(self, thread: Writer, token: int) -> bool:
+    def ends(self, thread: ThreadView, token: int) -> bool:
         return token in self.eos_token_ids
 
-    def banned(self, thread: Writer, last: int) -> tuple[int, ...]:
+    def banned(self, thread: ThreadView, last: int) -> tuple[int, ...]:
         may_fork = thread.depth < self.max_depth and last not in self.control_ids and self.fork_bias > -math.inf
         return (self.child_token_id,) if may_fork else (self.child_token_id, self.fork_token_id)
