@@ -54,10 +54,8 @@ class Decoder:
         rows: the tree of each prompt.
         budgets: tokens that each row may still sample.
         stats: what each row has cost so far.
-        widest: tokens that one pass feeds of a row where threads have begun with many.
+        chunk: tokens that one pass feeds of a prompt, or of what threads of a row have begun with; ``None`` for a default.
     """
-
-    widest = WIDEST
 
     def __init__(
         self,
@@ -67,9 +65,11 @@ class Decoder:
         chooser: Chooser,
         drafting: Drafting,
         broadcast: Broadcast,
+        chunk: int | None = None,
     ) -> None:
         self.rows, self.budgets, self.stats = rows, budgets, [AparStats() for _ in rows]
         self.passes, self.chooser, self.drafting, self.broadcast = passes, chooser, drafting, broadcast
+        self.chunk, self.started = chunk, time.perf_counter()
 
     @property
     def forked(self) -> bool:
@@ -77,19 +77,17 @@ class Decoder:
         return any(len(row.tree.threads) > 1 for row in self.rows)
 
     @torch.no_grad()
-    def run(self, branches: Sequence[Branches] = (), *, prefill_chunk: int | None = None) -> None:
+    def run(self, branches: Sequence[Branches] = ()) -> None:
         """Write the whole batch; the trees are in ``rows`` afterwards.
 
         Args:
             branches: those of each prompt, with which it goes on in place of what the model would choose.
         """
         with self.passes, self.drafting:
-            self.started = time.perf_counter()
             plan = [Turn(index, row.live[0], 1, Draft(), row.slots(row.live[0])[-1:]) for index, row in enumerate(self.rows)]
             for row, stats in zip(self.rows, self.stats, strict=True):
                 stats.steps, stats.peak_threads, stats.peak_kv = 1, 1, row.prompt_slots
-            logits = self.passes.prefill(prefill_chunk)
-            self.widest = prefill_chunk or self.widest
+            logits = self.passes.prefill(self.chunk)
             for row, ids in zip(self.rows, branches, strict=False):
                 row.branch(row.live[0], ids)
             if not branches:
@@ -114,7 +112,7 @@ class Decoder:
 
     def _feed_ahead(self) -> None:
         """Feed what threads have begun with in passes of its own, as long as a row has more of it than one pass may have."""
-        while any(ahead := [row.feed_ahead(self.widest) for row in self.rows]):
+        while any(ahead := [row.feed_ahead(self.chunk or WIDEST) for row in self.rows]):
             queries = [
                 [
                     Query(thread.path_ids[place], path := row.slots(thread), len(path) + place + 1, wanted=number == 0)
@@ -261,9 +259,9 @@ def decode(
     ]
     passes, chooser = Passes(model, prompts), Chooser.of(logits_processor, stopping_criteria, config, protocol, input_ids)
     drafting, broadcast = Drafting.of(proposer, model, chooser.sampler, passes.device), Broadcast(streamer, input_ids.device)
-    decoder = Decoder(rows, [budget(tokens) for _ in rows], passes, chooser, drafting, broadcast)
+    decoder = Decoder(rows, [budget(tokens) for _ in rows], passes, chooser, drafting, broadcast, config.prefill_chunk_size)
     if rows:
-        decoder.run(branches, prefill_chunk=config.prefill_chunk_size)
+        decoder.run(branches)
     broadcast.end()
     pad, as_dict = chooser.sampler.pad_token_id, bool(config.return_dict_in_generate)
     return output(rows, decoder.stats, passes, pad=pad, as_dict=as_dict)
