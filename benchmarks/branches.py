@@ -2,7 +2,7 @@
 
 Every case that was measured is a line of ``benchmarks/output/branches.jsonl``; a run that was stopped goes on there. Cases that
 would take minutes are not run: separate calls are timed on some of the branches, and a padded batch beyond ``--most`` tokens on
-part of its rows; what follows from that by counting is marked with a tilde.
+part of its rows; what follows from that by counting is marked with a tilde. Prompts of 4,096 tokens and large batches run once.
 
     benchmarks/branches.py                                                    # some ten minutes on two CPU cores
     benchmarks/branches.py --vllm-python .venv-vllm/bin/python                # and vLLM, in an environment of its own
@@ -83,7 +83,7 @@ def main() -> None:
 def measure(model, settings, length, count, options, found, keep, parts) -> None:
     """Time the ways of one case that are not known yet, and their peak memory over that of the loaded model."""
     branches = drawn(count, BRANCH, count)
-    prompts = [drawn(1, length, length + repeat) for repeat in range(options.repeats)]
+    prompts = [drawn(1, length, length + repeat) for repeat in range(options.repeats if length < 4096 else 1)]
 
     def whole(prompt, rows):
         inputs = torch.cat([prompt.expand(rows, -1), branches[:rows]], dim=1)
@@ -186,7 +186,8 @@ def show(options, found) -> None:
         "Branches of one prompt",
         columns,
         rows,
-        f"{options.dtype}, greedy, {BRANCH} tokens a branch and {options.new} new ones; medians, in brackets over that of branch. "
+        f"{options.dtype}, greedy, {BRANCH} tokens a branch and {options.new} new ones; medians, one run from 4,096 tokens on; in "
+        "brackets over that of branch. "
         f"`separate`: a call of `generate` for each branch, {FEW} of them timed; `batch`: one call with all whole prompts; both "
         "with ~ where part was timed and the rest reckoned. vLLM with prefix caching, the prompt sent first. MB: the peak of the "
         "process beyond the loaded model; vLLM takes its pool beforehand.",
