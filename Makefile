@@ -8,7 +8,7 @@ PROMPT ?= What would happen if nobody needed sleep?
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4
 
 # What touches transformers' seams; the rest is the same on every release.
-CONTRACT := releases decoding generation options scripted families attention pipeline adapters hub
+CONTRACT := releases cache layout decoding generation options scripted families attention pipeline adapters hub
 # What touches the other packages that have a lower bound.
 BOUNDED := training extraction convert
 
@@ -69,7 +69,9 @@ serve-demo: $(VLLM)/.stamp
 bench: $(VENV)/.stamp
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/no_fork.py
+	$(BIN)/python benchmarks/host.py
 	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/branches.py
 	test -z "$(VICUNA)" || $(BIN)/python benchmarks/batches.py --repeats 1 "$(VICUNA)"
 	test -z "$(VICUNA)" || $(BIN)/python benchmarks/speculation.py --each 1 "$(VICUNA)"
 	test -z "$(ANSWERS)" || $(BIN)/python benchmarks/training_cost.py "$(ANSWERS)"

@@ -3,9 +3,10 @@
 import torch
 from common import QUESTIONS, Bars, encode, interleaved, load, parser, publish, ratios, spread, timed
 
-from hf_apar import decoding
 from hf_apar.forward.attention import tree_attention_for
-from hf_apar.forward.cache import new_tree_cache
+from hf_apar.forward.cache import TreeCache
+from hf_apar.forward.layout import StepLayout
+from hf_apar.releases import cache_argument
 
 
 def main() -> None:
@@ -46,29 +47,31 @@ def generate(model, inputs, limit=256):
 
 def recorded(model, inputs):
     """The tensors of each step of an answer."""
-    steps, lay_out = [], decoding.lay_out
+    steps, lay_out = [], StepLayout.lay_out
 
     def record(*args, **kwargs):
         steps.append(lay_out(*args, **kwargs))
         return steps[-1]
 
-    decoding.lay_out = record
+    StepLayout.lay_out = record
     try:
         generate(model, inputs)
     finally:
-        decoding.lay_out = lay_out
+        StepLayout.lay_out = lay_out
     return steps
 
 
 @torch.no_grad()
 def replay(model, inputs, steps):
-    cache, length = new_tree_cache(model), inputs["input_ids"].shape[1]
-    cache.prepare(None, length, length)
+    cache = TreeCache()
     positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     mask = None if bool(inputs["attention_mask"].all()) else inputs["attention_mask"]
     model(
-        input_ids=inputs["input_ids"], attention_mask=mask, position_ids=positions, logits_to_keep=1,
-        **{cache.argument: cache},
+        input_ids=inputs["input_ids"],
+        attention_mask=mask,
+        position_ids=positions,
+        logits_to_keep=1,
+        **{cache_argument(model): cache},
     )
     for step in steps:
         with tree_attention_for(model):

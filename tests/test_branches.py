@@ -6,7 +6,15 @@ from collections import Counter
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import DynamicCache, LogitsProcessor, MaxLengthCriteria, StoppingCriteria, TextStreamer
+from transformers import (
+    BitsAndBytesConfig,
+    DynamicCache,
+    LlamaForCausalLM,
+    LogitsProcessor,
+    MaxLengthCriteria,
+    StoppingCriteria,
+    TextStreamer,
+)
 
 from conftest import CHILD, EOS, FORK, VOCABULARY, left_padded, random_prompts, tiny_llama
 from hf_apar import AparStreamer, ConfigurationError, ControlTokenError, branch, enable_apar
@@ -316,6 +324,14 @@ def test_a_model_without_control_tokens_needs_none():
     assert FORK in {token for row in written(out) for ids in row for token in ids}, "here it is a token like any other"
 
 
+def test_quantised_weights(tmp_path):
+    """4-bit weights are exact in any batch."""
+    tiny_llama(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)  # wide enough for its blocks
+    quantised = LlamaForCausalLM.from_pretrained(tmp_path, quantization_config=BitsAndBytesConfig(load_in_4bit=True))
+    assert any("4bit" in type(layer).__name__ for layer in quantised.modules())
+    assert written(branched(quantised)) == all_alone(quantised, PROMPTS, BRANCHES, max_new_tokens=40)
+
+
 @pytest.mark.parametrize("held", [3, 8])
 def test_a_prefix_that_is_cached_already(plain_llama, held):
     prompt = random_prompts(1, seed=5, shortest=9, longest=9)[0]
@@ -397,6 +413,8 @@ def test_an_option_that_branches_cannot_follow_is_refused_by_its_name(plain_llam
     [
         ([], "a list of one at least"),
         ("Name:", "a list of one at least"),
+        ({"name": [5]}, "a list of one at least"),
+        (iter([[5]]), "a list of one at least"),
         ([[5.0, 6.0]], "2-D|there are branches for 1 prompts|give a text"),
         (["abc"], "pass tokenizer=tokenizer"),
         ([5, 6], "a branch is 5"),

@@ -1,8 +1,10 @@
 """Imports point one way, and importing the package stays cheap and has no side effects on optional back ends."""
 
 import ast
+import re
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -57,10 +59,6 @@ def imported_modules(file: Path) -> set[str]:
 FILES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")
 
 
-def test_every_part_has_its_place_in_the_order():
-    assert {part(module_name(file)) for file in FILES} <= set(ORDER)
-
-
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
 def test_imports_point_one_way(file):
     own = ORDER.index(part(module_name(file)))
@@ -74,3 +72,29 @@ def test_importing_the_package_loads_no_optional_back_end():
     code = "import sys, hf_apar; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"typer", "rich", "peft", "datasets", "markdown_it", "sentencex", "gguf", "vllm"} & set(loaded)
+
+
+# The two ids of the control tokens are a checkpoint's business and training's: all else asks the ForkProtocol.
+KNOW_THE_IDS = {
+    "config", "protocol", "tokens", "training.rows.features", "training.fine_tuning", "training.lora", "training.metrics",
+}  # fmt: skip
+
+
+def test_few_modules_know_the_ids_of_the_control_tokens():
+    ids = re.compile(r"\b(fork_token_id|child_token_id|fork_id|child_id|FORK_TOKEN|CHILD_TOKEN)\b")
+    found = {module_name(file).partition(".")[2] for file in FILES if ids.search(file.read_text(encoding="utf-8"))}
+    assert found == KNOW_THE_IDS
+
+
+def test_the_order_names_what_there_is_and_nothing_else():
+    assert {part(module_name(file)) for file in FILES} == set(ORDER)
+
+
+def test_a_public_name_means_one_thing():
+    """A class or function of one name in two modules is two things to a reader."""
+    homes = defaultdict(set)
+    for file in FILES:
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                homes[node.name].add(module_name(file))
+    assert {name: modules for name, modules in homes.items() if len(modules) > 1} == {}

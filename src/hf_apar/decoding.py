@@ -54,8 +54,7 @@ class Decoder:
         rows: the tree of each prompt.
         budgets: tokens that each row may still sample.
         stats: what each row has cost so far.
-        prefill_chunk: tokens of a prompt that one pass feeds; ``None`` for all.
-        widest: tokens that one pass feeds of a row where threads have begun with many.
+        chunk: tokens that one pass feeds of a prompt, or of what threads of a row have begun with; ``None`` for a default.
     """
 
     def __init__(
@@ -66,13 +65,11 @@ class Decoder:
         chooser: Chooser,
         drafting: Drafting,
         broadcast: Broadcast,
-        *,
-        prefill_chunk: int | None = None,
+        chunk: int | None = None,
     ) -> None:
         self.rows, self.budgets, self.stats = rows, budgets, [AparStats() for _ in rows]
         self.passes, self.chooser, self.drafting, self.broadcast = passes, chooser, drafting, broadcast
-        self.prefill_chunk, self.widest = prefill_chunk, prefill_chunk or WIDEST
-        self.started = 0.0  # when the prefill began
+        self.chunk, self.started = chunk, time.perf_counter()
 
     @property
     def forked(self) -> bool:
@@ -87,11 +84,10 @@ class Decoder:
             branches: those of each prompt, with which it goes on in place of what the model would choose.
         """
         with self.passes, self.drafting:
-            self.started = time.perf_counter()
             plan = [Turn(index, row.live[0], 1, Draft(), row.slots(row.live[0])[-1:]) for index, row in enumerate(self.rows)]
             for row, stats in zip(self.rows, self.stats, strict=True):
                 stats.steps, stats.peak_threads, stats.peak_kv = 1, 1, row.prompt_slots
-            logits = self.passes.prefill(self.prefill_chunk)
+            logits = self.passes.prefill(self.chunk)
             for row, ids in zip(self.rows, branches, strict=False):
                 row.branch(row.live[0], ids)
             if not branches:
@@ -116,7 +112,7 @@ class Decoder:
 
     def _feed_ahead(self) -> None:
         """Feed what threads have begun with in passes of its own, as long as a row has more of it than one pass may have."""
-        while any(ahead := [row.feed_ahead(self.widest) for row in self.rows]):
+        while any(ahead := [row.feed_ahead(self.chunk or WIDEST) for row in self.rows]):
             queries = [
                 [
                     Query(thread.path_ids[place], path := row.slots(thread), len(path) + place + 1, wanted=number == 0)
@@ -263,8 +259,7 @@ def decode(
     ]
     passes, chooser = Passes(model, prompts), Chooser.of(logits_processor, stopping_criteria, config, protocol, input_ids)
     drafting, broadcast = Drafting.of(proposer, model, chooser.sampler, passes.device), Broadcast(streamer, input_ids.device)
-    budgets, chunk = [budget(tokens) for _ in rows], config.prefill_chunk_size
-    decoder = Decoder(rows, budgets, passes, chooser, drafting, broadcast, prefill_chunk=chunk)
+    decoder = Decoder(rows, [budget(tokens) for _ in rows], passes, chooser, drafting, broadcast, config.prefill_chunk_size)
     if rows:
         decoder.run(branches)
     broadcast.end()

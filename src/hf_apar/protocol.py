@@ -1,32 +1,48 @@
 """Who decides to fork: what starts a thread, what each side is fed, what ends one, what may come next, what is no text.
 
 Plain Python, shared by decoding, serving and training. To fork by other rules, write a :class:`ForkProtocol` and pass it:
-``model.generate(**inputs, custom_generate=partial(apar_decode, protocol=MyProtocol()))``.
+``model.generate(**inputs, custom_generate=partial(apar_decode, protocol=MyProtocol()))``, or, where APAR is enabled,
+``model.generate(**inputs, apar=True, protocol=MyProtocol())``. docs/protocols.md has an example.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, Self
 
 from hf_apar.config import AparConfig
 
 
-class Writer(Protocol):
-    """What a protocol may read of a thread: its depth, 1 for the root, and its path, all tokens that its last one sees."""
+class ThreadView(Protocol):
+    """A thread, to be read by protocols and proposers.
 
+    ``index`` names it in its row, ``parent`` is that of the thread that forked it, ``depth`` is 1 for the root. ``path_ids``
+    is all that its last token sees, itself included: it begins with the prompt, holds what was injected, and grows; a token
+    that is asked about is not in it yet. The first ``start`` of them were given to the thread. ``unread`` are places in
+    it of what the path does not read as text.
+    """
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def parent(self) -> int | None: ...
     @property
     def depth(self) -> int: ...
     @property
     def path_ids(self) -> Sequence[int]: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def unread(self) -> Sequence[int]: ...
 
 
 @dataclass(frozen=True)
 class Fork:
     """What each side is fed before it samples, beside the token that made it fork, which both see.
 
-    One of the two at least: threads that were fed the same would write the same.
+    Give one of them something at least: threads that were fed the same write the same, or draw from the same.
     """
 
     parent: tuple[int, ...] = ()
@@ -34,45 +50,59 @@ class Fork:
 
 
 class ForkProtocol(ABC):
-    """Rules of one fork language. Threads that join again, where one reads what its children wrote, it cannot say.
+    """Rules of one fork language: when a thread forks, what both sides are fed, what ends a thread, what may not come next.
+
+    Each method answers by its arguments alone: threads take turns in asking, and drafts ask of tokens that are never
+    written. Threads that join again, where one reads what its children wrote, are out of reach: a path only ever grows.
 
     Attributes:
-        control_ids: tokens that are never text: left out of the answer, refused in prompts, lifted from the suppression of
-            plain decoding. Other tokens that are injected are text.
-        bias: added to the logits of tokens, by id, wherever they may come.
         joint: text between two segments of an answer where neither has a space.
-        most_injected: tokens that are injected on one path at most; ``None`` if there is no bound.
     """
 
-    control_ids: frozenset[int] = frozenset()
-    bias: Mapping[int, float] = {}
     joint: str = ""
-    most_injected: int | None = None
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """Tokens that are never text: left out of the answer, refused in prompts, freed from ``suppress_tokens``.
+
+        A token that forks or is injected and does not stand here is text, and read as such.
+        """
+        return frozenset()
+
+    @property
+    def bias(self) -> Mapping[int, float]:
+        """What is added to the logits of tokens, by id, wherever they may come."""
+        return {}
+
+    @property
+    def most_injected(self) -> int | None:
+        """The most tokens that are injected on one path; ``None`` if nothing bounds them."""
+        return None
 
     @abstractmethod
-    def fork(self, thread: Writer, token: int) -> Fork | None:
-        """Does ``thread``, which is about to write ``token``, fork by it?"""
+    def fork(self, thread: ThreadView, token: int) -> Fork | None:
+        """Return what both sides are fed if ``thread`` forks by writing ``token``, else ``None``."""
 
     @abstractmethod
-    def ends(self, thread: Writer, token: int) -> bool:
+    def ends(self, thread: ThreadView, token: int) -> bool:
         """Does ``thread`` end itself by ``token``, which is then no part of its path?"""
 
-    def banned(self, thread: Writer, last: int) -> tuple[int, ...]:
+    def banned(self, thread: ThreadView, last: int) -> tuple[int, ...]:
         """Return the tokens that may not follow ``last``, a token that ``thread`` has written or may write."""
         return ()
 
 
 @dataclass(frozen=True)
 class NoForks(ForkProtocol):
-    """Nobody forks; each of ``eos_token_ids`` ends its thread."""
+    """Nobody forks; each of ``eos_token_ids`` ends its thread. The rules of branches, which the caller names."""
 
     eos_token_ids: frozenset[int] = frozenset()
     most_injected: int = 0
 
-    def fork(self, thread: Writer, token: int) -> Fork | None:
+    def fork(self, thread: ThreadView, token: int) -> Fork | None:
         return None
 
-    def ends(self, thread: Writer, token: int) -> bool:
+    def ends(self, thread: ThreadView, token: int) -> bool:
         return token in self.eos_token_ids
 
 
@@ -80,7 +110,7 @@ class NoForks(ForkProtocol):
 class ControlTokens(ForkProtocol):
     """The paper's rules (arXiv 2401.06761, section 3.1): [Fork] forks, the child is fed [Child], EOS ends a thread.
 
-    [Child] is never sampled, and neither is [Fork] right after either of them or at ``max_depth``.
+    [Child] is never sampled, and neither is [Fork] right after either of them or at ``max_depth``. Both are no text.
 
     Attributes:
         fork_token_id, child_token_id: ids of the two tokens.
@@ -88,6 +118,7 @@ class ControlTokens(ForkProtocol):
         max_depth: deepest thread that may exist; the root has depth 1.
         fork_bias: added to the logit of [Fork]; ``-inf`` forbids forks.
 
+    >>> from hf_apar.tree.threads import Thread
     >>> rules = ControlTokens(fork_token_id=8, child_token_id=9, eos_token_ids=frozenset({0}))
     >>> root = Thread(0, None, 0, depth=1, path_ids=[5])
     >>> rules.fork(root, 8), rules.fork(root, 6), rules.ends(root, 0)
@@ -102,18 +133,18 @@ class ControlTokens(ForkProtocol):
     max_depth: int = 3
     fork_bias: float = 0.0
     joint: str = ""
-    control_ids: frozenset[int] = field(init=False)
-    bias: Mapping[int, float] = field(init=False)
-    most_injected: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        given = {
-            "control_ids": frozenset({self.fork_token_id, self.child_token_id}),
-            "bias": {self.fork_token_id: self.fork_bias} if self.fork_bias else {},
-            "most_injected": self.max_depth - 1,
-        }
-        for name, value in given.items():
-            object.__setattr__(self, name, value)  # frozen
+    @cached_property
+    def control_ids(self) -> frozenset[int]:
+        return frozenset({self.fork_token_id, self.child_token_id})
+
+    @property
+    def bias(self) -> Mapping[int, float]:
+        return {self.fork_token_id: self.fork_bias} if self.fork_bias else {}
+
+    @property
+    def most_injected(self) -> int:
+        return self.max_depth - 1
 
     @classmethod
     def of(cls, config: AparConfig, eos_token_ids: Iterable[int] = ()) -> Self:
@@ -122,12 +153,12 @@ class ControlTokens(ForkProtocol):
         given = {name: value for name, value in config.to_dict().items() if name != "max_threads"}
         return cls(eos_token_ids=frozenset(eos_token_ids), **given)  # type: ignore[arg-type]
 
-    def fork(self, thread: Writer, token: int) -> Fork | None:
+    def fork(self, thread: ThreadView, token: int) -> Fork | None:
         return Fork(child=(self.child_token_id,)) if token == self.fork_token_id else None
 
-    def ends(self, thread: Writer, token: int) -> bool:
+    def ends(self, thread: ThreadView, token: int) -> bool:
         return token in self.eos_token_ids
 
-    def banned(self, thread: Writer, last: int) -> tuple[int, ...]:
+    def banned(self, thread: ThreadView, last: int) -> tuple[int, ...]:
         may_fork = thread.depth < self.max_depth and last not in self.control_ids and self.fork_bias > -math.inf
         return (self.child_token_id,) if may_fork else (self.child_token_id, self.fork_token_id)

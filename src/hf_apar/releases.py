@@ -9,6 +9,7 @@ from typing import Any
 import transformers
 from packaging.version import Version
 from transformers import GenerationMixin, PreTrainedModel
+from transformers.generation import logits_process
 
 OLDEST, NEWEST = "5.16", "5.24"
 """The releases at the two ends of the range that the tests run on; ``pyproject.toml`` allows no others."""
@@ -45,6 +46,26 @@ def without_cache(arguments: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     rest = dict(arguments)
     found = [value for name in CACHE_NAMES if (value := rest.pop(name, None)) is not None]
     return (found[0] if found else None), rest
+
+
+def _processors(*names: str) -> tuple[type, ...]:
+    """Return those of transformers' logits processors that this release has: some came or went within the range."""
+    return tuple(getattr(logits_process, name) for name in names if hasattr(logits_process, name))
+
+
+SCORES_ONLY = _processors(
+    "TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper", "TypicalLogitsWarper",
+    "EpsilonLogitsWarper", "EtaLogitsWarper", "TopHLogitsWarper", "InfNanRemoveLogitsProcessor",
+    "LogitNormalization", "SuppressTokensLogitsProcessor",
+)  # fmt: skip
+"""Processors of transformers that never look at ``input_ids``."""
+
+STATEFUL = _processors(
+    "UnbatchedClassifierFreeGuidanceLogitsProcessor", "ClassifierFreeGuidanceLogitsProcessor",
+    "SynthIDTextWatermarkLogitsProcessor", "WhisperNoSpeechDetection", "DiaClassifierFreeGuidanceLogitsProcessor",
+    "DiaEOSChannelFilterLogitsProcessor", "DiaEOSDelayPatternLogitsProcessor",
+)  # fmt: skip
+"""Processors with a state or a cache of their own, or with several rows for one sequence: they cannot follow threads."""
 
 
 @cache

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from hf_apar.checkpoints.sources import is_folder, is_path
 from hf_apar.errors import CheckpointError, ConfigurationError, ControlTokenError, MissingPackageError
 from hf_apar.generation_settings import make_savable
-from hf_apar.tokens import add_control_tokens
+from hf_apar.tokens import add_control_tokens, saved_settings
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -122,8 +122,8 @@ def adapter_settings(folder: Path, control_ids: tuple[int, int]) -> GenerationCo
     """
     check_files(folder)
     generation_config = GenerationConfig.from_pretrained(folder)
-    settings = getattr(generation_config, "apar_config", None) or {}
-    if control_ids != (trained := (settings.get("fork_token_id"), settings.get("child_token_id"))):
+    trained = saved_settings(generation_config).control_ids
+    if control_ids != trained:
         raise ControlTokenError(
             f"the adapter in {folder} was trained with the [Fork] and [Child] ids {trained}, this model has {control_ids}; "
             f"load it onto the base that it was trained on: {PASS_BASE}"

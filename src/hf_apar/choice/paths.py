@@ -3,19 +3,11 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-
-class HasPath(Protocol):
-    """A thread, as far as a choice may look at it: see :class:`~hf_apar.tree.threads.Thread`."""
-
-    @property
-    def path_ids(self) -> Sequence[int]: ...
-    @property
-    def unread(self) -> Sequence[int]: ...
+from hf_apar.protocol import ThreadView
 
 
 @dataclass(frozen=True)
@@ -39,7 +31,7 @@ class Context:
     """
 
     row: int
-    thread: HasPath
+    thread: ThreadView
     prompt_length: int
     guesses: Sequence[int] = ()
     banned: Sequence[int] = ()

@@ -13,29 +13,7 @@ from hf_apar.choice.paths import Context, in_one_batch, rounds
 from hf_apar.choice.purity import Pure
 from hf_apar.errors import ConfigurationError
 from hf_apar.protocol import ForkProtocol
-
-_SCORES_ONLY = tuple(
-    getattr(logits_process, name)
-    for name in (
-        "TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper", "TypicalLogitsWarper",
-        "EpsilonLogitsWarper", "EtaLogitsWarper", "TopHLogitsWarper", "InfNanRemoveLogitsProcessor",
-        "LogitNormalization", "SuppressTokensLogitsProcessor",
-    )
-    if hasattr(logits_process, name)
-)  # fmt: skip
-"""Processors of transformers that never look at ``input_ids``."""
-
-_STATEFUL = tuple(
-    getattr(logits_process, name)
-    for name in (
-        "UnbatchedClassifierFreeGuidanceLogitsProcessor", "ClassifierFreeGuidanceLogitsProcessor",
-        "SynthIDTextWatermarkLogitsProcessor", "WhisperNoSpeechDetection", "DiaClassifierFreeGuidanceLogitsProcessor",
-        "DiaEOSChannelFilterLogitsProcessor", "DiaEOSDelayPatternLogitsProcessor",
-    )
-    if hasattr(logits_process, name)
-)  # fmt: skip
-"""Processors with a state or a cache of their own, or with several rows for one sequence: they cannot follow threads."""
-
+from hf_apar.releases import SCORES_ONLY, STATEFUL
 
 Processor = Callable[..., Tensor]  # (input_ids, scores), as those of transformers, whose annotations say LongTensor
 
@@ -86,7 +64,7 @@ class Sampler:
         self.protocol = protocol
         self.prompt_ids, self.pad_token_id, self.do_sample = prompt_ids, pad_token_id, do_sample
         lifted = [one for one in map(self._lift, processors) if one is not None]
-        self.processors = [one if type(one) in _SCORES_ONLY or _looks_for_tokens(one) else Pure(one) for one in lifted]
+        self.processors = [one if type(one) in SCORES_ONLY or _looks_for_tokens(one) else Pure(one) for one in lifted]
 
     def __call__(self, logits: Tensor, contexts: Sequence[Context]) -> Choices:
         """Choose one token for each context; ``logits`` is (contexts, vocabulary)."""
@@ -132,7 +110,7 @@ class Sampler:
 
     def _process(self, scores: Tensor, contexts: Sequence[Context]) -> Tensor:
         for processor in self.processors:
-            if type(processor) in _SCORES_ONLY:
+            if type(processor) in SCORES_ONLY:
                 scores = processor(self.prompt_ids, scores)
             elif _looks_for_tokens(processor):
                 scores = processor(in_one_batch(self.prompt_ids, [context.path for context in contexts]), scores)
@@ -151,7 +129,7 @@ class Sampler:
 
     def _lift(self, processor: Processor) -> Processor | None:
         """Take control tokens out of a suppression: a checkpoint suppresses them in plain decoding."""
-        if isinstance(processor, _STATEFUL):
+        if isinstance(processor, STATEFUL):
             raise ConfigurationError(
                 f"{type(processor).__name__} cannot follow several threads: it keeps state, or takes several rows for one "
                 "sequence; leave it out, and the option that asks for it (guidance_scale, watermarking_config), or call "

@@ -192,8 +192,7 @@ def load_any(name: str | None, dtype: Dtype, base: str | None = None) -> "tuple[
     from hf_apar.tokens import checkpoint_config, completed
 
     found = completed(checkpoint_config(model), tokenizer)
-    ids = {token for token in (found.fork_token_id, found.child_token_id) if token is not None}
-    if ids and (generation := model.generation_config) is not None:
+    if (ids := found.control_ids) is not None and (generation := model.generation_config) is not None:
         generation.suppress_tokens = sorted({*(generation.suppress_tokens or ()), *ids})
     return model, tokenizer
 

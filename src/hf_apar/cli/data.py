@@ -54,7 +54,7 @@ def distill_command(
 ) -> None:
     """Let a model answer prompts in its own words: the text for `train`. Goes on where it stopped."""
     with errors_in_one_line():
-        writer = Writer(model, sampling, dtype, seed, template_arguments(chat_template_kwargs))
+        writer = TextWriter(model, sampling, dtype, seed, template_arguments(chat_template_kwargs))
         answer_prompts(writer, None if prompts == "-" else Path(prompts), output, asking, limits)
 
 
@@ -72,7 +72,7 @@ def elaborate_command(
 ) -> None:
     """Let a model go on with the short details of its ANSWERS, and close its lists. Goes on where it stopped."""
     with errors_in_one_line():
-        writer = Writer(model, sampling, dtype, seed, template_arguments(chat_template_kwargs))
+        writer = TextWriter(model, sampling, dtype, seed, template_arguments(chat_template_kwargs))
         elaborate_answers(writer, answers, output, elaboration)
 
 
@@ -89,7 +89,7 @@ def extract_command(
 
 
 @dataclass(frozen=True)
-class Writer:
+class TextWriter:
     """A model that writes, and how."""
 
     model: str | None
@@ -144,7 +144,9 @@ class Writer:
         )  # fmt: skip
 
 
-def answer_prompts(writer: Writer, prompts: Path | None, output: Path, asking: PromptChoice, limits: AnswerLimits) -> None:
+def answer_prompts(
+    writer: TextWriter, prompts: Path | None, output: Path, asking: PromptChoice, limits: AnswerLimits
+) -> None:
     """Let ``writer`` answer the prompts of a file and the package's own, and say what was dropped."""
     from hf_apar.data.distillation.distill import distill
     from hf_apar.data.distillation.questions import open_lists
@@ -163,7 +165,7 @@ def answer_prompts(writer: Writer, prompts: Path | None, output: Path, asking: P
     _tell_dropped(output)
 
 
-def elaborate_answers(writer: Writer, answers: Path, output: Path, elaboration: Elaboration) -> None:
+def elaborate_answers(writer: TextWriter, answers: Path, output: Path, elaboration: Elaboration) -> None:
     """Let ``writer`` go on with the details of its ``answers``."""
     from hf_apar.data.distillation.distill import read_answers
     from hf_apar.data.distillation.elaborate import elaborate

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from hf_apar.cli.common import Dtype, ModelOption, app, errors_in_one_line, load, load_untuned
-from hf_apar.cli.data import Writer, answer_prompts, elaborate_answers, extract_trees
+from hf_apar.cli.data import TextWriter, answer_prompts, elaborate_answers, extract_trees
 from hf_apar.cli.evaluate import Judge
 from hf_apar.cli.stages import Stages
 from hf_apar.cli.training import tell_metrics
@@ -64,7 +64,7 @@ class RecipeRun:
     def __init__(self, recipe: Recipe, output: Path, *, restart: bool) -> None:
         self.recipe, self.output, self.adapter = recipe, output, output / "adapter"
         self.dtype = Dtype.bfloat16 if recipe.bf16 else Dtype.float32
-        self.writer = Writer(recipe.model, recipe.sampling, self.dtype, recipe.seed, recipe.chat_template_kwargs)
+        self.writer = TextWriter(recipe.model, recipe.sampling, self.dtype, recipe.seed, recipe.chat_template_kwargs)
         self.answers, self.longer = output / "answers.jsonl", output / "longer.jsonl"
         self.source = self.longer if recipe.elaborate.min_detail_tokens else self.answers
         self.trees, self.weights = self.source.with_suffix(".trees.jsonl"), self.adapter / "adapter_model.safetensors"

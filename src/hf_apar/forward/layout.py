@@ -84,8 +84,7 @@ class StepLayout:
     ) -> StepInputs:
         """Lay out the queries of each row, side by side if ``pack``, else padded on the right to the widest row.
 
-        A padding query is token 0, goes to ``free_slots[row]`` and sees that slot alone: a query that sees nothing would give
-        NaN.
+        A padding query is token 0, goes to ``free_slots[row]`` and sees that slot alone: one that sees nothing gives NaN.
 
         Args:
             high_water: lower bound of the slots that attention reads.

@@ -130,18 +130,21 @@ class PathLines:
 
     def _change(self, seen: Tensor, changes: Sequence[tuple[int, Query, int, int]]) -> None:
         """Let each line ``(index, query, old, new)`` of ``seen`` (kinds, lines, slots) show ``new`` of the query's slots."""
-        places: tuple[list[int], ...] = ([], [], [], [])  # kinds, lines, slots, and are they seen?
+        kinds, lines, slots, shown = list[int](), list[int](), list[int](), list[int]()
         for kind, window in enumerate(self.windows.values()):
             for index, query, old, new in changes:
-                if old != new:
-                    come, fallen = view_change(old, new, window)
-                    slots = query.slots(come) + query.slots(fallen)
-                    values = [1] * len(come) + [0] * len(fallen)
-                    for place, more in zip(places, ([kind] * len(slots), [index] * len(slots), slots, values), strict=True):
-                        place += more
-        if places[0]:
-            kinds, lines, columns, values = torch.tensor(places, device=seen.device)
-            seen[kinds, lines, columns] = values.bool()
+                if old == new:
+                    continue
+                for positions, shows in zip(view_change(old, new, window), (1, 0), strict=True):
+                    count = len(positions)
+                    if count:
+                        kinds += [kind] * count
+                        lines += [index] * count
+                        slots += query.slots(positions)
+                        shown += [shows] * count
+        if slots:
+            *places, values = torch.tensor([kinds, lines, slots, shown], device=seen.device)
+            seen[tuple(places)] = values.bool()
 
 
 _NOTHING = Line((), 0)

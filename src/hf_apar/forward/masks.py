@@ -24,7 +24,7 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     >>> additive(torch.tensor([True, False]), torch.float16).tolist()
     [0.0, -65504.0]
     """
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+    return torch.where(mask, 0.0, torch.full((), torch.finfo(dtype).min, dtype=dtype, device=mask.device))
 
 
 def view_change(old: int, new: int, window: int | None) -> tuple[range, range]:

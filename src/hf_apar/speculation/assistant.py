@@ -21,7 +21,8 @@ from hf_apar.forward.devices import input_device
 from hf_apar.forward.layout import StepLayout
 from hf_apar.forward.lines import Query
 from hf_apar.forward.prompts import Prompts
-from hf_apar.speculation.proposer import Draft, Proposer, RowView, Run, ThreadView
+from hf_apar.protocol import ThreadView
+from hf_apar.speculation.proposer import Draft, Proposer, RowView, Run
 from hf_apar.tokens import control_ids_of, embedding_rows
 from hf_apar.tree.slots import SlotPool
 

@@ -7,7 +7,8 @@ thread's drafts may come from threads that it does not see, since a draft is onl
 from collections.abc import Sequence
 
 from hf_apar.errors import ConfigurationError
-from hf_apar.speculation.proposer import Draft, Proposer, RowView, Run, ThreadView
+from hf_apar.protocol import ThreadView
+from hf_apar.speculation.proposer import Draft, Proposer, RowView, Run
 
 
 class PromptLookup(Proposer):

@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from hf_apar.choice.paths import Context
 from hf_apar.errors import ConfigurationError
-from hf_apar.speculation.proposer import Draft, Proposer, RowView, Run, ThreadView
+from hf_apar.protocol import ThreadView
+from hf_apar.speculation.proposer import Draft, Proposer, RowView, Run
 
 LEAST_CHANCE = 0.15  # of being kept, for a guess to be made: what a token more costs a narrow step, at least in float32
 HEADS_FILE = "medusa.safetensors"

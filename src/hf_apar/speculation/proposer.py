@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_apar.choice.paths import Context, HasPath
+from hf_apar.choice.paths import Context
 from hf_apar.choice.sampling import Sampler
 from hf_apar.errors import ConfigurationError
-from hf_apar.protocol import ForkProtocol
+from hf_apar.protocol import ForkProtocol, ThreadView
 
 
 @dataclass(frozen=True)
@@ -70,23 +70,6 @@ class Draft:
             if guess == token and (index - 1 if self.parents is None else self.parents[index]) == place:
                 return index
         return None
-
-
-class ThreadView(HasPath, Protocol):
-    """A thread, to be read: ``index`` names it in its row, ``parent`` is that of the thread that forked it.
-
-    ``path_ids`` is all that its last token sees, itself included, and grows; the first ``start`` of them were given to it.
-    ``depth`` is 1 for the root.
-    """
-
-    @property
-    def index(self) -> int: ...
-    @property
-    def parent(self) -> int | None: ...
-    @property
-    def depth(self) -> int: ...
-    @property
-    def start(self) -> int: ...
 
 
 class RowView(Protocol):

@@ -70,7 +70,7 @@ def train_medusa(
     trainer = _trainer(HeadsLearn(heads, model, tuning.places), tokenizer, mixture, tuning, checkpoints, seed)
     own = ("length", "inner_size", "draft_vocabulary", "learning_rate", "max_length", "places")
     options = {name: getattr(tuning, name) for name in own} | {
-        "start": start, "seed": seed, "dtype": model.dtype, "model": _name(model, control_ids[0])
+        "start": start, "seed": seed, "dtype": model.dtype, "model": _name(model, control_ids)
     }  # fmt: skip
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints, mixture, options))
     heads.save(output)
@@ -81,13 +81,13 @@ def _ready(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: Mapping[str, object] | None
 ) -> tuple[int, int]:
     """Check that ``model`` can fork, let it end as it was taught, and return the ids of its control tokens."""
-    config = checkpoint_config(model)
-    if config.fork_token_id is None or config.child_token_id is None:
+    ids = checkpoint_config(model).control_ids
+    if ids is None:
         raise ControlTokenError("the model has no control tokens; train it to fork first, see docs/training.md")
     check_model(model, tokenizer, token_rows=False, chat_template_kwargs=chat_template_kwargs)
     assert model.generation_config is not None
     end_as_taught(model.generation_config, tokenizer)
-    return config.fork_token_id, config.child_token_id
+    return ids
 
 
 def _first_heads(
@@ -135,9 +135,9 @@ def _trainer(
     )
 
 
-def _name(model: PreTrainedModel, fork_id: int) -> str:
+def _name(model: PreTrainedModel, control_ids: tuple[int, int]) -> str:
     """Tell ``model`` from the same one tuned otherwise, by its row of [Fork]."""
-    row = cast(Tensor, model.get_output_embeddings().weight)[fork_id].detach().float().cpu()
+    row = cast(Tensor, model.get_output_embeddings().weight)[control_ids[0]].detach().float().cpu()
     return f"{model.name_or_path} {digest(row.numpy().tobytes())[:8]}"
 
 
