@@ -8,7 +8,7 @@ PROMPT ?= What would happen if nobody needed sleep?
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4
 
 # What touches transformers' seams; the rest is the same on every release.
-CONTRACT := releases cache layout decoding generation options scripted families attention pipeline adapters hub
+CONTRACT := releases cache layout decoding generation options scripted families branches attention pipeline adapters hub
 # What touches the other packages that have a lower bound.
 BOUNDED := training extraction convert
 

@@ -165,10 +165,9 @@ class Decoder:
 
     def _contexts(self, turn: Turn) -> list[Context]:
         draft, row = turn.draft, self.rows[turn.row]
-        contexts = [
-            self.drafting.run.context(turn.row, row, turn.thread, [draft.tokens[guess] for guess in draft.way(place)])
-            for place in range(-1, len(draft.tokens))
-        ]
+        where = {"row": turn.row, "prompt_length": row.prompt_length}
+        ways = ([draft.tokens[guess] for guess in draft.way(place)] for place in range(-1, len(draft.tokens)))
+        contexts = [Context.after(turn.thread, way, row.protocol, **where) for way in ways]
         if draft.drawn_from is not None:
             guessed = zip(contexts, draft.tokens, draft.drawn_from, strict=False)
             contexts[:-1] = [replace(one, guess=token, drawn_from=chances) for one, token, chances in guessed]

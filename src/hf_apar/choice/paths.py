@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hf_apar.protocol import ThreadView
+from hf_apar.protocol import ForkProtocol, ThreadView
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,14 @@ class Context:
     banned: Sequence[int] = ()
     guess: int | None = None
     drawn_from: Tensor | None = field(default=None, repr=False)
+
+    @classmethod
+    def after(
+        cls, thread: ThreadView, guesses: Sequence[int], protocol: ForkProtocol, *, row: int, prompt_length: int
+    ) -> "Context":
+        """Return what the choice after ``thread``'s path and ``guesses`` may look at, with what ``protocol`` bans there."""
+        last = guesses[-1] if guesses else thread.path_ids[-1] if thread.path_ids else -1
+        return cls(row, thread, prompt_length, guesses, protocol.banned(thread, last))
 
     @property
     def path(self) -> Path:

@@ -111,8 +111,7 @@ class Run:
 
     def context(self, number: int, row: RowView, thread: ThreadView, drafted: Sequence[int] = ()) -> Context:
         """Return what the choice after ``thread``'s path and ``drafted`` may look at; ``number`` is the row's."""
-        last = drafted[-1] if drafted else thread.path_ids[-1] if thread.path_ids else -1
-        return Context(number, thread, row.prompt_length, drafted, self.protocol.banned(thread, last))
+        return Context.after(thread, drafted, self.protocol, row=number, prompt_length=row.prompt_length)
 
 
 class Proposer(ABC):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from hf_apar.errors import ConfigurationError
 from hf_apar.protocol import Fork, ForkProtocol
 from hf_apar.tree.slots import SlotPool
 from hf_apar.tree.threads import FinishReason, ParagraphTree, Thread
@@ -129,6 +130,11 @@ class GrowingTree:
             self.end(thread, "eos")
             return False
         fork = self.protocol.fork(thread, token)
+        if fork is not None and not (isinstance(fork, Fork) and (fork.parent or fork.child)):
+            raise ConfigurationError(
+                f"{type(self.protocol).__name__}.fork returned {fork!r}; return None, or a Fork that feeds one side at "
+                "least: threads that were fed the same would write the same"
+            )
         self._append(thread, token, slot)
         if stops:
             self.stop(thread)
