@@ -126,6 +126,7 @@ class GrowingTree:
         """
         if self.protocol.ends(thread, token):
             thread.eos_token_id = token
+            self.pool.release([] if slot is None else [slot])  # it is no part of the path
             self.end(thread, "eos")
             return False
         fork = self.protocol.fork(thread, token)
