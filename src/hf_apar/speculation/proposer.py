@@ -96,6 +96,14 @@ class RowView(Protocol):
 
 
 @dataclass(frozen=True)
+class Guessed:
+    """A thread as it is once it has written some guesses, for a protocol that reads paths."""
+
+    depth: int
+    path_ids: Sequence[int]
+
+
+@dataclass(frozen=True)
 class Run:
     """The ``generate`` call that drafts are for.
 
@@ -114,8 +122,9 @@ class Run:
 
     def context(self, number: int, row: RowView, thread: ThreadView, drafted: Sequence[int] = ()) -> Context:
         """Return what the choice after ``thread``'s path and ``drafted`` may look at; ``number`` is the row's."""
-        last = drafted[-1] if drafted else thread.path_ids[-1] if thread.path_ids else -1
-        return Context(number, thread, row.prompt_length, drafted, self.protocol.banned(thread, last))
+        writer = Guessed(thread.depth, [*thread.path_ids, *drafted]) if drafted else thread
+        last = writer.path_ids[-1] if writer.path_ids else -1
+        return Context(number, thread, row.prompt_length, drafted, self.protocol.banned(writer, last))
 
 
 class Proposer(ABC):
