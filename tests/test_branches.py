@@ -448,3 +448,13 @@ def test_branches_beyond_the_positions_that_the_model_knows_are_refused():
     model = tiny_llama(max_position_embeddings=16)
     with pytest.raises(ConfigurationError, match="knows 16"):
         branched(model, [[1, 2, 3]], [[5] * 14])
+
+
+def test_rotary_positions_that_change_bound_prompt_branch_and_what_follows():
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    model = tiny_llama(rope_parameters=rope, max_position_embeddings=64)
+    branches = [*BRANCHES, [7] * 30]
+    expected = all_alone(model, PROMPTS, branches, max_length=65)
+    assert written(branched(model, branches=branches, max_new_tokens=None, max_length=65)) == expected
+    with pytest.raises(ConfigurationError, match="change beyond 64 positions"):
+        branched(model, branches=branches, max_new_tokens=None, max_length=66)

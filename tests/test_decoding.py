@@ -7,7 +7,7 @@ import torch
 
 from conftest import CHILD, EOS, FORK, flat, left_padded, nested, random_prompts, tiny_llama, walk
 from hf_apar import AparConfig, AparStreamer, enable_apar
-from hf_apar.protocol import ControlTokens
+from hf_apar.protocol import ControlTokens, Fork
 from hf_apar.speculation.proposer import Draft, Proposer
 
 LIMIT = 120  # tokens of a thread at which the oracle gives up; such prompts are left out of the comparison
@@ -159,3 +159,28 @@ def test_an_apar_streamer_can_rebuild_every_answer(apar_llama):
         assert [part for part in recorder.rows[row] if not isinstance(part, tuple)] == tree.token_ids
         assert recorder.ended[row] == {thread.index: thread.finish_reason for thread in tree.threads}
     assert recorder.closed == 1
+
+
+@dataclasses.dataclass(frozen=True)
+class LongForks(ControlTokens):
+    """[Fork] feeds its child, or the thread that forked, many tokens."""
+
+    to_child: bool = True
+
+    def fork(self, thread, token):
+        many = (self.child_token_id, *[5] * 40)
+        return (Fork(child=many) if self.to_child else Fork(parent=many)) if token == self.fork_token_id else None
+
+
+@pytest.mark.parametrize("to_child", [True, False])
+def test_what_a_fork_injects_is_fed_in_passes_of_a_bounded_width(plain_llama, apar_llama, to_child):
+    rules = LongForks(fork_token_id=FORK, child_token_id=CHILD, eos_token_ids=frozenset({EOS}), to_child=to_child)
+    options = {"apar": AparConfig(max_threads=3), "protocol": rules, "max_new_tokens": 60, "return_dict_in_generate": True}
+    inputs = left_padded(random_prompts(1, seed=2))
+    expected = apar_llama.generate(**inputs, **options)
+    widths = []
+    hook = apar_llama.get_input_embeddings().register_forward_pre_hook(lambda layer, ids: widths.append(ids[0].numel()))
+    out = apar_llama.generate(**inputs, **options, prefill_chunk_size=8)
+    hook.remove()
+    assert [nested(tree) for tree in out.trees] == [nested(tree) for tree in expected.trees]
+    assert len(out.trees[0].threads) > 1 and max(widths) <= 8

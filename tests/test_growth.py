@@ -154,6 +154,14 @@ TestGrowth, TestGrowthByLetters = Growth.TestCase, GrowthByLetters.TestCase
 TestGrowth.settings = TestGrowthByLetters.settings = settings(max_examples=60, stateful_step_count=40)
 
 
+def test_a_guess_that_ends_its_thread_gives_its_slot_back():
+    rules = ControlTokens(fork_token_id=FORK, child_token_id=CHILD, eos_token_ids=frozenset({0}))
+    row = GrowingTree([1, 2], rules, padding=1, max_threads=1)
+    row.feed()
+    row.write(row.live[0], 0, row.pool.take())
+    assert not row.unfinished and row.pool.held == 1  # the padding's
+
+
 def test_released_slots_are_used_again_lowest_first():
     pool = SlotPool()
     slots = [pool.take() for _ in range(6)]

@@ -7,12 +7,12 @@ from random import Random
 import pytest
 import torch
 
-from conftest import CHILD, FORK, left_padded, random_prompts, tiny_llama
+from conftest import CHILD, EOS, FORK, left_padded, random_prompts, tiny_llama
 from hf_apar import AparConfig, ConfigurationError, enable_apar
-from hf_apar.protocol import ControlTokens
+from hf_apar.protocol import ControlTokens, ForkProtocol
 from hf_apar.speculation.lookup import PromptLookup
 from hf_apar.speculation.medusa import MedusaDrafts, MedusaHeads
-from hf_apar.speculation.proposer import Proposer
+from hf_apar.speculation.proposer import Draft, Proposer
 from hf_apar.tree.growth import GrowingTree
 
 NO_FORK = AparConfig(fork_bias=float("-inf"))
@@ -104,6 +104,33 @@ def test_lookups_come_from_all_threads():
     assert drafts(lookup, 2) == [[], [3, 4]]
     assert drafts(lookup, 4) == [[], [3, 4, 5, FORK]], "and on to what followed in the prompt"
     assert drafts(PromptLookup(9), 9)[1][:6] == [3, 4, 5, FORK, 7, 6]
+
+
+class Fresh(ForkProtocol):
+    """Nobody forks, and no token may be one of the last four of its path."""
+
+    def fork(self, thread, token):
+        return None
+
+    def ends(self, thread, token):
+        return token == EOS
+
+    def banned(self, thread, last):
+        return tuple({*thread.path_ids[-4:]} - {EOS})
+
+
+def test_a_protocol_that_reads_paths_reads_the_guesses_too(apar_llama):
+    inputs = left_padded(random_prompts(5, seed=0))
+    expected = run(apar_llama, inputs, protocol=Fresh())
+    answers = [tree.threads[0].path_ids for tree in expected.trees]
+
+    class Known(Proposer):
+        def propose(self, rows, limits):
+            return [[Draft(path[len(one.path_ids) :]) for one in row.live] for path, row in zip(answers, rows, strict=True)]
+
+    drafted = run(apar_llama, inputs, protocol=Fresh(), proposer=Known())
+    assert [tree.threads[0].path_ids for tree in drafted.trees] == answers
+    assert max(stats.accepted for stats in drafted.stats) > 5
 
 
 def test_two_sources_of_drafts_are_one_too_many(apar_llama):

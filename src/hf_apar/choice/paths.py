@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +17,21 @@ class Path:
 
     row: int
     new_ids: Sequence[int]
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """A thread as it is once it has written ``guesses``; its path is put together for protocols that read it."""
+
+    thread: ThreadView
+    guesses: Sequence[int]
+
+    @property
+    def path_ids(self) -> Sequence[int]:
+        return [*self.thread.path_ids, *self.guesses]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.thread, name)
 
 
 @dataclass(frozen=True)
@@ -44,7 +60,8 @@ class Context:
     ) -> "Context":
         """Return what the choice after ``thread``'s path and ``guesses`` may look at, with what ``protocol`` bans there."""
         last = guesses[-1] if guesses else thread.path_ids[-1] if thread.path_ids else -1
-        return cls(row, thread, prompt_length, guesses, protocol.banned(thread, last))
+        writer = cast(ThreadView, _Ahead(thread, guesses)) if guesses else thread
+        return cls(row, thread, prompt_length, guesses, protocol.banned(writer, last))
 
     @property
     def path(self) -> Path:

@@ -96,19 +96,16 @@ class GrowingTree:
     def feed_ahead(self, limit: int) -> list[tuple[Thread, int]]:
         """Return ``limit`` tokens of those that live threads have begun with, if the next pass had more than that to feed.
 
-        They are threads and places in their ``path_ids`` counted from the end, a path's earlier ones first, and no thread's
-        last one. From now on they count as fed.
+        They are threads and places in their ``path_ids`` counted from the end, a path's earlier ones first, and no path's
+        own last one. From now on they count as fed; where one is another path's last, that one feeds it anew to sample.
         """
         live = self.live
-        last = {self._slots[thread.index][-1] for thread in live}
         ahead: dict[int, tuple[Thread, int]] = {}  # by slot: what several paths share is fed by one of them
         for thread in live:
             slots, place = self._slots[thread.index], -1
             while -place < len(slots) and slots[place - 1] in self._unfed:
                 place -= 1
             for earlier in range(place, -1):
-                if slots[earlier] in last:
-                    break  # what follows would miss it
                 ahead.setdefault(slots[earlier], (thread, earlier))
         if len(ahead) + len(live) <= limit:
             return []
@@ -127,6 +124,7 @@ class GrowingTree:
         """
         if self.protocol.ends(thread, token):
             thread.eos_token_id = token
+            self.pool.release([] if slot is None else [slot])  # it is no part of the path
             self.end(thread, "eos")
             return False
         fork = self.protocol.fork(thread, token)
