@@ -15,6 +15,7 @@ from transformers import (
 
 from conftest import CHILD, EOS, FORK, left_padded, random_prompts, tiny_llama
 from hf_apar import AparConfig, AparStreamer, ConfigurationError, ParagraphTree, enable_apar
+from hf_apar.protocol import ForkProtocol
 from hf_apar.speculation.medusa import MedusaDrafts, MedusaHeads
 from letter_tokenizer import letter_tokenizer
 
@@ -367,3 +368,9 @@ def test_two_threads_of_one_process_generate_at_once(apar_llama):
     for worker in workers:
         worker.join()
     assert got == expected
+
+
+@pytest.mark.parametrize("protocol", [object(), ForkProtocol], ids=["object", "class"])
+def test_what_is_no_protocol_is_told(apar_llama, protocol):
+    with pytest.raises(ConfigurationError, match="pass an object of a subclass of ForkProtocol"):
+        apar_llama.generate(torch.tensor([[5, 6]]), apar=True, protocol=protocol, max_new_tokens=2)

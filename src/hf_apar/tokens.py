@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_apar.config import MAX_THREADS, AparConfig
-from hf_apar.errors import ControlTokenError
+from hf_apar.errors import ConfigurationError, ControlTokenError
 from hf_apar.generation_settings import end_as_taught, eos_token_ids, make_savable
 from hf_apar.protocol import ControlTokens, ForkProtocol
 
@@ -188,7 +188,10 @@ def fork_rules(
 
     Raises:
         ControlTokenError: if the ids are unknown or outside the vocabulary.
+        ConfigurationError: if ``protocol`` is none.
     """
+    if not isinstance(protocol, ForkProtocol | None):
+        raise ConfigurationError(f"protocol is {protocol!r}; pass an object of a subclass of ForkProtocol")
     config = (given or AparConfig()).filled_from(saved_settings(generation_config))
     if protocol is None:
         if config.control_ids is None:
