@@ -155,10 +155,11 @@ def _decode(
     limit = length if bounded and generation_config.max_new_tokens is None else None
     each = [branches[index * len(branches) // len(input_ids)] for index in range(len(input_ids))]
     _check_lengths(model, Prompts.from_generate(input_ids, config, model_kwargs), each, limit)
-    longest = 0 if limit is not None else max(len(ids) for row in branches for ids in row)  # a max_length counts them too
+    # a max_length counts what branches begin with too
+    injected = max(len(ids) for row in branches for ids in row) if limit is None else 0
     out = decode(
         model, input_ids, logits_processor, stopping_criteria, config, apar=apar, streamer=streamer, proposer=proposer,
-        protocol=NoForks(frozenset(eos_token_ids(with_limits(config, stopping_criteria))), most_injected=longest),
+        protocol=NoForks(frozenset(eos_token_ids(with_limits(config, stopping_criteria))), most_injected=injected),
         branches=each, budget=partial(BranchBudget, length=limit), **model_kwargs,
     )  # fmt: skip
     assert isinstance(out, AparOutput) and out.trees is not None
