@@ -19,7 +19,7 @@ from hf_apar import (
     disable_apar,
     enable_apar,
 )
-from hf_apar.protocol import NoForks
+from hf_apar.protocol import ControlTokens, NoForks
 
 NO_FORK = AparConfig(fork_bias=float("-inf"))
 PROMPTS = left_padded(random_prompts(5, seed=7))
@@ -290,5 +290,8 @@ def test_generate_takes_another_protocol(apar_llama):
     settings = AparConfig(max_depth=2, max_threads=4, fork_bias=1.0)
     with pytest.raises(ConfigurationError, match=r"fork_bias, max_depth of apar belong to the control tokens, .* NoForks"):
         apar_llama.generate(**options, apar=settings, protocol=rules)
+    strange = ControlTokens(fork_token_id=4, child_token_id=4096)
+    with pytest.raises(ConfigurationError, match="ControlTokens names the token 4096, and the model knows 48 tokens"):
+        apar_llama.generate(**options, apar=True, protocol=strange)
     with pytest.raises(ConfigurationError, match="need apar"):
         apar_llama.generate(**options, protocol=rules)

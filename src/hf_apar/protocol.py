@@ -52,6 +52,8 @@ class Fork:
 class ForkProtocol(ABC):
     """Rules of one fork language: when a thread forks, what both sides are fed, what ends a thread, what may not come next.
 
+    Ids must be tokens that the model knows. A stop string is judged where a thread samples, so none ends within what is fed.
+
     Each method answers by its arguments alone: threads take turns in asking, and drafts ask of tokens that are never
     written. Threads that join again, where one reads what its children wrote, are out of reach: a path only ever grows.
 

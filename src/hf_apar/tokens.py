@@ -200,13 +200,16 @@ def fork_rules(
         validate_control_ids(config, model)
         protocol = ControlTokens.of(config, eos_token_ids(generation_config))
     else:
-        _validate_protocol(protocol, given or AparConfig())
+        _validate_protocol(protocol, given or AparConfig(), embedding_rows(model))
     return protocol, config.max_threads or MAX_THREADS
 
 
-def _validate_protocol(protocol: object, given: AparConfig) -> None:
+def _validate_protocol(protocol: object, given: AparConfig, rows: int) -> None:
     if not isinstance(protocol, ForkProtocol):
         raise ConfigurationError(f"protocol is {protocol!r}; pass an object of a subclass of ForkProtocol")
+    if strange := sorted(token for token in {*protocol.control_ids, *protocol.bias} if not 0 <= token < rows):
+        name = type(protocol).__name__
+        raise ConfigurationError(f"{name} names the token {strange[0]}, and the model knows {rows} tokens")
     if unused := sorted(given.to_dict().keys() - {"max_threads"}):
         raise ConfigurationError(
             f"{', '.join(unused)} of apar belong to the control tokens, whose place {type(protocol).__name__} takes; leave "

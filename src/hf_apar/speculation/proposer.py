@@ -117,6 +117,8 @@ class Run:
 class Proposer(ABC):
     """Guesses what threads write next; a guess changes the number of steps and never what is written.
 
+    But where ``max_new_tokens`` cuts an answer: it cuts all threads where they stand, and guesses let some run ahead.
+
     :meth:`propose` is all that one must have. It reads rows and threads and writes to none.
 
     Attributes:
