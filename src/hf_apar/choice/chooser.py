@@ -28,8 +28,11 @@ class Sampled:
     def note(self, thread: Thread) -> None:
         """Note down with ``thread`` what its token was chosen from."""
         for name, value in (("logprobs", self.logprob), ("scores", self.scores), ("logits", self.logits)):
-            if value is not None:
-                setattr(thread, name, [*(getattr(thread, name) or ()), value])
+            if value is None:
+                continue
+            if getattr(thread, name) is None:
+                setattr(thread, name, [])
+            getattr(thread, name).append(value)
 
 
 class Chooser:
