@@ -11,6 +11,7 @@ from conftest import CHILD, EOS, FORK, left_padded, random_prompts, tiny_llama
 from hf_apar import (
     AparConfig,
     AparGenerationMixin,
+    AparStreamer,
     ConfigurationError,
     ControlTokenError,
     ParagraphTree,
@@ -295,3 +296,9 @@ def test_generate_takes_another_protocol(apar_llama):
         apar_llama.generate(**options, apar=True, protocol=strange)
     with pytest.raises(ConfigurationError, match="need apar"):
         apar_llama.generate(**options, protocol=rules)
+
+
+def test_what_is_no_streamer_is_told_so(apar_llama):
+    for wrong in (AparStreamer, "text", [TextStreamer]):
+        with pytest.raises(ConfigurationError, match="pass an object with put and end"):
+            apar_llama.generate(**PROMPTS, apar=True, max_new_tokens=4, streamer=wrong)

@@ -112,8 +112,10 @@ def validate_positions(model: PreTrainedModel, prompts: Sequence[int], budget: i
 
 
 def validate_streamer(streamer: object | None, batch: int) -> None:
-    """Raise :class:`ConfigurationError` for a plain streamer and more than one prompt."""
+    """Raise :class:`ConfigurationError` for what is no streamer, and for a plain one and more than one prompt."""
     for one in as_list(streamer):
+        if isinstance(one, type) or not callable(getattr(one, "end", None)):
+            raise ConfigurationError(f"streamer is {one!r}; pass an object with put and end, such as AparStreamer()")
         if batch > 1 and not hasattr(one, "begin_thread"):
             raise ConfigurationError(f"a {type(one).__name__} takes one prompt, got {batch}; use an AparStreamer")
 
