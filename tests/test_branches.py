@@ -182,14 +182,16 @@ PROCESSORS = (
 def test_processors_read_the_path_of_each_branch(plain_llama, options):
     expected = all_alone(plain_llama, PROMPTS, BRANCHES, max_new_tokens=24, **options)
     plain = all_alone(plain_llama, PROMPTS, BRANCHES, max_new_tokens=24)
-    assert written(branched(plain_llama, max_new_tokens=24, **options)) == expected != plain
+    # prompt by prompt: on the lowest release a penalty takes the padding of a batch for text, in generate's own batches too
+    found = [written(branched(plain_llama, [prompt], max_new_tokens=24, **options))[0] for prompt in PROMPTS]
+    assert found == expected != plain
 
 
 def test_scores_and_logprobs_are_those_of_generate_alone(plain_llama):
     options = {"output_scores": True, "repetition_penalty": 1.2, "max_new_tokens": 12}
-    out = branched(plain_llama, **options)
-    for prompt, threads, row in zip(PROMPTS, out.threads, out.logprobs, strict=True):
-        for ids, thread, logprobs in zip(BRANCHES, threads, row, strict=True):
+    for prompt in PROMPTS:
+        out = branched(plain_llama, [prompt], **options)
+        for ids, thread, logprobs in zip(BRANCHES, out.threads[0], out.logprobs[0], strict=True):
             inputs = torch.tensor([[*prompt, *ids]])
             single = plain_llama.generate(inputs, return_dict_in_generate=True, **options)
             expected = plain_llama.compute_transition_scores(single.sequences, single.scores, normalize_logits=True)
