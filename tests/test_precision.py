@@ -12,6 +12,7 @@ from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
 from conftest import left_padded, random_prompts, tiny_llama
 from hf_apar import AparConfig, enable_apar
+from test_branches import BRANCHES, all_alone, branched, written
 
 PROMPTS = left_padded(random_prompts(4, seed=7))
 NO_FORK = AparConfig(fork_bias=float("-inf"))
@@ -115,3 +116,11 @@ def test_a_gpu_writes_what_the_cpu_writes():
     model = enable_apar(tiny_llama()).cuda()
     assert run(model).sequences.cpu().tolist() == expected, "prompts on the CPU move to the model"
     assert model.generate(**{k: v.cuda() for k, v in PROMPTS.items()}, apar=True, **LIMIT).tolist() == expected
+
+
+def test_branches_of_quantised_weights(folder):
+    """4-bit weights are exact in any batch."""
+    quantised = LlamaForCausalLM.from_pretrained(folder, quantization_config=BitsAndBytesConfig(load_in_4bit=True))
+    assert any("4bit" in type(layer).__name__ for layer in quantised.modules())
+    prompts = random_prompts(2, seed=1)
+    assert written(branched(quantised, prompts)) == all_alone(quantised, prompts, BRANCHES, max_new_tokens=40)
