@@ -11,14 +11,15 @@ import os
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
-from itertools import count
+from dataclasses import dataclass, field
+from itertools import count, cycle, islice
 from pathlib import Path
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # no process that spins beside the one that computes
 
+import numpy as np
 import torch
 from questions import read
 from vllm import AsyncEngineArgs, SamplingParams
@@ -33,13 +34,13 @@ from hf_apar.serving.vllm import set_policy, stats
 ROOT = Path(__file__).parents[1]
 OUTPUT = ROOT / "benchmarks" / "output" / "serving.json"
 LENGTH, BLOCK = 1024, 32
-POLICIES = {"eager": Eager(), "at most 3 each": FixedCap(3), "equal share": EqualShare()}
 
 
 @dataclass
 class Told:
     """What a client saw of one answer; times in seconds."""
 
+    question: str
     tokens: int = 0
     first: float = 0.0
     seconds: float = 0.0
@@ -52,41 +53,37 @@ class Told:
 
 @dataclass
 class Pass:
-    """One pass of some clients at once."""
+    """One pass of some clients who ask on and on.
 
-    told: list[Told]
-    seconds: float
-    blocks: int
+    Attributes:
+        window: seconds and tokens until the first client found no more questions: so long all of them were busy.
+        process: seconds of computing that the process that talks to clients took for a token.
+    """
+
+    told: list[Told] = field(default_factory=list)
+    window: tuple[float, int] = (0.0, 0)
+    process: float = 0.0
+    blocks: int = 0
 
     @property
     def throughput(self) -> float:
-        return sum(one.tokens for one in self.told) / self.seconds
+        return self.window[1] / self.window[0]
 
-    @property
-    def per_token(self) -> float:
-        return statistics.mean(one.per_token for one in self.told)
-
-    @property
-    def first(self) -> float:
-        return statistics.mean(one.first for one in self.told)
+    def of(self, questions) -> list[Told]:
+        return [one for one in self.told if one.question in questions]
 
 
 class Engine:
     def __init__(self, folder, dtype, penalty, blocks=None):
         os.environ["APAR_DEFAULT"] = "0"
         arguments = AsyncEngineArgs(
-            str(folder),
-            dtype=dtype,
-            max_model_len=LENGTH,
-            block_size=BLOCK,
-            max_num_seqs=256,
-            num_gpu_blocks_override=blocks,
-        )
+            str(folder), dtype=dtype, max_model_len=LENGTH, block_size=BLOCK, max_num_seqs=256, num_gpu_blocks_override=blocks
+        )  # fmt: skip
         self.engine = AsyncLLM.from_engine_args(arguments)
         self.tokenizer = self.engine.get_tokenizer()
         self.numbers = count()
-        self.peak = 0.0
         self.penalty = penalty
+        self.peak, self.tokens = 0.0, 0
 
     @property
     def blocks(self):
@@ -98,35 +95,36 @@ class Engine:
             extra_args={"apar": int(apar)},
         )  # fmt: skip
 
-    async def client(self, question, apar, tokens):
+    async def ask(self, question, apar, tokens):
         ids = hf_apar.encode_chat(self.tokenizer, [{"role": "user", "content": question}])
-        told, start = Told(), time.perf_counter()
+        told, start = Told(question), time.perf_counter()
         prompt = {"type": "token", "prompt_token_ids": ids}
         async for output in self.engine.generate(prompt, self.params(apar, tokens), f"bench-{next(self.numbers)}"):
             (one,) = output.outputs
             told.tokens += len(one.token_ids)
+            self.tokens += len(one.token_ids)
             told.first = told.first or time.perf_counter() - start
             told.threads = len(one.tree.threads) if apar else 1
             self.peak = max(self.peak, stats.reported[0].load.kv_usage)
         told.seconds = time.perf_counter() - start
         return told
 
-    async def run(self, questions, apar, tokens, at_once=None):
-        """All questions, ``at_once`` at a time; ``apar`` may say it for each."""
+    async def run(self, questions, apar, tokens, at_once):
+        """Let ``at_once`` clients ask all ``questions``; ``apar`` tells for each client whether it asks for threads."""
         await self.engine.reset_prefix_cache()
-        self.peak, start = 0.0, time.perf_counter()
-        each = apar if isinstance(apar, list) else [apar] * len(questions)
-        places = asyncio.Semaphore(at_once or len(questions))
+        made, left, start = Pass(), iter(questions), time.perf_counter()
+        self.peak, self.tokens, cpu = 0.0, 0, time.process_time()
 
-        async def one(question, wanted):
-            async with places:
-                return await self.client(question, wanted, tokens)
+        async def client(number):
+            for question in left:
+                made.told.append(await self.ask(question, apar(number), tokens))
+            if not made.window[1]:
+                made.window = time.perf_counter() - start, self.tokens
 
-        told = await asyncio.gather(*(one(*pair) for pair in zip(questions, each, strict=True)))
-        return Pass(list(told), time.perf_counter() - start, round(self.peak * self.blocks))
-
-    def close(self):
-        self.engine.shutdown()
+        await asyncio.gather(*map(client, range(at_once)))
+        made.process = (time.process_time() - cpu) / self.tokens
+        made.blocks = round(self.peak * self.blocks)
+        return made
 
 
 def mixed(paths):
@@ -136,90 +134,126 @@ def mixed(paths):
     return [mixed[place * step % len(mixed)] for place in range(len(mixed))]
 
 
+def in_threads(number):
+    return True
+
+
+def plainly(number):
+    return False
+
+
+def by_turns(number):
+    """Every second client asks for threads."""
+    return number % 2 == 0
+
+
+async def alternate(engine, questions, options, at_once, passes=None):
+    found = {plainly: [], in_threads: []}
+    for number in range(passes or options.passes):
+        for apar in (plainly, in_threads) if number % 2 else (in_threads, plainly):
+            found[apar].append(await engine.run(questions, apar, options.max_new_tokens, at_once))
+    return [*zip(found[in_threads], found[plainly], strict=True)]
+
+
 def spread(values, digits=2):
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-async def alternate(engine, questions, tokens, passes, at_once):
-    found = {False: [], True: []}
-    for number in range(passes):
-        for apar in (False, True) if number % 2 else (True, False):
-            found[apar].append(await engine.run(questions, apar, tokens, at_once))
-    return found
+def ratio(pairs, number):
+    return spread([number(apar) / number(plain) for apar, plain in pairs])
 
 
-def row(name, found):
-    plain, apar = found[False], found[True]
-    pairs = list(zip(apar, plain, strict=True))
+def per_token(told):
+    return statistics.mean(one.per_token for one in told)
+
+
+def late(told):
+    """The 95th percentile of the time per token."""
+    return float(np.percentile([one.per_token for one in told], 95))
+
+
+def first(told):
+    return statistics.mean(one.first for one in told)
+
+
+HEAD = ["at once", "answers", "plain, tokens/s", "APAR, tokens/s", "throughput", "time per token, answers that fork", "the others",
+        "95th percentile", "until text begins", "peak blocks, plain / APAR"]  # fmt: skip
+
+
+def row(name, pairs):
+    """One line of the table: the medians of passes, each the ratio of APAR to the plain pass beside it."""
+    forked = {one.question for apar, _ in pairs for one in apar.told if one.threads > 1}
+    whole = {one.question for _, plain in pairs for one in plain.told} - forked
+    among = [(apar.of(forked), plain.of(forked)) for apar, plain in pairs]
+    others = [(apar.of(whole), plain.of(whole)) for apar, plain in pairs]
+    everything = [(apar.told, plain.told) for apar, plain in pairs]
     return [
         name,
-        f"{statistics.median(one.throughput for one in plain):.0f}",
-        f"{statistics.median(one.throughput for one in apar):.0f}",
-        spread([ours.throughput / theirs.throughput for ours, theirs in pairs]),
-        spread([ours.per_token / theirs.per_token for ours, theirs in pairs]),
-        spread([ours.first / theirs.first for ours, theirs in pairs]),
-        f"{statistics.median(one.blocks for one in plain)} / {statistics.median(one.blocks for one in apar)}",
+        str(len(pairs[0][0].told)),
+        f"{statistics.median(plain.throughput for _, plain in pairs):.0f}",
+        f"{statistics.median(apar.throughput for apar, _ in pairs):.0f}",
+        ratio(pairs, lambda one: one.throughput),
+        ratio(among, per_token) if forked else "",
+        ratio(others, per_token) if whole else "",
+        ratio(everything, late),
+        ratio(everything, first),
+        f"{statistics.median(plain.blocks for _, plain in pairs)} / {statistics.median(apar.blocks for apar, _ in pairs)}",
     ]
 
 
 async def compare_policies(engine, questions, options):
-    """Every second request plain, the rest in threads, under each policy in turn."""
-    half = [number % 2 == 0 for number in range(len(questions))]
-    alone = await engine.run(questions, False, options.max_new_tokens)
-    slo = 1.25 * alone.per_token
-    found = []
+    """Every second client plain, the others in threads, under each policy in turn."""
+    alone = await engine.run(questions, plainly, options.max_new_tokens, options.mixed)
+    limit = 1.25 * per_token(alone.told)
+    policies = {
+        "eager": Eager(), "at most 3 each": FixedCap(3), "equal share": EqualShare(),
+        "equal share, with the limit as target": EqualShare(seconds=limit),
+    }  # fmt: skip
+    found = {name: [] for name in policies}
     for number in range(options.passes):
-        for name, policy in POLICIES.items() if number % 2 else reversed(POLICIES.items()):
-            set_policy(policy)
-            made = await engine.run(questions, half, options.max_new_tokens)
-            found.append([
-                name, made.throughput, statistics.mean(one.per_token for one in made.told[::2]),
-                statistics.mean(one.per_token for one in made.told[1::2]),
-                sum(one.per_token <= slo for one in made.told) / made.seconds,
-            ])  # fmt: skip
+        for name in policies if number % 2 else reversed(policies):
+            set_policy(policies[name])
+            made = await engine.run(questions, by_turns, options.max_new_tokens, options.mixed)
+            within = sum(one.per_token <= limit for one in made.told)
+            found[name].append((made, within / len(made.told), within / made.seconds))
     set_policy(EqualShare())
-    return {"policies": found, "slo_ms": 1000 * slo, "alone_ms": 1000 * alone.per_token}
+    return found, limit
 
 
 async def measure(folder, options, questions):
-    record = {"rows": [], "scarce": [], "policies": [], "slo_ms": 0.0, "alone_ms": 0.0}
+    record = {"rows": [], "scarce": [], "policies": [], "limit_ms": 0.0, "process_us": []}
     engine = Engine(folder, options.dtype, options.repetition_penalty)
-    await alternate(engine, questions[:4], 16, 1, 4)  # warm
+    await alternate(engine, questions[:4], options, 4, 1)  # warm
     wanted = {}
     for at_once in options.at_once:
-        some = questions[: options.single if at_once == 1 else options.rounds * at_once]
-        found = await alternate(engine, some, options.max_new_tokens, options.passes, at_once)
-        record["rows"].append(row(str(at_once), found))
-        wanted[at_once] = max(one.blocks for one in found[False])
-        print(record["rows"][-1], flush=True)
-        if at_once == 1:
-            wide = [place for place, told in enumerate(found[True][0].told) if told.threads >= 5]
-            if wide:
-                chosen = {
-                    apar: [Pass([one.told[place] for place in wide], sum(one.told[place].seconds for place in wide), one.blocks)
-                           for one in passes]
-                    for apar, passes in found.items()
-                }  # fmt: skip
-                record["rows"].append(row(f"1, the {len(wide)} of {len(some)} with five threads or more", chosen))
-                print(record["rows"][-1], flush=True)
+        some = [*islice(cycle(questions), options.answers or max(16, min(2 * len(questions), 10 * at_once)))]
+        pairs = await alternate(engine, some, options, at_once)
+        record["rows"].append(row(str(at_once), pairs))
+        by_way = [[plain for _, plain in pairs], [apar for apar, _ in pairs]]
+        record["process_us"].append([str(at_once), *(spread([1e6 * one.process for one in made], 0) for made in by_way)])
+        wanted[at_once] = max(plain.blocks for _, plain in pairs)
+        print(record["rows"][-1], record["process_us"][-1], flush=True)
     if options.mixed:
-        record |= await compare_policies(engine, questions[: options.mixed], options)
+        found, limit = await compare_policies(engine, questions, options)
+        record["limit_ms"] = 1000 * limit
+        for name, made in found.items():
+            record["policies"].append([
+                name, spread([one.throughput for one, _, _ in made], 0),
+                spread([1000 * per_token([told for told in one.told if told.threads > 1]) for one, _, _ in made], 0),
+                spread([1000 * per_token([told for told in one.told if told.threads == 1]) for one, _, _ in made], 0),
+                spread([100 * share for _, share, _ in made], 0), spread([rate for _, _, rate in made]),
+            ])  # fmt: skip
+            print(record["policies"][-1], flush=True)
     engine.close()
     for at_once in options.scarce:
-        quarter = max(wanted.get(at_once, 64) // 4, LENGTH // BLOCK + 2)
+        quarter = max(wanted.get(at_once, 128) // 4, LENGTH // BLOCK + 2)
         engine = Engine(folder, options.dtype, options.repetition_penalty, quarter)
-        await alternate(engine, questions[:4], 16, 1, 4)
-        found = await alternate(
-            engine, questions[: options.rounds * at_once], options.max_new_tokens, options.passes, at_once
-        )
-        record["scarce"].append(row(f"{at_once}, {quarter} blocks", found))
+        await alternate(engine, questions[:4], options, 4, 1)
+        pairs = await alternate(engine, [*islice(cycle(questions), options.answers or 10 * at_once)], options, at_once)
+        record["scarce"].append(row(f"{at_once}, {quarter} blocks", pairs))
         print(record["scarce"][-1], flush=True)
         engine.close()
     return record
-
-
-HEAD = ["at once", "plain, tokens/s", "APAR, tokens/s", "throughput", "time per token", "time to first token",
-        "peak blocks, plain / APAR"]  # fmt: skip
 
 
 def table(head, rows):
@@ -227,14 +261,9 @@ def table(head, rows):
 
 
 def page(record, options):
-    by_policy = {name: [one[1:] for one in record["policies"] if one[0] == name] for name in POLICIES}
-    rows = [
-        [name, spread([one[0] for one in made], 0), spread([1000 * one[1] for one in made], 0),
-         spread([1000 * one[2] for one in made], 0), spread([one[3] for one in made])]
-        for name, made in by_policy.items() if made
-    ]  # fmt: skip
     return f"""{options.dtype}, greedy, {options.max_new_tokens} new tokens at most, {options.passes} alternating passes of the same
-questions in one engine; ratios are APAR over plain, medians with the lowest and highest pass.
+questions in one engine. So many clients ask on and on; tokens are counted until the first of them finds no question left. Ratios
+are APAR over plain, medians with the lowest and highest pass.
 
 {table(HEAD, record["rows"])}
 
@@ -244,10 +273,14 @@ With a quarter of the KV blocks that plain decoding held at its peak:
 
 ![tokens a second, APAR / plain](serving.png)
 
-{options.mixed} requests at once, every second one plain; goodput: answers a second whose time per token is at most 1.25 times
-what all-plain requests have ({record["slo_ms"]:.0f} ms). Alone they have {record["alone_ms"]:.0f} ms.
+Microseconds of the process that talks to clients, for a token:
 
-{table(["policy", "tokens/s", "APAR, ms a token", "plain, ms a token", "goodput"], rows)}
+{table(["at once", "plain", "APAR"], record["process_us"])}
+
+{options.mixed} clients, every second one plain; goodput: answers a second whose time per token is at most 1.25 times what it is where
+all are plain ({record["limit_ms"]:.0f} ms).
+
+{table(["policy", "tokens/s", "answers that fork, ms a token", "the others, ms a token", "answers within the limit, %", "goodput"], record["policies"])}
 """
 
 
@@ -257,13 +290,14 @@ def main():
     options.add_argument("--model", type=Path, help="a merged checkpoint; default: the one that ships")
     options.add_argument("--dtype", default="bfloat16")
     options.add_argument("--max-new-tokens", type=int, default=256)
-    options.add_argument("--repetition-penalty", type=float, default=1.1, help="the default model's own is 1.1")
+    options.add_argument("--repetition-penalty", type=float, default=1.08, help="the default model's own is 1.08")
     options.add_argument("--no-page", action="store_true", help="show the tables and leave docs/serving.md as it is")
-    options.add_argument("--passes", type=int, default=5)
-    options.add_argument("--at-once", type=int, nargs="+", default=[1, 4, 16, 64])
-    options.add_argument("--single", type=int, default=4, help="questions of the passes of one at a time")
-    options.add_argument("--rounds", type=int, default=2, help="questions of a pass for each client, who asks on at once")
-    options.add_argument("--scarce", type=int, nargs="*", default=[16, 64])
+    options.add_argument("--passes", type=int, default=3)
+    options.add_argument("--at-once", type=int, nargs="*", default=[1, 4, 16, 64, 128])
+    options.add_argument(
+        "--answers", type=int, help="of a pass; default: ten for each client, 16 at least, each question twice at most"
+    )
+    options.add_argument("--scarce", type=int, nargs="*", default=[16])
     options.add_argument("--mixed", type=int, default=32)
     options = options.parse_args()
     questions = mixed(options.questions)

@@ -20,6 +20,25 @@ _NEWEST = 0.1  # weight of the answer that has just ended in what answers usuall
 
 
 @dataclass(frozen=True)
+class StepCost:
+    """What a step of an engine takes, in seconds, as fitted to its latest steps.
+
+    Attributes:
+        fixed: however few requests there are.
+        each: for each request that writes.
+        prompt: for each token of prompts that is computed in it.
+    """
+
+    fixed: float
+    each: float
+    prompt: float
+
+    def width(self, seconds: float) -> int:
+        """Return how many requests a step can have that takes so long."""
+        return int((seconds - self.fixed) / self.each) if self.each > 0 else 0
+
+
+@dataclass(frozen=True)
 class Load:
     """What an engine reports.
 
@@ -30,6 +49,7 @@ class Load:
         max_running: the most requests of a step.
         kv_tokens: tokens that the KV cache has room for; 0 if that is unknown.
         block_tokens: tokens of a block of it.
+        cost: of its steps, where that is known.
     """
 
     running: int = 0
@@ -38,6 +58,7 @@ class Load:
     max_running: int = 256
     kv_tokens: int = 0
     block_tokens: int = 16
+    cost: StepCost | None = None
 
 
 class AdmissionPolicy(Protocol):
@@ -72,42 +93,68 @@ class FixedCap:
 
 @dataclass(frozen=True)
 class EqualShare:
-    """Every request, plain or in threads, has an equal share of the widest step that is worth its time.
+    """Every request, plain or in threads, has an equal share of a step, and what it does not want goes to the others.
 
-    Alone an answer runs all its threads; among 32 requests at most 3, among 64 and more one.
+    Alone an answer runs all its threads; among 32 requests, half of which want one, the others get up to five.
 
     Attributes:
         width: requests of a step, threads among them, beyond which one more slows down the others by what it gains.
+        seconds: what a step may take: where the engine has told what its steps cost, no child starts that would make them
+            longer. ``None`` for no such target.
         full: above this share of KV in use no child starts: it would have to be taken back soon.
 
-    >>> [EqualShare().allowances([9, 9], others, Load())[0] for others in (0, 14, 30, 62)]
-    [48, 6, 3, 1]
+    >>> EqualShare(width=12).allowances([9, 1, 9, 3], 0, Load())
+    [4, 1, 4, 3]
     """
 
     width: int = 96
+    seconds: float | None = None
     full: float = 0.9
 
     def allowances(self, wanted: Sequence[int], others: int, load: Load) -> list[int]:
-        width = min(self.width, load.max_running) if load.kv_usage <= self.full else 0
-        share = width // max(1, len(wanted) + others)
-        return [max(1, share) for _ in wanted]
+        width = min(self.width, load.max_running)
+        if load.kv_usage > self.full:
+            width = 0
+        elif self.seconds is not None and load.cost is not None:
+            width = min(width, load.cost.width(self.seconds))
+        return _shared_out(wanted, width - others)
+
+
+def _shared_out(wanted: Sequence[int], room: int) -> list[int]:
+    """Share out ``room`` places, one at least to each, and to none more than it wants; the oldest get what is left over."""
+    allowed = [1] * len(wanted)
+    for rank, place in enumerate(sorted(range(len(wanted)), key=lambda one: (wanted[one], -one))):
+        allowed[place] = max(1, min(wanted[place], room // (len(wanted) - rank)))
+        room -= allowed[place]
+    return allowed
 
 
 def policy_named(text: str) -> AdmissionPolicy:
-    """Return the policy that a setting names: ``eager``, ``cap:N`` for at most N threads an answer, or ``share:N``.
+    """Return the policy that a setting names.
+
+    Args:
+        text: ``eager``; ``cap:N`` for at most N threads an answer; ``share:N`` for equal shares of steps of N requests;
+            ``tpot:MS`` for equal shares of steps that take MS milliseconds.
 
     Raises:
         ConfigurationError: for any other text.
 
     >>> policy_named("cap:2"), policy_named("share:256")
-    (FixedCap(threads=2), EqualShare(width=256, full=0.9))
+    (FixedCap(threads=2), EqualShare(width=256, seconds=None, full=0.9))
     """
     kind, _, number = text.strip().lower().partition(":")
     if kind == "eager" and not number:
         return Eager()
-    if kind in ("cap", "share") and number.isdecimal() and int(number) > 0:
-        return FixedCap(int(number)) if kind == "cap" else EqualShare(int(number))
-    raise ConfigurationError(f"the admission policy is {text!r}; give eager, cap:N or share:N, N a number of 1 or more")
+    if number.isdecimal() and int(number) > 0:
+        if kind == "cap":
+            return FixedCap(int(number))
+        if kind == "share":
+            return EqualShare(int(number))
+        if kind == "tpot":
+            return EqualShare(seconds=int(number) / 1000)
+    raise ConfigurationError(
+        f"the admission policy is {text!r}; give eager, cap:N, share:N or tpot:MS, with a number of 1 or more"
+    )
 
 
 @dataclass
@@ -174,7 +221,7 @@ class Admission:
         return time.monotonic() >= self._share_next and any(one.threads[1] for one in self._begun.values())
 
     def share(self, load: Load, others: int) -> list[Answer]:
-        """Share out the engine among the answers, which may start children of theirs, and return those that have begun.
+        """Share out the engine among the answers; return those that may have threads to start.
 
         Args:
             others: requests that the engine runs beside those of answers.
@@ -183,11 +230,14 @@ class Admission:
         while self._held_back and self._has_room_for(self._held_back[0], load):
             self._begun[self._held_back.popleft()] = _Holding()
         allowed = self.policy.allowances([sum(_count(answer)) for answer in self._begun], others, load)
+        changed = []
         for (answer, holding), threads in zip(self._begun.items(), allowed, strict=True):
             answer.allow(threads)
-            holding.threads = _count(answer)
+            if holding.threads != (count := _count(answer)):
+                holding.threads = count
+                changed.append(answer)
         self._share_next = time.monotonic() + _PAUSE
-        return list(self._begun)
+        return changed
 
     def _has_room_for(self, answer: Answer, load: Load) -> bool:
         if not load.kv_tokens or not self._begun:

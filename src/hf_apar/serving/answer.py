@@ -165,6 +165,11 @@ class Answer:
         self.row.end_all("stop")
         self._read_on()
 
+    @property
+    def news(self) -> bool:
+        """Has :meth:`read` anything to return, or the answer just ended?"""
+        return bool(self._reader.tokens) or self.finished
+
     def read(self) -> Piece:
         """Return what became readable since the last call, cut at the first stop string."""
         return self._reader.piece()

@@ -140,10 +140,10 @@ class Driver:
             answer.give_up(made.failure)
         if answer.finished:
             self.remove(answer)
-        elif self.admission.changed(answer):
+            return
+        if self.admission.changed(answer):
             self._share()
-        else:
-            self._settle(answer)  # a thread may have forked and ended at once
+        self._settle(answer)  # a thread may have forked and ended at once
 
     def run(self, step: Callable[[], Iterable[Made]]) -> None:
         """Call ``step`` of an engine, which returns what some requests have made, until every answer is finished."""

@@ -1,13 +1,15 @@
 """What reads of an answer while its threads are still written: text and tokens in order, up to the first stop string."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from hf_apar.tree.threads import Decodes, ParagraphTree, ReadingCursor, Thread, joined
 
 _CONTEXT = 6  # tokens before a text that may change how it reads: a space that is dropped, a character of several tokens
-_WINDOW = 24  # tokens that are decoded at once at most, while every character ends with its token
+_WINDOW = 24  # tokens after which those that cannot change any more are let go
 _BROKEN = "\ufffd"
 
 
@@ -29,9 +31,9 @@ class IncrementalText:
         self._known = self._decode(self._ids)  # what of their text was returned or precedes it
         self._shorten()
 
-    def step(self, token: int) -> str:
-        """Return the text that ``token`` completes, often that of ``token`` alone."""
-        self._ids.append(token)
+    def step(self, *tokens: int) -> str:
+        """Return the text that ``tokens`` complete, often that of these alone."""
+        self._ids.extend(tokens)
         text = self._decode(self._ids)
         if text.endswith(_BROKEN) and len(text) > len(self._known):
             return ""
@@ -105,16 +107,25 @@ class Reader:
 
     def advance(self, made: Mapping[tuple[int, int], MadeToken]) -> None:
         """Read on as far as one can; ``made`` tells more of tokens, by their thread and their place in it."""
-        for thread, place in () if self.closed else self._cursor.advance():
-            token = thread.tokens[place]
-            self.tokens.append(made.get((thread.index, place)) or MadeToken(token))
-            self._add(self._after_seam(thread, self._decoder.step(token)))
+        for thread, places in () if self.closed else self._batches():
+            tokens = [thread.tokens[place] for place in places]
+            known = [made.get((thread.index, place)) for place in places]
+            self.tokens += [one or MadeToken(token) for one, token in zip(known, tokens, strict=True)]
+            self._add(self._after_seam(thread, self._decoder.step(*tokens)))
             if self.closed:
                 self._tree.stopped_by = thread.index
                 return
         if self._cursor.at_end and not self.closed:
             self._add(self._decoder.flush())
             self.closed = True
+
+    def _batches(self) -> Iterator[tuple[Thread, Sequence[int]]]:
+        """Yield what reads next, a run of one thread at a time: that decodes fast, but a stop string wants each token."""
+        if self._stop:
+            yield from ((thread, (place,)) for thread, place in self._cursor.advance())
+        else:
+            for thread, run in groupby(self._cursor.advance(), key=itemgetter(0)):
+                yield thread, [place for _, place in run]
 
     def piece(self) -> Piece:
         """Return what reads since the last call; what may be the beginning of a stop string is held back."""

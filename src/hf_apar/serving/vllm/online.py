@@ -69,7 +69,8 @@ class ServerEngine:
                 async for output in call.generate(prompt, params, **call.passed_on):
                     call.first = call.first or output
                     self.driver.made(made_by(request, output.outputs[0]))
-                    call.news.set()
+                    if request.answer.news:
+                        call.news.set()
                 return
             except QueueFull:  # the server's queue is full: a child waits, a new answer is refused
                 if request.opens_answer:
