@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 OUTPUT = ROOT / "benchmarks" / "output" / "load.json"
 KINDS = {"threads, stream": 6, "plain, stream": 6, "threads, whole": 3, "hang up": 3, "too long": 1, "malformed": 1}
 SETTINGS = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-LIMIT = 128
+LIMIT = 256
 ALIKE = 0.2  # of the longer words of two texts: answers to different questions have fewer in common
 
 
@@ -40,7 +40,7 @@ class Clients:
     def __init__(self, url, questions, seed):
         self.http = httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=None))
         self.questions, self.random = questions, random.Random(seed)
-        self.alone = {}  # what each question is answered with nobody else around: (question, in threads) to text
+        self.alone = {}  # what each question is answered with nobody else around: (question, in threads) to (text, reason)
         self.counts, self.mistakes, self.crossed = Counter(), Counter(), []
         self.first, self.took = defaultdict(list), defaultdict(list)  # seconds by kind
 
@@ -51,9 +51,8 @@ class Clients:
         }  # fmt: skip
 
     async def stream(self, question, apar, chunks=None):
-        """The text of an answer and the seconds until it began; hang up after so many ``chunks``."""
-        text, ids, start, first, seen = "", set(), time.perf_counter(), None, 0
-        finished = False
+        """The text of an answer, why it ended, and the seconds until it began; hang up after so many ``chunks``."""
+        text, ids, start, first, seen, reason = "", set(), time.perf_counter(), None, 0, None
         async with self.http.stream("POST", "/v1/chat/completions", json=self.body(question, apar, True)) as answer:
             answer.raise_for_status()
             async for line in answer.aiter_lines():
@@ -63,27 +62,34 @@ class Clients:
                 ids.add(chunk["id"])
                 for choice in chunk["choices"]:
                     text += choice["delta"].get("content") or ""
-                    finished |= choice["finish_reason"] is not None
+                    reason = choice["finish_reason"] or reason
                 first = first or (time.perf_counter() - start if text else None)
                 seen += 1
                 if chunks is not None and seen >= chunks:
-                    return text, first
-        self.mistakes["lost"] += not finished
+                    return text, reason, first
+        self.mistakes["lost"] += reason is None
         self.mistakes["crossed"] += len(ids) != 1
-        return text, first
+        return text, reason, first
 
     async def whole(self, question, apar):
         answer = await self.http.post("/v1/chat/completions", json=self.body(question, apar, False))
         answer.raise_for_status()
-        return answer.json()["choices"][0]["message"]["content"]
+        (choice,) = answer.json()["choices"]
+        return choice["message"]["content"], choice["finish_reason"]
 
-    def judge(self, question, apar, text):
-        """Another width rounds otherwise, so an answer may leave that of a quiet server, but never be another question's."""
-        if text == self.alone[question, apar]:
+    def judge(self, question, apar, text, reason):
+        """What no limit cut is what a quiet server says; where the limit falls depends on which thread writes when."""
+        alone, how = self.alone[question, apar]
+        if text == alone:
+            self.counts[f"the same, {reason}"] += 1
             return
-        self.counts["other words in threads" if apar else "other words plainly"] += 1
         self.mistakes["lost"] += not text
-        likeness = {asked: alike(text, alone) for (asked, way), alone in self.alone.items() if way == apar}
+        if "length" not in (reason, how):
+            self.mistakes["other words"] += 1
+            self.crossed.append({"question": question, "in threads": apar, "text": text, "alone": alone})
+            return
+        self.counts["cut elsewhere"] += 1
+        likeness = {asked: alike(text, said) for (asked, way), (said, _) in self.alone.items() if way == apar}
         likest = max(likeness, key=likeness.get)
         if likeness[likest] > max(likeness[question], ALIKE):
             self.mistakes["crossed"] += 1
@@ -103,11 +109,11 @@ class Clients:
     async def one(self, kind, question):
         apar = "plain" not in kind
         if "stream" in kind:
-            text, first = await self.stream(question, apar)
+            text, reason, first = await self.stream(question, apar)
             self.first[kind].append(first)
-            self.judge(question, apar, text)
+            self.judge(question, apar, text, reason)
         elif kind == "threads, whole":
-            self.judge(question, apar, await self.whole(question, apar))
+            self.judge(question, apar, *await self.whole(question, apar))
         elif kind == "hang up":
             await self.stream(question, apar, chunks=self.random.randint(1, 40))
         else:
@@ -159,8 +165,9 @@ def table(clients, left, before, after, options):
 |---|---|---|---|
 {chr(10).join(rows)}
 
-Mistakes: {wrong or "none"}. {clients.counts["other words plainly"]} plain answers had other words than on a quiet server (a step of
-another width rounds otherwise), and {clients.counts["other words in threads"]} in threads (their limit on tokens falls elsewhere too). Requests and blocks left afterwards: {left or "none"}; open files
+Mistakes: {wrong or "none"}. {clients.counts["the same, stop"]} answers that no limit cut were those of the quiet server, letter for
+letter; of those that the limit cut, {clients.counts["the same, length"]} were, and {clients.counts["cut elsewhere"]} were cut elsewhere, since the limit counts all threads together. Requests and blocks
+left afterwards: {left or "none"}; open files
 {before["open_fds"]:.0f} before and {after["open_fds"]:.0f} after, memory {before["resident_memory_bytes"] / 2**20:.0f} and {after["resident_memory_bytes"] / 2**20:.0f} MiB (of the process that talks to clients).
 """
 

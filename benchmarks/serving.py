@@ -28,12 +28,13 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 import hf_apar
 from hf_apar.checkpoints.export import save_merged
-from hf_apar.serving.admission import Eager, EqualShare, FixedCap
+from hf_apar.serving.admission import Eager, EqualShare, FixedCap, StepCost
 from hf_apar.serving.vllm import set_policy, stats
 
 ROOT = Path(__file__).parents[1]
 OUTPUT = ROOT / "benchmarks" / "output" / "serving.json"
 LENGTH, BLOCK = 1024, 32
+H100 = StepCost(0.058, 0.0003, 0.0003)  # as transformers ran the default model there
 
 
 @dataclass
@@ -44,11 +45,23 @@ class Told:
     tokens: int = 0
     first: float = 0.0
     seconds: float = 0.0
+    prompt: int = 0  # its tokens
     threads: int = 1
+    steps: int = 0  # on the longest path
+    sampled: int = 0  # tokens, control tokens and EOS included
+    again: int = 0  # tokens of paths that children compute anew, since threads share whole blocks alone
 
     @property
     def per_token(self) -> float:
         return self.seconds / max(self.tokens, 1)
+
+    def count(self, tree) -> None:
+        """Note what a finished answer took; ``tree`` of an answer in threads."""
+        ends = [len(thread.path_ids) + (thread.eos_token_id is not None) for thread in tree.threads]
+        begins = [end - len(thread.sampled_ids) for end, thread in zip(ends, tree.threads, strict=True)]
+        self.threads, self.steps = len(tree.threads), max(ends) - self.prompt
+        self.sampled = sum(ends) - sum(begins)
+        self.again = sum((begin - 1) % BLOCK + 1 for begin in begins[1:])
 
 
 @dataclass
@@ -97,16 +110,19 @@ class Engine:
 
     async def ask(self, question, apar, tokens):
         ids = hf_apar.encode_chat(self.tokenizer, [{"role": "user", "content": question}])
-        told, start = Told(question), time.perf_counter()
+        told, start = Told(question, prompt=len(ids)), time.perf_counter()
         prompt = {"type": "token", "prompt_token_ids": ids}
         async for output in self.engine.generate(prompt, self.params(apar, tokens), f"bench-{next(self.numbers)}"):
             (one,) = output.outputs
             told.tokens += len(one.token_ids)
             self.tokens += len(one.token_ids)
             told.first = told.first or time.perf_counter() - start
-            told.threads = len(one.tree.threads) if apar else 1
-            self.peak = max(self.peak, stats.reported[0].load.kv_usage)
+            if not told.tokens % 16:
+                self.peak = max(self.peak, stats.reported[0].load.kv_usage)
         told.seconds = time.perf_counter() - start
+        told.steps = told.sampled = told.tokens
+        if apar:
+            told.count(one.tree)
         return told
 
     async def run(self, questions, apar, tokens, at_once):
@@ -180,6 +196,18 @@ HEAD = ["at once", "answers", "plain, tokens/s", "APAR, tokens/s", "throughput",
         "95th percentile", "until text begins", "peak blocks, plain / APAR"]  # fmt: skip
 
 
+def allowed(at_once, pairs, cost):
+    """What throughput steps of this cost allow, APAR over plain, if nothing else took time and no child had to wait."""
+
+    def seconds_a_token(passes):
+        told = [one for made in passes for one in made.told]
+        total = {name: sum(getattr(one, name) for one in told) for name in ("tokens", "steps", "sampled", "prompt", "again")}
+        prompts = cost.prompt * (total["prompt"] + total["again"]) + cost.each * total["sampled"]
+        return (cost.fixed * total["steps"] / at_once + prompts) / total["tokens"]
+
+    return seconds_a_token([plain for _, plain in pairs]) / seconds_a_token([apar for apar, _ in pairs])
+
+
 def row(name, pairs):
     """One line of the table: the medians of passes, each the ratio of APAR to the plain pass beside it."""
     forked = {one.question for apar, _ in pairs for one in apar.told if one.threads > 1}
@@ -221,18 +249,23 @@ async def compare_policies(engine, questions, options):
 
 
 async def measure(folder, options, questions):
-    record = {"rows": [], "scarce": [], "policies": [], "limit_ms": 0.0, "process_us": []}
+    record = {"rows": [], "allowed": [], "scarce": [], "policies": [], "limit_ms": 0.0, "process_us": []}
     engine = Engine(folder, options.dtype, options.repetition_penalty)
     await alternate(engine, questions[:4], options, 4, 1)  # warm
     wanted = {}
     for at_once in options.at_once:
         some = [*islice(cycle(questions), options.answers or max(16, min(2 * len(questions), 10 * at_once)))]
         pairs = await alternate(engine, some, options, at_once)
+        cost = stats.reported[0].load.cost
         record["rows"].append(row(str(at_once), pairs))
+        record["allowed"].append([str(at_once), *(f"{allowed(at_once, pairs, one):.2f}" for one in (cost, H100))])
         by_way = [[plain for _, plain in pairs], [apar for apar, _ in pairs]]
         record["process_us"].append([str(at_once), *(spread([1e6 * one.process for one in made], 0) for made in by_way)])
         wanted[at_once] = max(plain.blocks for _, plain in pairs)
-        print(record["rows"][-1], record["process_us"][-1], flush=True)
+        record["cost"] = (
+            f"{1000 * cost.fixed:.0f} ms, {1000 * cost.each:.2f} a request, {1000 * cost.prompt:.2f} a token of prompts"
+        )
+        print(record["rows"][-1], record["process_us"][-1], record["cost"], flush=True)
     if options.mixed:
         found, limit = await compare_policies(engine, questions, options)
         record["limit_ms"] = 1000 * limit
@@ -272,6 +305,12 @@ With a quarter of the KV blocks that plain decoding held at its peak:
 {table(HEAD, record["scarce"])}
 
 ![tokens a second, APAR / plain](serving.png)
+
+What steps allow, a calculation: throughput of APAR over plain for these answers' tokens, paths, prompts and what their children
+compute anew, if nothing but steps took time and no thread waited. A step here takes {record["cost"]}, fitted while they
+ran; one of an H100 58 ms and 0.3 a request, fitted to 1, 8 and 64 threads of [performance.md](performance.md#on-a-gpu).
+
+{table(["at once", "here", "with an H100's steps"], record["allowed"])}
 
 Microseconds of the process that talks to clients, for a token:
 

@@ -88,9 +88,9 @@ def test_any_protocol_is_followed_by_an_engine_that_knows_none(rules, seed, max_
 
 @pytest.fixture(scope="module")
 def whole_paths():
-    """The engine that `docs/serving.md` shows."""
+    """The engine that `docs/engines.md` shows."""
     namespace = {}
-    exec(padded_code(ROOT / "docs" / "serving.md")[0], namespace)
+    exec(padded_code(ROOT / "docs" / "engines.md")[0], namespace)
     return namespace["WholePaths"]
 
 

@@ -161,7 +161,8 @@ def policy_named(text: str) -> AdmissionPolicy:
 class _Holding:
     """What an answer that has begun holds of the KV cache, on average over its steps, and how many threads it has."""
 
-    threads: tuple[int, int] = (0, 0)  # those that write and those that wait, when the engine was last shared out
+    threads: tuple[int, int]  # those that write and those that wait
+    allowed: int = 0  # threads, when the engine was last shared out; 0 if the answer has changed since
     held: float = 0.0  # KV tokens, summed over the steps so far
     steps: float = 0.0
 
@@ -217,6 +218,7 @@ class Admission:
         holding, threads = self._begun[answer], _count(answer)
         holding.measure(answer, threads[0], self._block_tokens)
         if threads != holding.threads:
+            holding.threads, holding.allowed = threads, 0
             return True
         return time.monotonic() >= self._share_next and any(one.threads[1] for one in self._begun.values())
 
@@ -228,13 +230,14 @@ class Admission:
         """
         self._block_tokens = load.block_tokens
         while self._held_back and self._has_room_for(self._held_back[0], load):
-            self._begun[self._held_back.popleft()] = _Holding()
-        allowed = self.policy.allowances([sum(_count(answer)) for answer in self._begun], others, load)
+            answer = self._held_back.popleft()
+            self._begun[answer] = _Holding(_count(answer))
+        allowed = self.policy.allowances([sum(holding.threads) for holding in self._begun.values()], others, load)
         changed = []
         for (answer, holding), threads in zip(self._begun.items(), allowed, strict=True):
-            answer.allow(threads)
-            if holding.threads != (count := _count(answer)):
-                holding.threads = count
+            if threads != holding.allowed:
+                answer.allow(threads)
+                holding.threads, holding.allowed = _count(answer), threads
                 changed.append(answer)
         self._share_next = time.monotonic() + _PAUSE
         return changed

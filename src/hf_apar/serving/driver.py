@@ -1,7 +1,7 @@
 """Answers in threads on any engine: what the engine made goes in, what it shall start and cancel comes out.
 
 An engine moves tokens and knows nothing of trees. To bring another one, write a class with the methods of
-:class:`ThreadEngine`; ``docs/serving.md`` has one of thirty lines.
+:class:`ThreadEngine`; ``docs/engines.md`` has one of thirty lines.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
