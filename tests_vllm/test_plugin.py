@@ -4,6 +4,7 @@ from importlib.metadata import entry_points
 
 import pytest
 from vllm import SamplingParams
+from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.worker.gpu.sample.logits_processor.loader import _load_v2_logitsprocs_plugins
 
@@ -33,29 +34,36 @@ def test_bans_come_on_top_of_the_callers_own(tokenizer_and_model):
     assert given.bad_words == ["ab"] and given.bad_words_token_ids is None
 
 
-def test_a_model_without_control_tokens_gets_the_parameters_that_it_was_given(tmp_path):
-    class Engine:
-        """What the plug-in asks of vLLM's engine."""
+class Processor:
+    """What the plug-in asks of vLLM's input processor."""
 
-        class model_config:
-            model = "plain"
-            skip_tokenizer_init = False
-
-            @staticmethod
-            def try_get_generation_config():
-                return {}
+    class model_config:
+        model = "plain"
 
         @staticmethod
-        def get_tokenizer():
-            return byte_tokenizer()
+        def try_get_generation_config():
+            return {}
 
-    params = SamplingParams(temperature=0.5)
-    assert plugin.without_forks(Engine(), params) is params
+    tokenizer = byte_tokenizer()
+
+
+def test_more_bad_words_than_vllm_has_room_for_are_refused_before_an_engine_dies_of_them(tokenizer_and_model):
+    tokenizer, _ = tokenizer_and_model
+    tokenizer.max_token_id = len(tokenizer) - 1
+    letters = [chr(letter) for letter in range(33, 127)] + [chr(letter) + "a" for letter in range(33, 127)]
+    runs = [[5], [6]]
+    fits = banned(SamplingParams(bad_words=letters[:126]), tokenizer, runs)
+    assert len(fits.bad_words_token_ids) == 128 and fits.bad_words_token_ids[-2:] == runs
+    for words in (letters[:127], ["a" * 600, "b" * 500]):
+        with pytest.raises(VLLMValidationError, match="control tokens among them, and this server takes 128 of 1024"):
+            banned(SamplingParams(bad_words=words), tokenizer, runs)
 
 
 def test_a_policy_is_set_for_engines_that_run_and_for_those_to_come():
     class Engine:
         """What is served."""
+
+        vllm_config = None
 
     first, second, start = Engine(), Engine(), online.engine_of
     assert start(first, None) is start(first, None) is not start(first, 0)

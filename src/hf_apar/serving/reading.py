@@ -1,6 +1,6 @@
 """What reads of an answer while its threads are still written: text and tokens in order, up to the first stop string."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,21 +83,28 @@ class Reader:
     Args:
         stop: strings at the first of which, in reading order, the text ends.
         include_stop: keep that string in the text.
+        stop_tokens: tokens at the first of which it ends as well, with the text of that token if ``include_stop``.
 
     Attributes:
         text: what reads so far.
-        stop_string: the one that ended it.
+        stopped_by: the string or token that ended it.
         closed: can nothing follow?
         tokens: what reads so far and no :meth:`piece` has had.
     """
 
     def __init__(
-        self, tree: ParagraphTree, decoder: IncrementalText, stop: Sequence[str] = (), include_stop: bool = False
+        self,
+        tree: ParagraphTree,
+        decoder: IncrementalText,
+        stop: Sequence[str] = (),
+        include_stop: bool = False,
+        stop_tokens: Collection[int] = (),
     ) -> None:
         self.text, self.closed = "", False
-        self.stop_string: str | None = None
+        self.stopped_by: str | int | None = None
         self.tokens: list[MadeToken] = []
-        self._tree, self._decoder, self._stop, self._include_stop = tree, decoder, stop, include_stop
+        self._tree, self._decoder = tree, decoder
+        self._stop, self._include_stop, self._stop_tokens = stop, include_stop, stop_tokens
         self._cursor = ReadingCursor(tree)
         self._latest = tree.threads[0]  # the thread that was read last
         self._at_seam = False  # has nothing been read of the segment that began last?
@@ -108,7 +115,12 @@ class Reader:
         for thread, place in () if self.closed else self._cursor.advance():
             token = thread.tokens[place]
             self.tokens.append(made.get((thread.index, place)) or MadeToken(token))
-            self._add(self._after_seam(thread, self._decoder.step(token)))
+            if (stops := token in self._stop_tokens) and not self._include_stop:
+                self._add(self._decoder.flush())
+            else:
+                self._add(self._after_seam(thread, self._decoder.step(token)))
+            if stops and not self.closed:
+                self.stopped_by, self.closed = token, True
             if self.closed:
                 self._tree.stopped_by = thread.index
                 return
@@ -143,6 +155,6 @@ class Reader:
             if new and (place := self.text.find(stop, max(0, known - len(stop) + 1))) >= 0
         ]
         if found:
-            end, _, place, self.stop_string = min(found)  # the one that is complete first
+            end, _, place, self.stopped_by = min(found)  # the one that is complete first
             self.text = self.text[: end if self._include_stop else place]
             self.closed = True

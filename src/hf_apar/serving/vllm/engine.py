@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from vllm import SamplingParams, exceptions
+from vllm import SamplingParams, envs, exceptions
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
@@ -27,7 +27,11 @@ from hf_apar.tree.threads import FinishReason, ParagraphTree
 QueueFull: Any = getattr(exceptions, "GracefulHTTPError", ())
 """What vLLM raises where its queue takes no request; nothing in versions that always take one."""
 
-_FINISH: Mapping[str, FinishReason] = {"stop": "eos", "length": "length"}
+AS_IT_COMES = "thread"
+"""What ``apar`` says of a request that is one thread of an answer: it is neither kept from forks nor answered in threads."""
+
+_FINISH: Mapping[str, FinishReason] = {"stop": "eos", "length": "length", "repetition": "stop"}
+_REPEATED = "repetition_detected"  # vLLM's stop reason where `repetition_detection` ended a thread
 
 
 @dataclass
@@ -40,11 +44,14 @@ class AparCompletion(CompletionOutput):  # type: ignore[misc]
 def model_settings(model_config: Any, tokenizer: Any) -> AparConfig:
     """Return the APAR settings that a checkpoint carries, with the ids of its control tokens.
 
+    Args:
+        tokenizer: ``None`` where the engine has none.
+
     Raises:
         ControlTokenError: if the model has no control tokens.
     """
     settings = AparConfig.from_dict(model_config.try_get_generation_config().get("apar_config") or {})
-    settings = completed(settings, tokenizer)
+    settings = settings if tokenizer is None else completed(settings, tokenizer)
     if settings.control_ids is None:
         raise ControlTokenError(
             f"{model_config.model} has no [Fork] and [Child] tokens; serve a folder that `hf-apar merge` wrote "
@@ -69,10 +76,23 @@ def banned(params: SamplingParams, tokenizer: Any, runs: Sequence[Sequence[int]]
     """Return ``params`` under which none of ``runs`` of tokens is made, nor what their own ``bad_words`` say.
 
     As token ids, since vLLM would find other tokens for the text of a control token. Both of its model runners know them.
+
+    Raises:
+        VLLMValidationError: if that is more than vLLM has room for: an engine with the second runner would die of it.
     """
     own = copy.deepcopy(params)
-    own.update_from_tokenizer(tokenizer)
-    own._bad_words_token_ids = [*(own.bad_words_token_ids or ()), *map(list, runs)]
+    if tokenizer is not None:
+        own.update_from_tokenizer(tokenizer)
+    words = [*(own.bad_words_token_ids or ()), *map(list, runs)]
+    most, most_tokens = envs.VLLM_MAX_NUM_BAD_WORDS, envs.VLLM_MAX_BAD_WORDS_TOTAL_TOKENS
+    if len(words) > most or sum(map(len, words)) > most_tokens:
+        raise exceptions.VLLMValidationError(
+            f"bad_words come to {len(words)} sequences of {sum(map(len, words))} tokens, {len(runs)} for the model's "
+            f"control tokens among them, and this server takes {most} of {most_tokens}: give fewer, or start it with a "
+            "greater VLLM_MAX_NUM_BAD_WORDS and VLLM_MAX_BAD_WORDS_TOTAL_TOKENS",
+            parameter="bad_words",
+        )
+    own._bad_words_token_ids = words
     own.bad_words = []  # they are among the ids by now; else vLLM would make these anew, of the words alone
     return own
 
@@ -89,13 +109,19 @@ def thread_params(request: ThreadRequest, params: SamplingParams, tokenizer: Any
     own.n, own.output_kind, own.stop, own.output_text_buffer_length = 1, RequestOutputKind.DELTA, [], 0
     if hasattr(own, "stream_interval"):
         own.stream_interval = None  # every token as it comes: a fork must not wait
-    own.detokenize = params.logprobs is not None  # its logprobs spell the tokens that might have been
+    own.detokenize = _wants_logprobs(params)  # they spell the tokens that might have been
     own.max_tokens = request.max_tokens
     if params.seed is not None:
         own.seed = params.seed + request.thread.index
+    own.stop_token_ids = [token for token in own.stop_token_ids or () if token not in request.answer.protocol.control_ids]
+    own.extra_args = {**(own.extra_args or {}), "apar": AS_IT_COMES}
     if not request.opens_answer:
         own.min_tokens, own.prompt_logprobs, own.skip_reading_prefix_cache = 0, None, False
     return own
+
+
+def _wants_logprobs(params: SamplingParams) -> bool:
+    return params.logprobs is not None or bool(getattr(params, "logprob_token_ids", None))
 
 
 def made_by(request: ThreadRequest, output: CompletionOutput) -> Made:
@@ -146,7 +172,7 @@ class Call:
         params: SamplingParams,
         config: AparConfig,
         tokenizer: Any,
-        max_length: int,
+        model_config: Any,
         passed_on: Mapping[str, Any],
     ) -> None:
         control = ControlTokens.of(config).control_ids
@@ -154,7 +180,10 @@ class Call:
         self.params, self.tokenizer, self.passed_on = params, tokenizer, passed_on
         self.first: RequestOutput | None = None
         stop = [params.stop] if isinstance(params.stop, str) else list(params.stop or ())
-        limits = Limits(params.max_tokens, max_length, stop, params.include_stop_str_in_output)
+        stop_tokens = _stop_tokens(params, model_config, tokenizer) - control
+        limits = Limits(
+            params.max_tokens, model_config.max_model_len, stop, params.include_stop_str_in_output, stop_tokens
+        )  # fmt: skip
         self.answers = [AnswerOutput(self, number, config, limits) for number in range(params.n)]
 
     @property
@@ -178,6 +207,15 @@ class Call:
             prompt_logprobs=first.prompt_logprobs, outputs=outputs, finished=self.told, metrics=first.metrics,
             lora_request=first.lora_request, num_cached_tokens=first.num_cached_tokens,
         )  # fmt: skip
+
+
+def _stop_tokens(params: SamplingParams, model_config: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the ``stop_token_ids`` that end the answer; those with which the model itself ends a text end a thread."""
+    if not params.stop_token_ids:
+        return frozenset()
+    ends = model_config.try_get_generation_config().get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [ends]
+    return frozenset(params.stop_token_ids) - {*ends, tokenizer.eos_token_id}
 
 
 class AnswerOutput:
@@ -211,9 +249,10 @@ class AnswerOutput:
         return self._output(self._so_far, ended)
 
     def _output(self, piece: Piece, ended: bool) -> "AparCompletion":
-        asked = self.call.params.logprobs is not None
+        asked = _wants_logprobs(self.call.params)
         logprobs = [one.logprob for one in piece.tokens if one.logprob is not None]
         cut = "length" if self.answer.finish_reason == "length" else "stop"
+        cut = "repetition" if self.answer.stop_reason == _REPEATED else cut
         return AparCompletion(
             index=self.number,
             text=piece.text,
@@ -240,17 +279,20 @@ def cannot_fork(params: Any) -> str | None:
 
 
 _GENERATE = ("self", "prompt", "sampling_params", "request_id")
+_PROCESS = ("self", "request_id", "prompt", "params")
 
 
-def check_seams(generate: Any) -> None:
+def check_seams(generate: Any, process_inputs: Any) -> None:
     """Check what :mod:`hf_apar.serving.vllm.plugin` relies on.
 
     Raises:
         ConfigurationError: if this vLLM is another one than those this module was written for.
     """
-    found = tuple(inspect.signature(generate).parameters)
-    if found[:4] != _GENERATE or not {"lora_request", "priority", "data_parallel_rank"} <= set(found):
+    found, processed = (tuple(inspect.signature(one).parameters) for one in (generate, process_inputs))
+    fits = found[:4] == _GENERATE and {"lora_request", "priority", "data_parallel_rank"} <= set(found)
+    if not fits or processed[:4] != _PROCESS:
         raise ConfigurationError(
-            f"this vLLM's AsyncLLM.generate takes {', '.join(found)}; hf_apar knows vLLM 0.29 to 0.32: install one of "
-            "these, or leave hf_apar out with VLLM_PLUGINS"
+            f"this vLLM's AsyncLLM.generate takes {', '.join(found)}, and its InputProcessor.process_inputs "
+            f"{', '.join(processed)}; hf_apar knows vLLM 0.29 to 0.32: install one of these, or leave hf_apar out with "
+            "VLLM_PLUGINS"
         )

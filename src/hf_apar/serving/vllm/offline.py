@@ -118,8 +118,8 @@ class AparLLM:
     def _call(self, prompt: Prompt, params: SamplingParams, lora_request: Any) -> Call:
         own = params.clone()
         own.output_kind = RequestOutputKind.FINAL_ONLY
-        given, length = {"prompt_token_ids": self._ids(prompt)}, self.llm.llm_engine.model_config.max_model_len
-        return Call(given, own, self.config, self._tokenizer, length, {"lora_request": lora_request})
+        given, model_config = {"prompt_token_ids": self._ids(prompt)}, self.llm.llm_engine.model_config
+        return Call(given, own, self.config, self._tokenizer, model_config, {"lora_request": lora_request})
 
 
 class LocalEngine:
