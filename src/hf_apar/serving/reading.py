@@ -115,12 +115,12 @@ class Reader:
         for thread, place in () if self.closed else self._cursor.advance():
             token = thread.tokens[place]
             self.tokens.append(made.get((thread.index, place)) or MadeToken(token))
-            if (stops := token in self._stop_tokens) and not self._include_stop:
-                self._add(self._decoder.flush())
-            else:
+            stops = token in self._stop_tokens
+            if not stops or self._include_stop:
                 self._add(self._after_seam(thread, self._decoder.step(token)))
             if stops and not self.closed:
-                self.stopped_by, self.closed = token, True
+                self._add(self._decoder.flush())
+                self.stopped_by, self.closed = self.stopped_by or token, True
             if self.closed:
                 self._tree.stopped_by = thread.index
                 return

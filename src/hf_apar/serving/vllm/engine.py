@@ -31,6 +31,7 @@ AS_IT_COMES = "thread"
 """What ``apar`` says of a request that is one thread of an answer: it is neither kept from forks nor answered in threads."""
 
 _FINISH: Mapping[str, FinishReason] = {"stop": "eos", "length": "length", "repetition": "stop"}
+_SEEDS = 2**31
 _REPEATED = "repetition_detected"  # vLLM's stop reason where `repetition_detection` ended a thread
 
 
@@ -109,14 +110,16 @@ def thread_params(request: ThreadRequest, params: SamplingParams, tokenizer: Any
     own.n, own.output_kind, own.stop, own.output_text_buffer_length = 1, RequestOutputKind.DELTA, [], 0
     if hasattr(own, "stream_interval"):
         own.stream_interval = None  # every token as it comes: a fork must not wait
-    own.detokenize = _wants_logprobs(params)  # they spell the tokens that might have been
+    own.detokenize = _wants_logprobs(params) or params.prompt_logprobs is not None  # they spell what might have been
     own.max_tokens = request.max_tokens
-    if params.seed is not None:
-        own.seed = params.seed + request.thread.index
+    if params.seed is not None and not request.opens_answer:
+        own.seed = params.seed + hash(request.prompt_ids) % _SEEDS  # by what it sees: its number depends on the load
     own.stop_token_ids = [token for token in own.stop_token_ids or () if token not in request.answer.protocol.control_ids]
     own.extra_args = {**(own.extra_args or {}), "apar": AS_IT_COMES}
     if not request.opens_answer:
-        own.min_tokens, own.prompt_logprobs, own.skip_reading_prefix_cache = 0, None, False
+        own.min_tokens, own.skip_reading_prefix_cache = 0, False
+        for name in {"prompt_logprobs", "prompt_logprob_token_ids", "prompt_logprob_start"} & {*own.__struct_fields__}:
+            setattr(own, name, None)  # they are told of the answer's prompt
     return own
 
 
@@ -271,7 +274,7 @@ def cannot_fork(params: Any) -> str | None:
         return "it is no text generation"
     if params.max_tokens is not None and params.max_tokens <= 1:
         return "it asks for one token"
-    for name in ("structured_outputs", "thinking_token_budget", "allowed_token_ids"):
+    for name in ("structured_outputs", "thinking_token_budget", "allowed_token_ids", "trace_decode_token_ids"):
         if getattr(params, name, None):
             return f"{name} must hold for the whole text"
     given = params.extra_args or {}
