@@ -7,10 +7,13 @@ import sys
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM
+from typer.testing import CliRunner
 
 from byte_tokenizer import byte_tokenizer
 from hf_apar import ConfigurationError, add_control_tokens
 from hf_apar.checkpoints.export import save_merged
+from hf_apar.cli import app
+from hf_apar.speculation.medusa import HEADS_FILE
 from hf_apar.tokens import checkpoint_config
 
 SIZES = {
@@ -53,7 +56,8 @@ def test_what_is_left_writes_what_the_model_writes_plainly(tmp_path, settings):
 
     left, names = AutoModelForCausalLM.from_pretrained(tmp_path / "plain"), ["[Fork]", "[Child]"]
     assert left.config.vocab_size == left.get_output_embeddings().weight.shape[0] == min(control)
-    assert left.generation_config.suppress_tokens == [7] and checkpoint_config(left).control_ids is None
+    assert left.generation_config.suppress_tokens == [7] and not hasattr(left.generation_config, "apar_config")
+    assert checkpoint_config(left).control_ids is None
     own = AutoTokenizer.from_pretrained(tmp_path / "plain")
     assert own.get_vocab() == byte_tokenizer().get_vocab() and own.chat_template == tokenizer.chat_template
     assert own.encode("[Fork][Child] x") == byte_tokenizer().encode("[Fork][Child] x")
@@ -102,3 +106,13 @@ def test_plain_transformers_reads_either_checkpoint_without_hf_apar(tmp_path):
         done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
         assert json.loads(done.stdout.splitlines()[-1]) == written(model, ids)
     assert not set(control) & set(written(model, ids))
+
+
+def test_the_command_writes_it_without_heads(tmp_path):
+    tokenizer, model, control = forking()
+    save_merged(model, tokenizer, tmp_path / "whole")
+    (tmp_path / "whole" / HEADS_FILE).write_bytes(b"")
+    result = CliRunner().invoke(app, ["merge", str(tmp_path / "plain"), "--model", str(tmp_path / "whole"), "--plain"])
+    assert result.exit_code == 0 and "decodes plainly in any engine" in result.stdout
+    assert not (tmp_path / "plain" / HEADS_FILE).exists()
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "plain").config.vocab_size == min(control)

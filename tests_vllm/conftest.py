@@ -21,6 +21,8 @@ from served import Server
 
 LENGTH = 1024  # tokens that fit into the model
 
+collect_ignore = ["runners.py"]  # for a process of its own
+
 
 @pytest.fixture(scope="session")
 def tokenizer_and_model():
@@ -50,6 +52,13 @@ def folder(tokenizer_and_model, tmp_path_factory):
     target = tmp_path_factory.mktemp("tiny") / "model"
     save_merged(model, tokenizer, target)
     return target
+
+
+@pytest.fixture(scope="session")
+def plain_folder(tokenizer_and_model, tmp_path_factory):
+    """The same without control tokens: what `hf-apar merge --plain` writes."""
+    tokenizer, model = tokenizer_and_model
+    return save_merged(model, tokenizer, tmp_path_factory.mktemp("tiny") / "plain", plain=True)
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,7 @@ from hf_apar.serving.admission import Load
 from hf_apar.serving.answer import Answer, Limits
 from hf_apar.serving.driver import Driver, Made
 from hf_apar.serving.reading import MadeToken
-from hf_apar.serving.vllm.engine import thread_params
+from hf_apar.serving.vllm.parameters import thread_params
 from hf_apar.serving.vllm.plugin import without_forks
 
 CPU = torch.device("cpu")

@@ -154,10 +154,11 @@ def test_a_thread_that_repeats_itself_ends_there_and_the_others_go_on(engine, pr
 
 
 def test_log_probabilities_of_chosen_tokens_come_with_every_token(engine, prompts):
-    (output,) = engine.generate(prompts[3], SamplingParams(**GREEDY, logprob_token_ids=[65, 66]))
-    (one,) = output.outputs
-    assert len(one.logprobs) == len(one.token_ids) > 10
-    assert all({token, 65, 66} == step.keys() for token, step in zip(one.token_ids, one.logprobs, strict=True))
+    for flat in (False, True):
+        params = SamplingParams(**GREEDY, logprob_token_ids=[65, 66], flat_logprobs=flat)
+        ((one,),) = (output.outputs for output in engine.generate(prompts[3], params))
+        assert len(one.logprobs) == len(one.token_ids) > 10
+        assert all({token, 65, 66} == step.keys() for token, step in zip(one.token_ids, one.logprobs, strict=True))
 
 
 def test_the_engine_itself_writes_no_control_token(engine, prompts, control, tokenizer_and_model):

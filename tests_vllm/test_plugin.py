@@ -17,25 +17,20 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.worker.gpu.sample.logits_processor.loader import _load_v2_logitsprocs_plugins
 
-from hf_apar.checkpoints.export import save_merged
 from hf_apar.errors import ConfigurationError
 from hf_apar.serving.admission import EqualShare, FixedCap
 from hf_apar.serving.vllm import online, plugin, set_policy
-from hf_apar.serving.vllm.engine import banned
+from hf_apar.serving.vllm.parameters import banned
 from hf_apar.serving.vllm.stats import EngineLoad, reported
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=60, repetition_penalty=1.1)
 
 
 @pytest.fixture(scope="module")
-def without(tokenizer_and_model, tmp_path_factory):
-    """vLLM with the checkpoint that `hf-apar merge --plain` writes."""
+def without(plain_folder):
+    """vLLM with a model that knows no control tokens."""
     gc.collect()  # an engine that another test is done with takes vLLM's process groups with it when it goes
-    tokenizer, model = tokenizer_and_model
-    folder = save_merged(model, tokenizer, tmp_path_factory.mktemp("without") / "plain", plain=True)
-    return LLM(
-        str(folder), dtype="float32", max_model_len=1024, enforce_eager=True, block_size=32, num_gpu_blocks_override=400
-    )
+    return LLM(str(plain_folder), dtype="float32", max_model_len=1024, enforce_eager=True, num_gpu_blocks_override=400)
 
 
 def test_h2_model_runner_v2_starts_beside_the_package():

@@ -83,18 +83,20 @@ def save_merged(
         _save_plain(model, tokenizer, target, control)
         return target
     suppressed = {*(_generation(model).suppress_tokens or ()), *control}
-    _save(model, target, _savable(model, suppress_tokens=sorted(suppressed)))
+    _save(model, target, _savable(model, sorted(suppressed)))
     tokenizer.save_pretrained(target)
     return target
 
 
 def _save_plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, target: Path, control: tuple[int, int]) -> None:
-    rows, config = rows_without(model, tokenizer, control), model.config.get_text_config()
+    rows, config = rows_without(tokenizer, control), model.config.get_text_config()
     others = [token for token in _generation(model).suppress_tokens or () if token < rows]
+    generation = _savable(model, others or None)
+    vars(generation).pop("apar_config", None)
     size = config.vocab_size
     config.vocab_size = rows
     try:
-        _save(model, target, _savable(model, suppress_tokens=others or None, apar_config=None), weights_with(model, rows))
+        _save(model, target, generation, weights_with(model, rows))
     finally:
         config.vocab_size = size
     tokenizer.save_pretrained(target)
@@ -106,11 +108,10 @@ def _generation(model: PreTrainedModel) -> GenerationConfig:
     return model.generation_config
 
 
-def _savable(model: PreTrainedModel, **changes: object) -> GenerationConfig:
-    """Return a copy of the model's generation config with ``changes``, such that transformers saves it."""
+def _savable(model: PreTrainedModel, suppress_tokens: list[int] | None) -> GenerationConfig:
+    """Return a copy of the model's generation config that suppresses these tokens, such that transformers saves it."""
     saved = copy.deepcopy(_generation(model))
-    for name, value in changes.items():
-        setattr(saved, name, value)
+    saved.suppress_tokens = suppress_tokens
     for change in make_savable(saved):
         logger.warning("the generation config could not be saved as it was: %s", change)
     return saved

@@ -9,12 +9,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_apar.errors import ConfigurationError
-from hf_apar.tokens import embedding_rows
 
 _LISTS = ("additional_special_tokens", "extra_special_tokens")  # of a tokenizer's settings
 
 
-def rows_without(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, control: Collection[int]) -> int:
+def rows_without(tokenizer: PreTrainedTokenizerBase, control: Collection[int]) -> int:
     """Return how many rows of the vocabulary stay where ``control`` tokens go, all that follow them without a name.
 
     Raises:
@@ -27,7 +26,7 @@ def rows_without(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, con
             f"the tokens {later[:3]} follow the control tokens {sorted(control)} in the vocabulary, so that these cannot be "
             "left out; merge without --plain, and have the engine ban them (logit_bias -100 for each)"
         )
-    return min(rows, embedding_rows(model))
+    return rows
 
 
 def weights_with(model: PreTrainedModel, rows: int) -> dict[str, Tensor]:

@@ -1,15 +1,14 @@
-"""All that depends on vLLM's version: settings of a model, parameters of a thread's request, what a request made.
+"""With ``parameters``, all that depends on vLLM's version: settings of a model, what a request made, a call and its outputs.
 
 Tested with vLLM 0.29 and 0.32, the two ends of what is supported; 0.20.2 and 0.26 have the same names in what is used here.
 """
 
-import copy
 import inspect
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from vllm import SamplingParams, envs, exceptions
+from vllm import SamplingParams, exceptions
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
@@ -20,6 +19,7 @@ from hf_apar.serving.admission import Load
 from hf_apar.serving.answer import Answer, Limits
 from hf_apar.serving.driver import Made, ThreadRequest
 from hf_apar.serving.reading import MadeToken, Piece
+from hf_apar.serving.vllm.parameters import stop_tokens, thread_params, wants_logprobs
 from hf_apar.text.encoding import encode_text, token_name
 from hf_apar.tokens import completed
 from hf_apar.tree.threads import FinishReason, ParagraphTree
@@ -27,11 +27,7 @@ from hf_apar.tree.threads import FinishReason, ParagraphTree
 QueueFull: Any = getattr(exceptions, "GracefulHTTPError", ())
 """What vLLM raises where its queue takes no request; nothing in versions that always take one."""
 
-AS_IT_COMES = "thread"
-"""What ``apar`` says of a request that is one thread of an answer: it is neither kept from forks nor answered in threads."""
-
 _FINISH: Mapping[str, FinishReason] = {"stop": "eos", "length": "length", "repetition": "stop"}
-_SEEDS = 2**31
 _REPEATED = "repetition_detected"  # vLLM's stop reason where `repetition_detection` ended a thread
 
 
@@ -71,60 +67,6 @@ def spelt(prompt_ids: Sequence[int], control: Set[int], tokenizer: Any) -> list[
             f"the prompt holds a control token and {type(tokenizer).__name__} cannot spell it; remove it from the prompt"
         )
     return [piece for token in prompt_ids for piece in words.get(token, [token])]
-
-
-def banned(params: SamplingParams, tokenizer: Any, runs: Sequence[Sequence[int]]) -> SamplingParams:
-    """Return ``params`` under which none of ``runs`` of tokens is made, nor what their own ``bad_words`` say.
-
-    As token ids, since vLLM would find other tokens for the text of a control token. Both of its model runners know them.
-
-    Raises:
-        VLLMValidationError: if that is more than vLLM has room for: an engine with the second runner would die of it.
-    """
-    own = copy.deepcopy(params)
-    if tokenizer is not None:
-        own.update_from_tokenizer(tokenizer)
-    words = [*(own.bad_words_token_ids or ()), *map(list, runs)]
-    most, most_tokens = envs.VLLM_MAX_NUM_BAD_WORDS, envs.VLLM_MAX_BAD_WORDS_TOTAL_TOKENS
-    if len(words) > most or sum(map(len, words)) > most_tokens:
-        raise exceptions.VLLMValidationError(
-            f"bad_words come to {len(words)} sequences of {sum(map(len, words))} tokens, {len(runs)} for the model's "
-            f"control tokens among them, and this server takes {most} of {most_tokens}: give fewer, or start it with a "
-            "greater VLLM_MAX_NUM_BAD_WORDS and VLLM_MAX_BAD_WORDS_TOTAL_TOKENS",
-            parameter="bad_words",
-        )
-    own._bad_words_token_ids = words
-    own.bad_words = []  # they are among the ids by now; else vLLM would make these anew, of the words alone
-    return own
-
-
-def thread_params(request: ThreadRequest, params: SamplingParams, tokenizer: Any) -> SamplingParams:
-    """Return the parameters under which vLLM writes ``request``, those of its answer being ``params``.
-
-    Stop strings and the text are the answer's business.
-    """
-    own = banned(params, tokenizer, request.banned)
-    if request.bias:
-        given = own.logit_bias or {}
-        own.logit_bias = given | {token: bias + given.get(token, 0.0) for token, bias in request.bias.items()}
-    own.n, own.output_kind, own.stop, own.output_text_buffer_length = 1, RequestOutputKind.DELTA, [], 0
-    if hasattr(own, "stream_interval"):
-        own.stream_interval = None  # every token as it comes: a fork must not wait
-    own.detokenize = _wants_logprobs(params) or params.prompt_logprobs is not None  # they spell what might have been
-    own.max_tokens = request.max_tokens
-    if params.seed is not None and not request.opens_answer:
-        own.seed = params.seed + hash(request.prompt_ids) % _SEEDS  # by what it sees: its number depends on the load
-    own.stop_token_ids = [token for token in own.stop_token_ids or () if token not in request.answer.protocol.control_ids]
-    own.extra_args = {**(own.extra_args or {}), "apar": AS_IT_COMES}
-    if not request.opens_answer:
-        own.min_tokens, own.skip_reading_prefix_cache = 0, False
-        for name in {"prompt_logprobs", "prompt_logprob_token_ids", "prompt_logprob_start"} & {*own.__struct_fields__}:
-            setattr(own, name, None)  # they are told of the answer's prompt
-    return own
-
-
-def _wants_logprobs(params: SamplingParams) -> bool:
-    return params.logprobs is not None or bool(getattr(params, "logprob_token_ids", None))
 
 
 def made_by(request: ThreadRequest, output: CompletionOutput) -> Made:
@@ -183,9 +125,9 @@ class Call:
         self.params, self.tokenizer, self.passed_on = params, tokenizer, passed_on
         self.first: RequestOutput | None = None
         stop = [params.stop] if isinstance(params.stop, str) else list(params.stop or ())
-        stop_tokens = _stop_tokens(params, model_config, tokenizer) - control
+        ends = stop_tokens(params, model_config, tokenizer) - control
         limits = Limits(
-            params.max_tokens, model_config.max_model_len, stop, params.include_stop_str_in_output, stop_tokens
+            params.max_tokens, model_config.max_model_len, stop, params.include_stop_str_in_output, ends
         )  # fmt: skip
         self.answers = [AnswerOutput(self, number, config, limits) for number in range(params.n)]
 
@@ -210,15 +152,6 @@ class Call:
             prompt_logprobs=first.prompt_logprobs, outputs=outputs, finished=self.told, metrics=first.metrics,
             lora_request=first.lora_request, num_cached_tokens=first.num_cached_tokens,
         )  # fmt: skip
-
-
-def _stop_tokens(params: SamplingParams, model_config: Any, tokenizer: Any) -> frozenset[int]:
-    """Return the ``stop_token_ids`` that end the answer; those with which the model itself ends a text end a thread."""
-    if not params.stop_token_ids:
-        return frozenset()
-    ends = model_config.try_get_generation_config().get("eos_token_id")
-    ends = ends if isinstance(ends, list) else [ends]
-    return frozenset(params.stop_token_ids) - {*ends, tokenizer.eos_token_id}
 
 
 class AnswerOutput:
@@ -252,7 +185,7 @@ class AnswerOutput:
         return self._output(self._so_far, ended)
 
     def _output(self, piece: Piece, ended: bool) -> "AparCompletion":
-        asked = _wants_logprobs(self.call.params)
+        asked = wants_logprobs(self.call.params)
         logprobs = [one.logprob for one in piece.tokens if one.logprob is not None]
         cut = "length" if self.answer.finish_reason == "length" else "stop"
         cut = "repetition" if self.answer.stop_reason == _REPEATED else cut
@@ -266,19 +199,6 @@ class AnswerOutput:
             stop_reason=self.answer.stop_reason if ended else None,
             tree=self.answer.tree,
         )
-
-
-def cannot_fork(params: Any) -> str | None:
-    """Return why a request is decoded plainly whatever was asked for, or ``None``."""
-    if not isinstance(params, SamplingParams):
-        return "it is no text generation"
-    if params.max_tokens is not None and params.max_tokens <= 1:
-        return "it asks for one token"
-    for name in ("structured_outputs", "thinking_token_budget", "allowed_token_ids", "trace_decode_token_ids"):
-        if getattr(params, name, None):
-            return f"{name} must hold for the whole text"
-    given = params.extra_args or {}
-    return "its KV cache is handed on" if {"kv_transfer_params", "ec_transfer_params"} & given.keys() else None
 
 
 _GENERATE = ("self", "prompt", "sampling_params", "request_id")

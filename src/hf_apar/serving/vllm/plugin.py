@@ -74,7 +74,7 @@ def wanted(engine: Any, prompt: Any, params: Any) -> AparConfig | None:
     asked = given.get("apar", os.environ.get("APAR_DEFAULT", "0"))
     if str(asked).lower() in _NO:
         return None
-    from hf_apar.serving.vllm.engine import AS_IT_COMES, cannot_fork
+    from hf_apar.serving.vllm.parameters import AS_IT_COMES, cannot_fork, check_bias
 
     if asked == AS_IT_COMES:
         return None
@@ -87,7 +87,9 @@ def wanted(engine: Any, prompt: Any, params: Any) -> AparConfig | None:
         for name in ("max_threads", "max_depth"):
             if name in own:
                 own[name] = int(own[name])
-        return AparConfig.from_dict(own).filled_from(_settings(engine.input_processor))
+        config = AparConfig.from_dict(own).filled_from(_settings(engine.input_processor))
+        check_bias(config, engine.vllm_config)
+        return config
     except (AparError, ValueError, TypeError) as error:
         if "apar" not in given:  # the server's setting, not the request's
             logger.debug("hf_apar: decoded plainly, since %s", error)
@@ -105,7 +107,7 @@ def without_forks(processor: Any, params: Any) -> Any:
     """
     from vllm import SamplingParams
 
-    from hf_apar.serving.vllm.engine import AS_IT_COMES, banned
+    from hf_apar.serving.vllm.parameters import AS_IT_COMES, banned
 
     if not isinstance(params, SamplingParams) or (params.extra_args or {}).get("apar") == AS_IT_COMES:
         return params
