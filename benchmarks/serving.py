@@ -99,6 +99,10 @@ class Engine:
         self.peak, self.tokens = 0.0, 0
 
     @property
+    def load(self):
+        return stats.reported(self.engine.vllm_config, 0)
+
+    @property
     def blocks(self):
         return self.engine.vllm_config.cache_config.num_gpu_blocks
 
@@ -118,7 +122,7 @@ class Engine:
             self.tokens += len(one.token_ids)
             told.first = told.first or time.perf_counter() - start
             if not told.tokens % 16:
-                self.peak = max(self.peak, stats.reported[0].load.kv_usage)
+                self.peak = max(self.peak, self.load.kv_usage)
         told.seconds = time.perf_counter() - start
         told.steps = told.sampled = told.tokens
         if apar:
@@ -256,7 +260,7 @@ async def measure(folder, options, questions):
     for at_once in options.at_once:
         some = [*islice(cycle(questions), options.answers or max(16, min(2 * len(questions), 10 * at_once)))]
         pairs = await alternate(engine, some, options, at_once)
-        cost = stats.reported[0].load.cost
+        cost = engine.load.cost
         record["rows"].append(row(str(at_once), pairs))
         record["allowed"].append([str(at_once), *(f"{allowed(at_once, pairs, one):.2f}" for one in (cost, H100))])
         by_way = [[plain for _, plain in pairs], [apar for apar, _ in pairs]]

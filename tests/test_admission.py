@@ -39,9 +39,7 @@ def test_a_target_of_time_bounds_the_width_where_steps_have_told_their_cost():
     assert aims.allowances([9, 9, 9], 0, Load(cost=cost)) == [7, 7, 6]
     assert aims.allowances([9, 9, 9], 17, Load(cost=cost)) == [1, 1, 1]
     assert policy_named("tpot:60") == EqualShare(seconds=0.06)
-    assert EqualShare(seconds=0.01).allowances(
-        [5], 0, Load(cost=cost)
-    ) == [1]
+    assert EqualShare(seconds=0.01).allowances([5], 0, Load(cost=cost)) == [1]
 
 
 def test_steps_tell_what_they_cost():

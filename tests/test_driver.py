@@ -86,6 +86,27 @@ def test_any_protocol_is_followed_by_an_engine_that_knows_none(rules, seed, max_
     assert not engine.running and len(driver) == driver.threads == 0
 
 
+@RULES
+@given(
+    seed=st.integers(0, 10**6), stop=st.integers(1, 12), include=st.booleans(), obedient=st.booleans(),
+    policy=st.sampled_from(POLICIES), chunks=st.lists(st.integers(1, 6), min_size=1, max_size=3),
+)  # fmt: skip
+def test_a_stop_token_ends_the_answer_where_it_reads(rules, seed, stop, include, obedient, policy, chunks):
+    """Whoever writes it first: a thread that reads earlier goes on, and what reads later is no part of the answer."""
+    reference = Reference(seed, rules(3), 0)
+    engine, prompt = Engine(seed, obedient, chunks), [1 + seed % len(LETTERS)]
+    driver = Driver(engine, policy)
+    answer = Answer(prompt, reference.rules, Limits(None, 10_000, (), include, {stop}), Letters())
+    driver.add(answer)
+    driver.run(engine.step)
+    whole = [token for token, _, _, _ in reference.write(prompt, prompt, 1, len(prompt))]
+    until = whole.index(stop) if stop in whole else len(whole)
+    assert [one.token for one in answer.read().tokens] == (whole[: until + 1] if stop in whole else [*whole, EOS])
+    assert answer.text == Letters().decode(whole[: until + include], skip_special_tokens=True)
+    assert (answer.finish_reason, answer.stop_reason) == (("stop", stop) if stop in whole else ("eos", None))
+    assert not engine.running and len(driver) == driver.threads == 0
+
+
 @pytest.fixture(scope="module")
 def whole_paths():
     """The engine that `docs/engines.md` shows."""

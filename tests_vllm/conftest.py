@@ -7,7 +7,7 @@ from pathlib import Path
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+sys.path += [str(Path(__file__).parents[1] / "tests"), str(Path(__file__).parent)]
 
 import pytest
 import torch
@@ -17,8 +17,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from byte_tokenizer import byte_tokenizer
 from hf_apar import add_control_tokens, enable_apar
 from hf_apar.checkpoints.export import save_merged
+from served import Server
 
 LENGTH = 1024  # tokens that fit into the model
+
+collect_ignore = ["runners.py"]  # for a process of its own
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +52,27 @@ def folder(tokenizer_and_model, tmp_path_factory):
     target = tmp_path_factory.mktemp("tiny") / "model"
     save_merged(model, tokenizer, target)
     return target
+
+
+@pytest.fixture(scope="session")
+def plain_folder(tokenizer_and_model, tmp_path_factory):
+    """The same without control tokens: what `hf-apar merge --plain` writes."""
+    tokenizer, model = tokenizer_and_model
+    return save_merged(model, tokenizer, tmp_path_factory.mktemp("tiny") / "plain", plain=True)
+
+
+@pytest.fixture(scope="session")
+def control(tokenizer_and_model):
+    """The ids of [Fork] and [Child]."""
+    return {tokenizer_and_model[0].vocab[name] for name in ("[Fork]", "[Child]")}
+
+
+@pytest.fixture(scope="session")
+def server(folder):
+    """The model behind vLLM's server, hf_apar installed beside it."""
+    tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+    with Server(folder, *tools, "--scheduling-policy", "priority", "--enable-prompt-embeds") as server:
+        yield server
 
 
 def oracle_of(model):

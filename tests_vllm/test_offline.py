@@ -1,8 +1,11 @@
 """The real engine in this process: its answers are those of ``model.generate(apar=True)``, and nothing stays behind."""
 
 import pytest
+import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from vllm import SamplingParams
+from vllm.sampling_params import RepetitionDetectionParams
+from vllm.v1.core.sched.utils import check_sequence_repetition
 
 from byte_tokenizer import byte_tokenizer
 from hf_apar import AparConfig
@@ -126,6 +129,45 @@ def test_what_a_user_typed_is_no_control_token(engine, tokenizer_and_model):
     assert tokenizer.vocab["[Fork]"] in raw, "transformers itself would take it for one"
     assert engine.generate([raw], SamplingParams(**GREEDY))[0].prompt_token_ids == typed.prompt_token_ids
     assert not {tokenizer.vocab["[Fork]"], tokenizer.vocab["[Child]"]} & set(typed.prompt_token_ids)
+
+
+def test_a_thread_that_repeats_itself_ends_there_and_the_others_go_on(engine, prompts):
+    options = {"temperature": 0.0, "max_tokens": 400}
+    looking = RepetitionDetectionParams(max_pattern_size=4, min_pattern_size=1, min_count=2)
+    outputs = engine.generate(prompts, SamplingParams(**options, repetition_detection=looking))
+    mixed = 0
+    for output, whole in zip(outputs, engine.generate(prompts, SamplingParams(**options)), strict=True):
+        (one,), others = (
+            output.outputs,
+            {tuple(other.path_ids[: other.start]): other for other in whole.outputs[0].tree.threads},
+        )
+        reasons = {thread.finish_reason for thread in one.tree.threads}
+        for thread in one.tree.threads:
+            made = thread.sampled_ids
+            assert check_sequence_repetition(made, looking) is (thread.finish_reason == "stop")
+            if (same := others.get(tuple(thread.path_ids[: thread.start]))) is not None:
+                assert same.sampled_ids[: len(made)] == made[: len(same.sampled_ids)]
+        ended = ("repetition", "repetition_detected") if "stop" in reasons else ("stop", None)
+        assert (one.finish_reason, one.stop_reason) == ended or "length" in reasons
+        mixed += {"stop", "eos"} <= reasons
+    assert mixed
+
+
+def test_log_probabilities_of_chosen_tokens_come_with_every_token(engine, prompts):
+    for flat in (False, True):
+        params = SamplingParams(**GREEDY, logprob_token_ids=[65, 66], flat_logprobs=flat)
+        ((one,),) = (output.outputs for output in engine.generate(prompts[3], params))
+        assert len(one.logprobs) == len(one.token_ids) > 10
+        assert all({token, 65, 66} == step.keys() for token, step in zip(one.token_ids, one.logprobs, strict=True))
+
+
+def test_the_engine_itself_writes_no_control_token(engine, prompts, control, tokenizer_and_model):
+    """Whoever uses it beside loses nothing: it writes what transformers writes plainly."""
+    model = tokenizer_and_model[1]
+    outputs = engine.llm.generate(prompts, SamplingParams(**GREEDY | {"max_tokens": 60}), use_tqdm=False)
+    for prompt, output in zip(prompts, outputs, strict=True):
+        plain = model.generate(torch.tensor([prompt]), apar=False, max_new_tokens=60)[0, len(prompt) :].tolist()
+        assert list(output.outputs[0].token_ids) == plain and not control & {*plain}
 
 
 def test_parameters_that_threads_cannot_follow_are_refused(engine, prompts):

@@ -5,6 +5,7 @@ import gc
 import pytest
 from vllm import LLM
 
+from hf_apar.checkpoints.loading import load_base
 from hf_apar.data.distillation import samplers
 from hf_apar.data.distillation.samplers import Continuation, Task, TransformersSampler, VllmSampler
 
@@ -12,10 +13,10 @@ OPTIONS = {"temperature": 0.0, "repetition_penalty": 1.1}
 
 
 @pytest.fixture(scope="module")
-def engines(folder, tokenizer_and_model):
-    tokenizer, model = tokenizer_and_model
+def engines(plain_folder):
+    model, tokenizer = load_base(plain_folder)
     gc.collect()  # an engine that another test is done with takes vLLM's process groups with it when it goes
-    llm = LLM(str(folder), dtype="float32", max_model_len=1024, enforce_eager=True, num_gpu_blocks_override=400)
+    llm = LLM(str(plain_folder), dtype="float32", max_model_len=1024, enforce_eager=True, num_gpu_blocks_override=400)
     return VllmSampler(llm, tokenizer, **OPTIONS), TransformersSampler(model, tokenizer, straggler_share=0.0, **OPTIONS)
 
 

@@ -11,45 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from openai import BadRequestError, OpenAI
 
-from hf_apar.serving.vllm.local import LocalServer
-
-GREEDY = {"temperature": 0.0, "max_tokens": 600}
-ASKED = {"extra_body": {"vllm_xargs": {"apar": 1}}}
-PLAIN = {"extra_body": {"vllm_xargs": {"apar": 0}}}
-QUESTIONS = ["Why?", "Name three birds.", "x", "And now, at some length: what is a hedge for?", "Tell me more.", "é字"]
-
-
-class Server(LocalServer):
-    """``vllm serve`` with the tiny model, and a client of it."""
-
-    def __init__(self, folder, *arguments, **environment):
-        super().__init__(
-            folder, "--dtype", "float32", "--block-size", "32", "--max-model-len", "1024", "--enforce-eager",
-            "--served-model-name", "tiny", "--num-gpu-blocks-override", "400", *arguments,
-            environment={"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"} | environment,
-        )  # fmt: skip
-        self.client = OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120)
-
-
-@pytest.fixture(scope="module")
-def server(folder):
-    with Server(folder) as server:
-        yield server
-
-
-def ask(server, question, stream=False, model="tiny", **options):
-    settings = GREEDY | ASKED | options
-    return server.client.chat.completions.create(
-        model=model, messages=[{"role": "user", "content": question}], stream=stream, **settings
-    )
-
-
-def expected(oracle, tokenizer, question):
-    ids = tokenizer.apply_chat_template(
-        [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
-    )  # fmt: skip
-    tree = oracle(ids)
-    return tree.text(tokenizer), len(tree.token_ids + tree.closing_ids), len(ids), len(tree.threads)
+from served import ASKED, GREEDY, PLAIN, QUESTIONS, Server, ask, expected, prompt_ids
 
 
 def test_answers_and_usage_are_those_of_generate(server, oracle, tokenizer_and_model):
@@ -108,20 +70,12 @@ def test_who_does_not_ask_gets_the_stock_answer_without_forks(server, tokenizer_
     tokenizer, _ = tokenizer_and_model
     stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     for question in QUESTIONS[:3]:
-        ids = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
-        )  # fmt: skip
+        ids = prompt_ids(tokenizer, question)
         plain = stock.generate(torch.tensor([ids]), max_new_tokens=64, do_sample=False)[0, len(ids) :]
         for options in (PLAIN, {"extra_body": {}}):
             answer = ask(server, question, max_tokens=64, **options)
             assert answer.choices[0].message.content == tokenizer.decode(plain, skip_special_tokens=True)
             assert answer.usage.completion_tokens == len(plain)
-
-
-def test_what_cannot_fork_is_decoded_plainly(server):
-    assert len(ask(server, "x", max_tokens=1).choices) == 1
-    shaped = ask(server, "x", max_tokens=40, response_format={"type": "json_object"})
-    assert shaped.choices[0].message.content
 
 
 def test_control_text_that_a_user_typed_is_text(server, oracle, tokenizer_and_model):

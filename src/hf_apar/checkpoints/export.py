@@ -4,10 +4,13 @@ import copy
 import logging
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_apar.checkpoints.plain import forget_tokens, rows_without, weights_with
 from hf_apar.errors import ConfigurationError
 from hf_apar.generation_settings import make_savable
+from hf_apar.text.encoding import token_name
 from hf_apar.tokens import find_control_tokens
 
 logger = logging.getLogger(__name__)
@@ -49,16 +52,23 @@ def export_custom_generate(folder: str | Path) -> Path:
     return Path(folder)
 
 
-def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> Path:
-    """Write ``model`` as an ordinary checkpoint, safetensors, that any program loads; return its folder.
+def save_merged(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, *, plain: bool = False
+) -> Path:
+    """Write ``model`` as an ordinary checkpoint, safetensors; return its folder.
 
     The model stays as it is.
 
-    Without hf_apar it decodes whole answers plainly, since both control tokens are suppressed in its generation config;
-    with hf_apar it forks.
+    With hf_apar it forks. Without hf_apar transformers decodes whole answers plainly, since both control tokens are
+    suppressed in its generation config, and so does vLLM beside which hf_apar is installed.
+
+    Args:
+        plain: leave the control tokens out, for engines that read no ``suppress_tokens``: the checkpoint decodes whole
+            answers plainly in any of them, and forks in none.
 
     Raises:
         ConfigurationError: if ``folder`` is not empty, or an adapter is still beside the weights, as on a quantised base.
+        ConfigurationError: if the control tokens cannot be left out, since they are not the vocabulary's last ones.
     """
     target = Path(folder)
     if not isinstance(model, PreTrainedModel) or any(name.endswith("base_layer") for name, _ in model.named_modules()):
@@ -68,16 +78,51 @@ def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
         )
     if target.exists() and any(target.iterdir()):
         raise ConfigurationError(f"{target} is not empty; name a new folder")
-    own = model.generation_config
-    assert own is not None
-    saved = copy.deepcopy(own)
-    saved.suppress_tokens = sorted({*(saved.suppress_tokens or ()), *find_control_tokens(model, tokenizer)})
-    for change in make_savable(saved):
-        logger.warning("the generation config could not be saved as it was: %s", change)
-    model.generation_config = saved
-    try:
-        model.save_pretrained(target)
-    finally:
-        model.generation_config = own
+    control = find_control_tokens(model, tokenizer)
+    if plain:
+        _save_plain(model, tokenizer, target, control)
+        return target
+    suppressed = {*(_generation(model).suppress_tokens or ()), *control}
+    _save(model, target, _savable(model, sorted(suppressed)))
     tokenizer.save_pretrained(target)
     return target
+
+
+def _save_plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, target: Path, control: tuple[int, int]) -> None:
+    rows, config = rows_without(tokenizer, control), model.config.get_text_config()
+    others = [token for token in _generation(model).suppress_tokens or () if token < rows]
+    generation = _savable(model, others or None)
+    vars(generation).pop("apar_config", None)
+    size = config.vocab_size
+    config.vocab_size = rows
+    try:
+        _save(model, target, generation, weights_with(model, rows))
+    finally:
+        config.vocab_size = size
+    tokenizer.save_pretrained(target)
+    forget_tokens(target, control, [token_name(tokenizer, token) for token in control])
+
+
+def _generation(model: PreTrainedModel) -> GenerationConfig:
+    assert model.generation_config is not None
+    return model.generation_config
+
+
+def _savable(model: PreTrainedModel, suppress_tokens: list[int] | None) -> GenerationConfig:
+    """Return a copy of the model's generation config that suppresses these tokens, such that transformers saves it."""
+    saved = copy.deepcopy(_generation(model))
+    saved.suppress_tokens = suppress_tokens
+    for change in make_savable(saved):
+        logger.warning("the generation config could not be saved as it was: %s", change)
+    return saved
+
+
+def _save(
+    model: PreTrainedModel, target: Path, generation: GenerationConfig, weights: dict[str, Tensor] | None = None
+) -> None:
+    own = model.generation_config
+    model.generation_config = generation
+    try:
+        model.save_pretrained(target, state_dict=weights)
+    finally:
+        model.generation_config = own

@@ -131,8 +131,15 @@ def merge_command(
     model: ModelOption = None,
     base: BaseOption = None,
     dtype: DtypeOption = Dtype.bfloat16,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Without control tokens and heads, for engines that hf_apar is not in.")
+    ] = False,
 ) -> None:
-    """Write an adapter and its base as one ordinary checkpoint in OUTPUT, which loads anywhere; its heads go along."""
+    """Write an adapter and its base as one ordinary checkpoint in OUTPUT; its heads go along.
+
+    Without hf_apar it decodes plainly in transformers. Other engines, such as llama.cpp, SGLang, TGI or vLLM without
+    hf_apar, do not read what suppresses the control tokens: they need --plain.
+    """
     if output.exists() and any(output.iterdir()):
         raise typer.BadParameter(f"{output} is not empty; name a new folder", param_hint="OUTPUT")
     loaded, tokenizer = load(model, dtype, base)
@@ -141,11 +148,12 @@ def merge_command(
     from hf_apar.speculation.medusa import HEADS_FILE
 
     with _whole_or_nothing(output) as unfinished:
-        save_merged(loaded, tokenizer, unfinished)
+        save_merged(loaded, tokenizer, unfinished, plain=plain)
         heads = (DEFAULT_ADAPTER if model is None else Path(model)) / HEADS_FILE
-        if heads.is_file():
+        if heads.is_file() and not plain:
             shutil.copy(heads, unfinished)
-    typer.echo(f"{output} decodes plainly with AutoModelForCausalLM, and with threads through hf_apar")
+    how = "in any engine" if plain else "with AutoModelForCausalLM, and with threads through hf_apar"
+    typer.echo(f"{output} decodes plainly {how}")
 
 
 @contextmanager

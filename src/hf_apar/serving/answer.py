@@ -1,6 +1,6 @@
 """One answer while some engine writes its threads as requests: who must run, and what reads so far."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from hf_apar.config import MAX_THREADS
@@ -8,6 +8,8 @@ from hf_apar.protocol import ForkProtocol
 from hf_apar.serving.reading import IncrementalText, MadeToken, Piece, Reader
 from hf_apar.tree.growth import GrowingTree
 from hf_apar.tree.threads import Decodes, FinishReason, ParagraphTree, Thread
+
+_CUT: tuple[FinishReason, ...] = ("length", "stop")  # what an answer ends by if any thread of it does
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,14 @@ class Limits:
         max_length: tokens of a path, its prompt included: the model's context.
         stop: strings that end the answer where they first occur in reading order.
         include_stop: keep that string in the text.
+        stop_tokens: tokens that end the answer in the same way; the text of one is part of it with ``include_stop`` alone.
     """
 
     max_tokens: int | None
     max_length: int
     stop: Sequence[str] = ()
     include_stop: bool = False
+    stop_tokens: Collection[int] = ()
 
 
 class Answer:
@@ -40,7 +44,8 @@ class Answer:
         max_threads: the most that :meth:`allow` grants.
 
     Attributes:
-        stop_reason: the stop string that cut the answer, or what the root's request gave.
+        stop_reason: the stop string or token that cut the answer, what the request of a thread told that the engine cut, or
+            what the root's request gave.
         failure: why the answer was given up, ``None`` if it was not.
     """
 
@@ -59,7 +64,7 @@ class Answer:
         self.stop_reason: int | str | None = None
         self.failure: str | None = None
         decoder = IncrementalText(tokenizer, prompt_ids, skip_special_tokens)
-        self._reader = Reader(self.tree, decoder, limits.stop, limits.include_stop)
+        self._reader = Reader(self.tree, decoder, limits.stop, limits.include_stop, limits.stop_tokens)
         self._made: dict[tuple[int, int], MadeToken] = {}  # by thread and place in its ``tokens``, not the injected ones
         self._end: MadeToken | None = None  # the root's EOS
         self._running: dict[int, Thread] = {}  # threads that the engine writes
@@ -87,9 +92,10 @@ class Answer:
         """Why the answer ended: ``"length"`` if any thread was cut, ``None`` while it is written."""
         if not self.finished:
             return None
-        if self.failure or isinstance(self.stop_reason, str):
+        if self.failure or self._reader.stopped_by is not None:
             return "stop"
-        return "length" if any(thread.finish_reason == "length" for thread in self.tree.threads) else "eos"
+        reasons = {thread.finish_reason for thread in self.tree.threads}
+        return next((reason for reason in _CUT if reason in reasons), "eos")
 
     def room(self, thread: Thread) -> int:
         """Return how many tokens a request for ``thread`` is to make at most; if the thread has not ended it gets another.
@@ -147,10 +153,11 @@ class Answer:
         if thread.finish_reason is not None:
             return
         for place, one in enumerate(made):
-            if self.protocol.ends(thread, one.token) or (reason == "eos" and place == len(made) - 1):
+            stops = one.token in self.limits.stop_tokens
+            if self.protocol.ends(thread, one.token) or (reason == "eos" and place == len(made) - 1 and not stops):
                 self._end_thread(thread, "eos", stop_reason, one)
                 break
-            if self._written == self.limits.max_tokens or not self._append(thread, one):
+            if self._written == self.limits.max_tokens or not self._append(thread, one, stops):
                 break
         else:
             if reason is not None and not (reason == "length" and made):
@@ -174,19 +181,21 @@ class Answer:
         """Return what became readable since the last call, cut at the first stop string."""
         return self._reader.piece()
 
-    def _append(self, thread: Thread, one: MadeToken) -> bool:
-        """Let ``thread`` write a token; return whether what its request makes next follows it."""
+    def _append(self, thread: Thread, one: MadeToken, stops: bool) -> bool:
+        """Let ``thread`` write a token, which may stop the answer there; return whether what is made next follows it."""
         if one.token in self.protocol.banned(thread, thread.path_ids[-1]):
             self._refused.add(thread.index)
             self._again.append(thread)
             return False
-        fork = self.protocol.fork(thread, one.token)
+        fork = None if stops else self.protocol.fork(thread, one.token)
         place, length = len(thread.tokens), len(thread.path_ids) + 1
-        self.row.write(thread, one.token)
+        self.row.write(thread, one.token, stops=stops)
         self._note(thread, one)
         if one.token not in self.protocol.control_ids:
             self._made[thread.index, place] = one
             self._written += 1
+        if stops:
+            return False
         if fork is not None and length + len(fork.child) >= self.limits.max_length:
             self.row.end(self.tree.threads[-1], "length")  # after what it is fed no token would have room
         if len(thread.path_ids) >= self.limits.max_length:
@@ -204,7 +213,9 @@ class Answer:
             thread.eos_token_id = end.token
             self._note(thread, end)
         if thread.parent is None:
-            self.stop_reason, self._end = stop_reason, end
+            self._end = end
+        if reason == "stop" or (thread.parent is None and self.stop_reason is None):
+            self.stop_reason = stop_reason
         self.row.end(thread, reason)
 
     @staticmethod
@@ -219,8 +230,8 @@ class Answer:
         if self._reader.closed:
             return
         self._reader.advance(self._made)
-        if self._reader.stop_string is not None:
-            self.stop_reason = self._reader.stop_string
+        if self._reader.stopped_by is not None:
+            self.stop_reason = self._reader.stopped_by
             self.row.end_all("stop")
         elif self._reader.closed and self.finish_reason == "eos" and self._end is not None:
             self._reader.tokens.append(self._end)

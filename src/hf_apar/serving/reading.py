@@ -1,6 +1,6 @@
 """What reads of an answer while its threads are still written: text and tokens in order, up to the first stop string."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -93,21 +93,28 @@ class Reader:
     Args:
         stop: strings at the first of which, in reading order, the text ends.
         include_stop: keep that string in the text.
+        stop_tokens: tokens at the first of which it ends as well, with the text of that token if ``include_stop``.
 
     Attributes:
         text: what reads so far.
-        stop_string: the one that ended it.
+        stopped_by: the string or token that ended it.
         closed: can nothing follow?
         tokens: what reads so far and no :meth:`piece` has had.
     """
 
     def __init__(
-        self, tree: ParagraphTree, decoder: IncrementalText, stop: Sequence[str] = (), include_stop: bool = False
+        self,
+        tree: ParagraphTree,
+        decoder: IncrementalText,
+        stop: Sequence[str] = (),
+        include_stop: bool = False,
+        stop_tokens: Collection[int] = (),
     ) -> None:
         self.text, self.closed = "", False
-        self.stop_string: str | None = None
+        self.stopped_by: str | int | None = None
         self.tokens: list[MadeToken] = []
-        self._tree, self._decoder, self._stop, self._include_stop = tree, decoder, stop, include_stop
+        self._tree, self._decoder = tree, decoder
+        self._stop, self._include_stop, self._stop_tokens = stop, include_stop, stop_tokens
         self._cursor = ReadingCursor(tree)
         self._latest = tree.threads[0]  # the thread that was read last
         self._at_seam = False  # has nothing been read of the segment that began last?
@@ -119,7 +126,12 @@ class Reader:
             tokens = [thread.tokens[place] for place in places]
             known = [made.get((thread.index, place)) for place in places]
             self.tokens += [one or MadeToken(token) for one, token in zip(known, tokens, strict=True)]
-            self._add(self._after_seam(thread, self._decoder.step(*tokens)))
+            stops = tokens[-1] in self._stop_tokens
+            if not stops or self._include_stop:
+                self._add(self._after_seam(thread, self._decoder.step(*tokens)))
+            if stops and not self.closed:
+                self._add(self._decoder.flush())
+                self.stopped_by, self.closed = self.stopped_by or tokens[-1], True
             if self.closed:
                 self._tree.stopped_by = thread.index
                 return
@@ -128,8 +140,8 @@ class Reader:
             self.closed = True
 
     def _batches(self) -> Iterator[tuple[Thread, Sequence[int]]]:
-        """Yield what reads next, a run of one thread at a time: that decodes fast, but a stop string wants each token."""
-        if self._stop:
+        """Yield what reads next, a run of one thread at a time: that decodes fast, but a stop wants each token."""
+        if self._stop or self._stop_tokens:
             yield from ((thread, (place,)) for thread, place in self._cursor.advance())
         else:
             for thread, run in groupby(self._cursor.advance(), key=itemgetter(0)):
@@ -162,6 +174,6 @@ class Reader:
             if new and (place := self.text.find(stop, max(0, known - len(stop) + 1))) >= 0
         ]
         if found:
-            end, _, place, self.stop_string = min(found)  # the one that is complete first
+            end, _, place, self.stopped_by = min(found)  # the one that is complete first
             self.text = self.text[: end if self._include_stop else place]
             self.closed = True

@@ -1,9 +1,8 @@
-"""All that depends on vLLM's version: settings of a model, parameters of a thread's request, what a request made.
+"""With ``parameters``, all that depends on vLLM's version: settings of a model, what a request made, a call and its outputs.
 
 Tested with vLLM 0.29 and 0.32, the two ends of what is supported; 0.20.2 and 0.26 have the same names in what is used here.
 """
 
-import copy
 import inspect
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from hf_apar.serving.admission import Load
 from hf_apar.serving.answer import Answer, Limits
 from hf_apar.serving.driver import Made, ThreadRequest
 from hf_apar.serving.reading import MadeToken, Piece
+from hf_apar.serving.vllm.parameters import stop_tokens, thread_params, wants_logprobs
 from hf_apar.text.encoding import encode_text, token_name
 from hf_apar.tokens import completed
 from hf_apar.tree.threads import FinishReason, ParagraphTree
@@ -27,7 +27,8 @@ from hf_apar.tree.threads import FinishReason, ParagraphTree
 QueueFull: Any = getattr(exceptions, "GracefulHTTPError", ())
 """What vLLM raises where its queue takes no request; nothing in versions that always take one."""
 
-_FINISH: Mapping[str, FinishReason] = {"stop": "eos", "length": "length"}
+_FINISH: Mapping[str, FinishReason] = {"stop": "eos", "length": "length", "repetition": "stop"}
+_REPEATED = "repetition_detected"  # vLLM's stop reason where `repetition_detection` ended a thread
 
 
 @dataclass
@@ -40,11 +41,14 @@ class AparCompletion(CompletionOutput):  # type: ignore[misc]
 def model_settings(model_config: Any, tokenizer: Any) -> AparConfig:
     """Return the APAR settings that a checkpoint carries, with the ids of its control tokens.
 
+    Args:
+        tokenizer: ``None`` where the engine has none.
+
     Raises:
         ControlTokenError: if the model has no control tokens.
     """
     settings = AparConfig.from_dict(model_config.try_get_generation_config().get("apar_config") or {})
-    settings = completed(settings, tokenizer)
+    settings = settings if tokenizer is None else completed(settings, tokenizer)
     if settings.control_ids is None:
         raise ControlTokenError(
             f"{model_config.model} has no [Fork] and [Child] tokens; serve a folder that `hf-apar merge` wrote "
@@ -63,39 +67,6 @@ def spelt(prompt_ids: Sequence[int], control: Set[int], tokenizer: Any) -> list[
             f"the prompt holds a control token and {type(tokenizer).__name__} cannot spell it; remove it from the prompt"
         )
     return [piece for token in prompt_ids for piece in words.get(token, [token])]
-
-
-def banned(params: SamplingParams, tokenizer: Any, runs: Sequence[Sequence[int]]) -> SamplingParams:
-    """Return ``params`` under which none of ``runs`` of tokens is made, nor what their own ``bad_words`` say.
-
-    As token ids, since vLLM would find other tokens for the text of a control token. Both of its model runners know them.
-    """
-    own = copy.deepcopy(params)
-    own.update_from_tokenizer(tokenizer)
-    own._bad_words_token_ids = [*(own.bad_words_token_ids or ()), *map(list, runs)]
-    own.bad_words = []  # they are among the ids by now; else vLLM would make these anew, of the words alone
-    return own
-
-
-def thread_params(request: ThreadRequest, params: SamplingParams, tokenizer: Any) -> SamplingParams:
-    """Return the parameters under which vLLM writes ``request``, those of its answer being ``params``.
-
-    Stop strings and the text are the answer's business.
-    """
-    own = banned(params, tokenizer, request.banned)
-    if request.bias:
-        given = own.logit_bias or {}
-        own.logit_bias = given | {token: bias + given.get(token, 0.0) for token, bias in request.bias.items()}
-    own.n, own.output_kind, own.stop, own.output_text_buffer_length = 1, RequestOutputKind.DELTA, [], 0
-    if hasattr(own, "stream_interval"):
-        own.stream_interval = None  # every token as it comes: a fork must not wait
-    own.detokenize = params.logprobs is not None  # its logprobs spell the tokens that might have been
-    own.max_tokens = request.max_tokens
-    if params.seed is not None:
-        own.seed = params.seed + request.thread.index
-    if not request.opens_answer:
-        own.min_tokens, own.prompt_logprobs, own.skip_reading_prefix_cache = 0, None, False
-    return own
 
 
 def made_by(request: ThreadRequest, output: CompletionOutput) -> Made:
@@ -146,7 +117,7 @@ class Call:
         params: SamplingParams,
         config: AparConfig,
         tokenizer: Any,
-        max_length: int,
+        model_config: Any,
         passed_on: Mapping[str, Any],
     ) -> None:
         control = ControlTokens.of(config).control_ids
@@ -154,7 +125,10 @@ class Call:
         self.params, self.tokenizer, self.passed_on = params, tokenizer, passed_on
         self.first: RequestOutput | None = None
         stop = [params.stop] if isinstance(params.stop, str) else list(params.stop or ())
-        limits = Limits(params.max_tokens, max_length, stop, params.include_stop_str_in_output)
+        ends = stop_tokens(params, model_config, tokenizer) - control
+        limits = Limits(
+            params.max_tokens, model_config.max_model_len, stop, params.include_stop_str_in_output, ends
+        )  # fmt: skip
         self.answers = [AnswerOutput(self, number, config, limits) for number in range(params.n)]
 
     @property
@@ -211,9 +185,10 @@ class AnswerOutput:
         return self._output(self._so_far, ended)
 
     def _output(self, piece: Piece, ended: bool) -> "AparCompletion":
-        asked = self.call.params.logprobs is not None
+        asked = wants_logprobs(self.call.params)
         logprobs = [one.logprob for one in piece.tokens if one.logprob is not None]
         cut = "length" if self.answer.finish_reason == "length" else "stop"
+        cut = "repetition" if self.answer.stop_reason == _REPEATED else cut
         return AparCompletion(
             index=self.number,
             text=piece.text,
@@ -226,31 +201,21 @@ class AnswerOutput:
         )
 
 
-def cannot_fork(params: Any) -> str | None:
-    """Return why a request is decoded plainly whatever was asked for, or ``None``."""
-    if not isinstance(params, SamplingParams):
-        return "it is no text generation"
-    if params.max_tokens is not None and params.max_tokens <= 1:
-        return "it asks for one token"
-    for name in ("structured_outputs", "thinking_token_budget", "allowed_token_ids"):
-        if getattr(params, name, None):
-            return f"{name} must hold for the whole text"
-    given = params.extra_args or {}
-    return "its KV cache is handed on" if {"kv_transfer_params", "ec_transfer_params"} & given.keys() else None
-
-
 _GENERATE = ("self", "prompt", "sampling_params", "request_id")
+_PROCESS = ("self", "request_id", "prompt", "params")
 
 
-def check_seams(generate: Any) -> None:
+def check_seams(generate: Any, process_inputs: Any) -> None:
     """Check what :mod:`hf_apar.serving.vllm.plugin` relies on.
 
     Raises:
         ConfigurationError: if this vLLM is another one than those this module was written for.
     """
-    found = tuple(inspect.signature(generate).parameters)
-    if found[:4] != _GENERATE or not {"lora_request", "priority", "data_parallel_rank"} <= set(found):
+    found, processed = (tuple(inspect.signature(one).parameters) for one in (generate, process_inputs))
+    fits = found[:4] == _GENERATE and {"lora_request", "priority", "data_parallel_rank"} <= set(found)
+    if not fits or processed[:4] != _PROCESS:
         raise ConfigurationError(
-            f"this vLLM's AsyncLLM.generate takes {', '.join(found)}; hf_apar knows vLLM 0.29 to 0.32: install one of "
-            "these, or leave hf_apar out with VLLM_PLUGINS"
+            f"this vLLM's AsyncLLM.generate takes {', '.join(found)}, and its InputProcessor.process_inputs "
+            f"{', '.join(processed)}; hf_apar knows vLLM 0.29 to 0.32: install one of these, or leave hf_apar out with "
+            "VLLM_PLUGINS"
         )

@@ -17,7 +17,8 @@ from vllm.inputs import TokensPrompt
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
-from hf_apar.serving.vllm.engine import AnswerOutput, Call, cannot_fork, load_in_process, made_by, model_settings
+from hf_apar.serving.vllm.engine import AnswerOutput, Call, load_in_process, made_by, model_settings
+from hf_apar.serving.vllm.parameters import cannot_fork, check_bias
 
 Message = Mapping[str, object]
 Prompt = str | Sequence[int] | Mapping[str, Any]  # text, token ids, or vLLM's dicts of either
@@ -38,6 +39,7 @@ class AparLLM:
 
     Raises:
         ControlTokenError: if the model has no control tokens.
+        ConfigurationError: for a fork bias beside vLLM's own speculation.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class AparLLM:
         self._tokenizer = self.llm.get_tokenizer()
         known = model_settings(self.llm.llm_engine.model_config, self._tokenizer)
         self.config = (apar or AparConfig()).filled_from(known)
+        check_bias(self.config, self.llm.llm_engine.vllm_config)
 
     def generate(
         self,
@@ -118,8 +121,8 @@ class AparLLM:
     def _call(self, prompt: Prompt, params: SamplingParams, lora_request: Any) -> Call:
         own = params.clone()
         own.output_kind = RequestOutputKind.FINAL_ONLY
-        given, length = {"prompt_token_ids": self._ids(prompt)}, self.llm.llm_engine.model_config.max_model_len
-        return Call(given, own, self.config, self._tokenizer, length, {"lora_request": lora_request})
+        given, model_config = {"prompt_token_ids": self._ids(prompt)}, self.llm.llm_engine.model_config
+        return Call(given, own, self.config, self._tokenizer, model_config, {"lora_request": lora_request})
 
 
 class LocalEngine:

@@ -36,8 +36,8 @@ def set_policy(policy: AdmissionPolicy) -> None:
 class ServerEngine:
     """The part of a running ``AsyncLLM``, or one data-parallel rank of it, that writes threads: a task for each request."""
 
-    def __init__(self, rank: int | None) -> None:
-        self.rank = rank
+    def __init__(self, vllm_config: Any, rank: int | None) -> None:
+        self.vllm_config, self.rank = vllm_config, rank
         self.driver = Driver(self, _policy)
         self._tasks: dict[ThreadRequest, asyncio.Task[None]] = {}
 
@@ -52,8 +52,8 @@ class ServerEngine:
             task.cancel()
 
     def load(self) -> Load:
-        told = stats.reported.get(self.rank or 0)
-        return Load(running=self.driver.threads) if told is None else told.load
+        told = stats.reported(self.vllm_config, self.rank or 0)
+        return Load(running=self.driver.threads) if told is None else told
 
     async def _follow(self, request: ThreadRequest, call: "ServerCall") -> None:
         try:
@@ -108,7 +108,7 @@ def engine_of(engine: Any, rank: int | None) -> ServerEngine:
     """Return what writes threads for ``engine``, or for its data-parallel ``rank``."""
     known = _engines.setdefault(engine, {})
     if rank not in known:
-        known[rank] = ServerEngine(rank)
+        known[rank] = ServerEngine(engine.vllm_config, rank)
     return known[rank]
 
 
@@ -138,9 +138,10 @@ async def answer_in_threads(
     error of any thread, ends every one of them.
     """
     rank = _choose_rank(engine) if data_parallel_rank is None else data_parallel_rank
-    driver, length = engine_of(engine, rank).driver, engine.model_config.max_model_len
+    driver = engine_of(engine, rank).driver
     passed_on = {"request_id": request_id, "data_parallel_rank": rank, **kwargs}
-    call = ServerCall(partial(original, engine), prompt, params, config, engine.get_tokenizer(), length, passed_on)
+    tokenizer, model_config = engine.get_tokenizer(), engine.model_config
+    call = ServerCall(partial(original, engine), prompt, params, config, tokenizer, model_config, passed_on)
     try:
         for one in call.answers:
             driver.add(one.answer, one)

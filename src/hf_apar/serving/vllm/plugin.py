@@ -3,55 +3,65 @@
 A request asks with ``"vllm_xargs": {"apar": 1}``, optionally with ``apar_max_threads``, ``apar_max_depth`` and
 ``apar_fork_bias``; the environment variable ``APAR_DEFAULT=1`` asks for all requests, and ``{"apar": 0}`` declines. What
 cannot fork, and all that does not ask, takes vLLM's own path, where a model that knows the control tokens may write none:
-what it puts behind a [Fork] would be missing in the text.
+what it puts behind a [Fork] would be missing in the text. ``{"apar": "thread"}`` is for programs that read threads
+themselves: such a request is one of them, and gets all that the model writes.
 """
 
 import logging
 import os
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Set
+from contextlib import aclosing
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from hf_apar.config import AparConfig
-from hf_apar.errors import AparError
+from hf_apar.errors import AparError, ControlTokenError
 from hf_apar.protocol import ControlTokens
 from hf_apar.serving.admission import policy_named
 
 logger = logging.getLogger("vllm.hf_apar")
 
+Outputs = AsyncGenerator[Any, None]  # of vLLM's RequestOutput
+
 _NO = ("", "0", "0.0", "false", "no", "none")
-_found: "WeakKeyDictionary[Any, AparConfig | AparError]" = WeakKeyDictionary()  # by engine
+_found: "WeakKeyDictionary[Any, AparConfig | AparError]" = WeakKeyDictionary()  # by what makes an engine's requests
 _SETTINGS = {"apar_max_threads": "max_threads", "apar_max_depth": "max_depth", "apar_fork_bias": "fork_bias"}
 
 
 def register() -> None:
-    """Let ``AsyncLLM.generate`` answer in threads; a second call changes nothing.
+    """Let ``AsyncLLM.generate`` answer in threads, and ban control tokens elsewhere; a second call changes nothing.
 
     Raises:
         ConfigurationError: if this vLLM's seams are not those that this package knows, or ``APAR_POLICY`` names no policy.
     """
     from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.input_processor import InputProcessor
 
     from hf_apar.serving.vllm.engine import check_seams
 
     policy_named(os.environ.get("APAR_POLICY") or "eager")  # a mistake is told now
-    original: Callable[..., AsyncGenerator[Any, None]] = AsyncLLM.generate
+    original: Callable[..., Outputs] = AsyncLLM.generate
+    processed: Callable[..., Any] = InputProcessor.process_inputs
     if original.__module__ == __name__:  # ours already
         return
-    check_seams(original)
+    check_seams(original, processed)
     if os.environ.get("VLLM_USE_RUST_FRONTEND") == "1":
         logger.warning("hf_apar: the Rust front end passes by AsyncLLM; unset VLLM_USE_RUST_FRONTEND to serve APAR")
 
-    def generate(self: Any, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any) -> AsyncGenerator[Any, None]:
+    def generate(self: Any, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any) -> Outputs:
         config = wanted(self, prompt, sampling_params)
         if config is None:
-            plain = without_forks(self, sampling_params)
-            return original(self, prompt, plain, request_id, **kwargs)
+            outputs = original(self, prompt, sampling_params, request_id, **kwargs)
+            return without_candidates(self.input_processor, sampling_params, outputs)
         from hf_apar.serving.vllm.online import answer_in_threads
 
         return answer_in_threads(self, original, config, prompt, sampling_params, request_id, **kwargs)
 
+    def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+        return processed(self, request_id, prompt, without_forks(self, params), *args, **kwargs)
+
     AsyncLLM.generate = generate
+    InputProcessor.process_inputs = process_inputs
 
 
 def wanted(engine: Any, prompt: Any, params: Any) -> AparConfig | None:
@@ -64,9 +74,11 @@ def wanted(engine: Any, prompt: Any, params: Any) -> AparConfig | None:
     asked = given.get("apar", os.environ.get("APAR_DEFAULT", "0"))
     if str(asked).lower() in _NO:
         return None
-    from hf_apar.serving.vllm.engine import cannot_fork
+    from hf_apar.serving.vllm.parameters import AS_IT_COMES, cannot_fork, check_bias
 
-    reason = cannot_fork(params) or _unfit(prompt)
+    if asked == AS_IT_COMES:
+        return None
+    reason = cannot_fork(params) or _unfit(engine, prompt)
     if reason is not None:
         logger.debug("hf_apar: decoded plainly, since %s", reason)
         return None
@@ -75,7 +87,9 @@ def wanted(engine: Any, prompt: Any, params: Any) -> AparConfig | None:
         for name in ("max_threads", "max_depth"):
             if name in own:
                 own[name] = int(own[name])
-        return AparConfig.from_dict(own).filled_from(_settings(engine))
+        config = AparConfig.from_dict(own).filled_from(_settings(engine.input_processor))
+        check_bias(config, engine.vllm_config)
+        return config
     except (AparError, ValueError, TypeError) as error:
         if "apar" not in given:  # the server's setting, not the request's
             logger.debug("hf_apar: decoded plainly, since %s", error)
@@ -85,23 +99,43 @@ def wanted(engine: Any, prompt: Any, params: Any) -> AparConfig | None:
         raise VLLMValidationError(str(error)) from error
 
 
-def without_forks(engine: Any, params: Any) -> Any:
-    """Return ``params`` with both control tokens banned, where they ask for text of a model that knows them."""
-    try:
-        settings = _settings(engine)
-    except AparError:
-        return params  # a model without control tokens is none of our business
+def without_forks(processor: Any, params: Any) -> Any:
+    """Return ``params`` with both control tokens banned, where they ask for text of a model that knows them.
+
+    Args:
+        processor: makes the engine's requests: vLLM's ``InputProcessor``.
+    """
     from vllm import SamplingParams
 
-    from hf_apar.serving.vllm.engine import banned
+    from hf_apar.serving.vllm.parameters import AS_IT_COMES, banned
 
-    if not isinstance(params, SamplingParams) or engine.model_config.skip_tokenizer_init:
+    if not isinstance(params, SamplingParams) or (params.extra_args or {}).get("apar") == AS_IT_COMES:
         return params
-    runs = [[token] for token in sorted(ControlTokens.of(settings).control_ids)]
-    return banned(params, engine.get_tokenizer(), runs)
+    control = _control_ids(processor)
+    return banned(params, processor.tokenizer, [[token] for token in sorted(control)]) if control else params
 
 
-def _unfit(prompt: Any) -> str | None:
+def without_candidates(processor: Any, params: Any, outputs: Outputs) -> Outputs:
+    """Return ``outputs``, where a beam search picks tokens from them without the control tokens: it reads the log
+    probabilities of a step, in which banned tokens are by default."""
+    beams = getattr(params, "max_tokens", None) == 1 and params.logprobs and not params.detokenize
+    control = _control_ids(processor) if beams else frozenset[int]()
+    return _without(outputs, control) if control else outputs
+
+
+async def _without(outputs: Outputs, control: Set[int]) -> Outputs:
+    async with aclosing(outputs):
+        async for output in outputs:
+            for one in output.outputs:
+                steps = one.logprobs or ()
+                left = [{key: value for key, value in step.items() if key not in control} for step in steps]
+                one.logprobs = left or one.logprobs
+            yield output
+
+
+def _unfit(engine: Any, prompt: Any) -> str | None:
+    if engine.model_config.skip_tokenizer_init:
+        return "the engine has no tokenizer"
     if not isinstance(prompt, Mapping) or not prompt.get("prompt_token_ids"):
         return "its prompt is not given as tokens"
     if "prompt_embeds" in prompt or prompt.get("type") == "embeds":
@@ -109,17 +143,24 @@ def _unfit(prompt: Any) -> str | None:
     return None
 
 
-def _settings(engine: Any) -> AparConfig:
+def _control_ids(processor: Any) -> Set[int]:
+    try:
+        return ControlTokens.of(_settings(processor)).control_ids
+    except ControlTokenError:
+        return frozenset()  # a model without control tokens is none of our business
+
+
+def _settings(processor: Any) -> AparConfig:
     """Return the settings of the engine's model; they are read once, and so is that there are none."""
-    if engine not in _found:
+    if processor not in _found:
         from hf_apar.serving.vllm.engine import model_settings
 
         try:
-            _found[engine] = model_settings(engine.model_config, engine.get_tokenizer())
+            _found[processor] = model_settings(processor.model_config, processor.tokenizer)
         except AparError as error:
-            _found[engine] = error
-            logger.warning("hf_apar: %s", error)
-    found = _found[engine]
+            _found[processor] = error
+            logger.info("hf_apar: %s", error)
+    found = _found[processor]
     if isinstance(found, AparError):
         raise found.with_traceback(None)
     return found

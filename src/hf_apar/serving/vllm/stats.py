@@ -3,6 +3,7 @@
 import time
 from dataclasses import replace
 from typing import Any
+from weakref import WeakSet
 
 from vllm.v1.metrics.loggers import StatLoggerBase
 
@@ -11,26 +12,30 @@ from hf_apar.serving.costs import StepCosts
 from hf_apar.serving.vllm.engine import load_of
 
 _FITTED_EACH = 16  # steps
+_loggers: "WeakSet[EngineLoad]" = WeakSet()  # each engine of this process keeps its own
 
-reported: dict[int, "EngineLoad"] = {}
-"""By data-parallel rank, what tells how that engine is doing; empty where nothing was reported yet."""
+
+def reported(vllm_config: Any, rank: int) -> Load | None:
+    """Return how a data-parallel rank of the engine of ``vllm_config`` was doing at its last step, if that was told."""
+    found = (one.load for one in _loggers if one.config is vllm_config and one.rank == rank)
+    return next(found, None)
 
 
 class EngineLoad(StatLoggerBase):  # type: ignore[misc]
     """Remembers the last step's numbers."""
 
     def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
-        self._config = vllm_config
+        self.config, self.rank = vllm_config, engine_index
         self._last = (0, 0, 0.0)
         self._costs = StepCosts()
         self._cost: StepCost | None = None
         self._at: float | None = None  # when the step before was told, if the engine was at work then
-        reported[engine_index] = self
+        _loggers.add(self)
 
     @property
     def load(self) -> Load:
         """How the engine was doing at its last step."""
-        return replace(load_of(self._config, *self._last), cost=self._cost)
+        return replace(load_of(self.config, *self._last), cost=self._cost)
 
     def record(
         self,
