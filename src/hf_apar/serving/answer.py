@@ -21,7 +21,7 @@ class Limits:
         max_length: tokens of a path, its prompt included: the model's context.
         stop: strings that end the answer where they first occur in reading order.
         include_stop: keep that string in the text.
-        stop_tokens: tokens that end the answer in the same way; the text of one is part of it with ``include_stop`` alone.
+        stop_tokens: tokens that end the answer in the same way, control tokens excepted; the text of one is part of it with ``include_stop`` alone.
     """
 
     max_tokens: int | None
@@ -64,7 +64,8 @@ class Answer:
         self.stop_reason: int | str | None = None
         self.failure: str | None = None
         decoder = IncrementalText(tokenizer, prompt_ids, skip_special_tokens)
-        self._reader = Reader(self.tree, decoder, limits.stop, limits.include_stop, limits.stop_tokens)
+        self._stop_tokens = frozenset(limits.stop_tokens) - protocol.control_ids
+        self._reader = Reader(self.tree, decoder, limits.stop, limits.include_stop, self._stop_tokens)
         self._made: dict[tuple[int, int], MadeToken] = {}  # by thread and place in its ``tokens``, not the injected ones
         self._end: MadeToken | None = None  # the root's EOS
         self._running: dict[int, Thread] = {}  # threads that the engine writes
@@ -153,7 +154,7 @@ class Answer:
         if thread.finish_reason is not None:
             return
         for place, one in enumerate(made):
-            stops = one.token in self.limits.stop_tokens
+            stops = one.token in self._stop_tokens
             if self.protocol.ends(thread, one.token) or (reason == "eos" and place == len(made) - 1 and not stops):
                 self._end_thread(thread, "eos", stop_reason, one)
                 break
