@@ -21,7 +21,8 @@ class Limits:
         max_length: tokens of a path, its prompt included: the model's context.
         stop: strings that end the answer where they first occur in reading order.
         include_stop: keep that string in the text.
-        stop_tokens: tokens that end the answer in the same way, control tokens excepted; the text of one is part of it with ``include_stop`` alone.
+        stop_tokens: tokens that end it in the same way, control tokens excepted; the text of one is part of the answer with
+            ``include_stop`` alone.
     """
 
     max_tokens: int | None
