@@ -64,7 +64,9 @@ class LlamaServer:
         arguments = [str(file), str(port), str(slots), str(slots * context)]
         command = [sys.executable, __file__, *arguments]
         if BINARY:
-            command = [BINARY, "-m", arguments[0], "--port", arguments[1], "-np", arguments[2], "-c", arguments[3], "-t", "1"]
+            file, port, slots, context = arguments
+            command = [BINARY, "-m", file, "--port", port, "-np", slots, "-c", context, "-t", "1", "-fa", "off"]
+            command += ["-ctk", "f32", "-ctv", "f32"]  # what it keeps of a prompt as precise as what it computes
         self.process = subprocess.Popen(command, stdout=self.log, stderr=subprocess.STDOUT)
 
     def __enter__(self):
@@ -94,6 +96,8 @@ def serve(file, port, slots, context):
     params = xllamacpp.CommonParams()
     params.model.path, params.port, params.n_parallel, params.n_ctx = file, int(port), int(slots), int(context)
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.hostnames, params.n_gpu_layers, params.warmup, params.endpoint_slots = ["127.0.0.1"], 0, False, True
     server = xllamacpp.Server(params)
     print(server.listening_address, flush=True)

@@ -13,6 +13,7 @@ from hf_apar.serving.reading import MadeToken
 from hf_apar.text.encoding import token_name
 from hf_apar.tree.threads import FinishReason
 
+_FAR = 8192  # tokens that a penalty looks back over where no context is known
 LIMIT = 100.0  # of a bias, as in OpenAI's API: it bans for all that logits of models are
 _FINISH: Mapping[str, FinishReason] = {"stop": "eos", "length": "length", "eos": "eos", "limit": "length"}
 
@@ -178,7 +179,7 @@ class LlamaCpp(Dialect):
             "prompt": [*request.prompt_ids, *made], "n_predict": request.max_tokens - len(made),
             "stream": True, "return_tokens": True, "cache_prompt": True, "n_probs": asked.logprobs or 0,
         }  # fmt: skip
-        body.setdefault("repeat_last_n", -1)
+        body.setdefault("repeat_last_n", self.served.max_length or _FAR)  # its own default is 64 tokens
         if asked.logprobs is not None:
             body["n_probs"] = max(1, asked.logprobs)
         if (seed := _seed(request, asked, number)) is not None:
@@ -203,7 +204,7 @@ class LlamaCpp(Dialect):
         return Told(made, "eos" if ended else None, missing=missing)
 
     def whole(self, body: dict[str, Any], count: int) -> dict[str, Any]:
-        return body | {"stream": False, "n_predict": count}
+        return body | {"stream": False, "n_predict": count, "n_probs": 0}  # it has none for tokens within a character
 
 
 class SGLang(Dialect):
