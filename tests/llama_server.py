@@ -1,4 +1,4 @@
-"""llama.cpp's server in front of a tiny model: the binary that ``LLAMA_SERVER`` names, or the one in the package xllamacpp."""
+"""llama.cpp's server: the binary that ``LLAMA_SERVER`` names, or the one that the package xllamacpp holds."""
 
 import importlib.util
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx2
 
 BINARY = os.environ.get("LLAMA_SERVER")
-MISSING = None if BINARY or importlib.util.find_spec("xllamacpp") else "LLAMA_SERVER names no llama-server, nor is xllamacpp here"
+MISSING = None if BINARY or importlib.util.find_spec("xllamacpp") else "LLAMA_SERVER names none, and xllamacpp is not here"
 SLOTS, CONTEXT = 8, 1024
 
 

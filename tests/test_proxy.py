@@ -2,16 +2,21 @@
 
 import contextlib
 import json
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from hf_apar import enable_apar
+from hf_apar import AparModelForCausalLM
 from hf_apar.checkpoints.export import save_merged
+from hf_apar.cli import app
 from hf_apar.errors import ConfigurationError, ServerError
 from hf_apar.serving.admission import Eager, FixedCap
 from hf_apar.serving.proxy.app import ProxySettings
@@ -38,9 +43,7 @@ def folder(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def oracle(tiny, folder):
-    from hf_apar import AparModelForCausalLM
-
-    model = enable_apar(AparModelForCausalLM.from_pretrained(folder))
+    model = AparModelForCausalLM.from_pretrained(folder)
 
     def answer(prompt_ids, **options):
         settings = {"apar": True, "max_new_tokens": 1000, "return_dict_in_generate": True}
@@ -479,6 +482,42 @@ def test_many_clients_at_once_lose_and_cross_nothing(proxy, tiny, oracle, upstre
     for one in threads:
         one.join(120)
     assert not mistakes
+
+
+def test_the_command_serves_until_it_is_told_to_stop(upstream):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "hf_apar.cli", "proxy", "--base-url", f"{upstream.url}/v1", "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            assert until(lambda: answers(f"http://127.0.0.1:{port}/health"), 60)
+            with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+                body = chat("x", n=2) | {"max_tokens": 1000}
+                choices = client.post("/v1/chat/completions", json=body).json()["choices"]
+                assert choices[0]["message"] == choices[1]["message"] and choices[0]["message"]["content"]
+        finally:
+            process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        assert process.stdout.read().splitlines()[-1] == "hf-apar: stopped"
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["--base-url", "http://127.0.0.1:9/v1"], "nothing answers at http://127.0.0.1:9/v1"),
+    (["--base-url", "127.0.0.1"], "the address of an upstream is '127.0.0.1'"),
+    (["--base-url", "http://127.0.0.1:9/v1", "--policy", "some"], "give eager, cap:N or share:N"),
+    ([], "Missing option '--base-url'"),
+])  # fmt: skip
+def test_the_command_says_what_is_wrong_in_one_line(arguments, said):
+    result = CliRunner().invoke(app, ["proxy", *arguments])
+    assert result.exit_code == 2 and said in result.output.splitlines()[-1]
+
+
+def answers(url):
+    try:
+        return httpx2.get(url).status_code == 200
+    except httpx2.HTTPError:
+        return False
 
 
 def test_a_request_is_taken_apart():

@@ -29,7 +29,7 @@ def folder(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def answers(tiny, folder):
-    """What `generate` answers the questions; most characters are of several tokens, which this server's streams do not name."""
+    """What `generate` answers; many characters are of several tokens, which this server's streams do not name."""
     model = AparModelForCausalLM.from_pretrained(folder)
     settings = {"apar": True, "max_new_tokens": 1000, "return_dict_in_generate": True}
     found = {one: model.generate(torch.tensor([prompt_of(tiny, one)]), **settings).trees[0] for one in QUESTIONS}

@@ -20,10 +20,10 @@ def proxy_command(
     base_url: Annotated[
         list[str], typer.Option(help="Address of a server's API, such as http://localhost:8000/v1; may be given again.")
     ],
-    model: Annotated[
+    served: Annotated[
         str | None,
         typer.Option(
-            callback=known_model, help="Folder or Hub name of the model that is served; default: what the server says."
+            "--model", callback=known_model, help="Folder or Hub name of the served model; default: what the server says."
         ),
     ] = None,
     dialect: Annotated[str, typer.Option(help="Kind of server: vllm, llama.cpp or sglang; auto: ask it.")] = "auto",
@@ -31,8 +31,9 @@ def proxy_command(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8080,
     default: Annotated[Switch, typer.Option(help="Threads for requests that do not say.")] = Switch.on,
     policy: Annotated[
-        str, typer.Option(help="When threads start: eager, cap:N of an answer, share:N of all upstream.")
-    ] = "share:96",
+        str | None,
+        typer.Option(help="When threads start: eager, cap:N of an answer, share:N of a server; default: a fair share."),
+    ] = None,
     max_threads: Annotated[int, typer.Option(min=1, help="Threads of an answer at once.")] = 32,
     max_answers: Annotated[int, typer.Option(min=1, help="Answers in flight; beyond that requests get status 503.")] = 256,
     max_body: Annotated[int, typer.Option(min=1, help="Longest request, in MiB.")] = 32,
@@ -48,10 +49,10 @@ def proxy_command(
     """Serve OpenAI's API in threads in front of vLLM, llama.cpp's server or SGLang, as they are."""
     import asyncio
 
-    from hf_apar.serving.admission import policy_named
+    from hf_apar.serving.admission import EqualShare, policy_named
     from hf_apar.serving.proxy.app import ProxySettings
     from hf_apar.serving.proxy.server import Upstreams, serve
 
-    where = Upstreams(base_url, model, dialect, max_length, key, timeout, policy_named(policy))
+    where = Upstreams(base_url, served, dialect, max_length, key, timeout, policy_named(policy) if policy else EqualShare())
     settings = ProxySettings(default is Switch.on, max_threads, max_answers, max_body * 2**20)
     asyncio.run(serve(where, settings, host, port))

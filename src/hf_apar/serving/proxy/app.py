@@ -15,7 +15,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from hf_apar.serving.proxy.asked import Asked, parse
-from hf_apar.serving.proxy.calls import Call
+from hf_apar.serving.proxy.calls import ClientCall
 from hf_apar.serving.proxy.errors import ApiError, Unreachable, refuse
 from hf_apar.serving.proxy.metrics import ProxyMetrics
 from hf_apar.serving.proxy.pool import Pool
@@ -147,7 +147,9 @@ class ProxyServer:
             raise
         return await self._told(request, asked, call, release)
 
-    async def _told(self, request: Request, asked: Asked, call: Call, release: Callable[[], Awaitable[None]]) -> Response:
+    async def _told(
+        self, request: Request, asked: Asked, call: ClientCall, release: Callable[[], Awaitable[None]]
+    ) -> Response:
         async def end() -> None:
             await call.end()
             await release()
@@ -161,13 +163,13 @@ class ProxyServer:
         finally:
             await end()
 
-    async def _begun(self, request: Request, asked: Asked, prompts: list[list[int]]) -> Call:
+    async def _begun(self, request: Request, asked: Asked, prompts: list[list[int]]) -> ClientCall:
         """Give a call to an upstream, to another one if that cannot be reached, and return when it has begun."""
         headers = {name: request.headers[name] for name in _WITH_THREADS if name in request.headers}
         tried: list[Upstream] = []
         while True:
             upstream = self.pool.choose(tried)
-            call = Call(upstream, self.served, asked, prompts, max_threads=self.settings.max_threads, headers=headers)
+            call = ClientCall(upstream, self.served, asked, prompts, max_threads=self.settings.max_threads, headers=headers)
             try:
                 await _while_connected(request, call.begin())
                 return call
@@ -235,7 +237,7 @@ def _json(body: Mapping[str, Any]) -> bytes:
     return json.dumps(body).encode()
 
 
-async def _events(wire: Wire, call: Call) -> AsyncGenerator[bytes, None]:
+async def _events(wire: Wire, call: ClientCall) -> AsyncGenerator[bytes, None]:
     """Yield the events of a stream; an error ends it, as in OpenAI's API."""
     try:
         for event in wire.opening(call):
@@ -248,7 +250,7 @@ async def _events(wire: Wire, call: Call) -> AsyncGenerator[bytes, None]:
         yield b"data: " + _json(error.told) + b"\n\ndata: [DONE]\n\n"
 
 
-async def _whole(call: Call) -> list[Piece]:
+async def _whole(call: ClientCall) -> list[Piece]:
     found = [Piece() for _ in call.choices]
     async for choice, piece in call.pieces():
         found[choice.index].text += piece.text

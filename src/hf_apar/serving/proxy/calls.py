@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Choice:
     """One of the answers of a call, the ``number``-th to its prompt: goes with each of its threads' requests."""
 
-    def __init__(self, call: "Call", index: int, number: int, answer: Answer) -> None:
+    def __init__(self, call: "ClientCall", index: int, number: int, answer: Answer) -> None:
         self.call, self.index, self.number, self.answer = call, index, number, answer
         self.told = False  # has its end been told?
 
@@ -35,7 +35,7 @@ class Choice:
         return ("length" if self.answer.finish_reason == "length" else "stop") if self.told else None
 
 
-class Call:
+class ClientCall:
     """The answers to the prompts of a request, ``n`` to each, all written by one upstream.
 
     Args:

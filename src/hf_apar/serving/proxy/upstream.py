@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from hf_apar.serving.admission import AdmissionPolicy, Load
 from hf_apar.serving.driver import Driver, Made, ThreadRequest
-from hf_apar.serving.proxy.calls import Call, Choice
+from hf_apar.serving.proxy.calls import ClientCall, Choice
 from hf_apar.serving.proxy.dialects import Dialect, Told, check_made
 from hf_apar.serving.proxy.errors import ApiError, Busy, Reworded, Unreachable
 from hf_apar.serving.proxy.metrics import ProxyMetrics
@@ -53,7 +53,7 @@ class Upstream(TaskEngine):
         super().__init__()
         self.url, self.client, self.dialect, self.max_length = url.rstrip("/"), client, dialect, max_length
         self.driver = Driver(self, policy)
-        self.calls: set[Call] = set()
+        self.calls: set[ClientCall] = set()
         self.plain = 0
         self._metrics = metrics
         self.set_up(True)
@@ -109,13 +109,13 @@ class Upstream(TaskEngine):
             self._metrics.errors.labels(self.url, str(response.status_code)).inc()
         return response
 
-    def begin(self, call: Call) -> None:
+    def begin(self, call: ClientCall) -> None:
         """Take on a call."""
         self.calls.add(call)
         for choice in call.choices:
             self.driver.add(choice.answer, choice)
 
-    async def end(self, call: Call) -> None:
+    async def end(self, call: ClientCall) -> None:
         """Let a call go, finished or not; nothing runs for it once this returns."""
         self.calls.discard(call)
         answers = [choice.answer for choice in call.choices]
@@ -169,7 +169,9 @@ class Upstream(TaskEngine):
             if reason is not None:
                 return
 
-    async def _follow_stream(self, request: ThreadRequest, call: Call, body: dict[str, Any], made: list[int]) -> int | None:
+    async def _follow_stream(
+        self, request: ThreadRequest, call: ClientCall, body: dict[str, Any], made: list[int]
+    ) -> int | None:
         """Report what a request makes until it has ended; return how many tokens are not named where some are missing."""
         begun, ended = len(made), False
         async with aclosing(self.events(body, call.headers)) as events:
@@ -200,7 +202,7 @@ class Upstream(TaskEngine):
                 502, f"the upstream returns no token ids as {self.dialect.name} does ({error}): {json.dumps(event)[:200]}"
             ) from error
 
-    async def _ask_whole(self, call: Call, body: dict[str, Any]) -> Told:
+    async def _ask_whole(self, call: ClientCall, body: dict[str, Any]) -> Told:
         response = await self.client.post(self._address, json=body, headers=call.headers)
         if response.status_code != 200:
             raise self.refused(response.status_code, response.content, response.headers)

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from hf_apar.serving.proxy.asked import Asked
-from hf_apar.serving.proxy.calls import Call, Choice
+from hf_apar.serving.proxy.calls import ClientCall, Choice
 from hf_apar.serving.reading import MadeToken, Piece
 from hf_apar.text.encoding import decode_text, token_name, untypable
 
@@ -37,7 +37,7 @@ class Wire:
         kind = "chatcmpl" if self.asked.chat else "cmpl"
         self._head = {"id": f"{kind}-{name}", "created": int(time.time()), "model": self.asked.model}
 
-    def opening(self, call: Call) -> list[bytes]:
+    def opening(self, call: ClientCall) -> list[bytes]:
         """Return the events that a stream begins with."""
         if not self.asked.chat:
             return []
@@ -49,12 +49,12 @@ class Wire:
         text = {"delta": {"content": piece.text}} if self.asked.chat else {"text": piece.text}
         return self._event([{"index": choice.index, **text, **self._about(choice, piece)}])
 
-    def closing(self, call: Call) -> list[bytes]:
+    def closing(self, call: ClientCall) -> list[bytes]:
         """Return the events that a stream ends with."""
         usage = [self._event([], usage=self.usage(call))] if self.asked.include_usage else []
         return [*usage, b"data: [DONE]\n\n"]
 
-    def whole(self, call: Call, pieces: Sequence[Piece]) -> dict[str, Any]:
+    def whole(self, call: ClientCall, pieces: Sequence[Piece]) -> dict[str, Any]:
         """Return a whole answer, of the pieces of each of its choices put together."""
         choices = []
         for choice, piece in zip(call.choices, pieces, strict=True):
@@ -63,7 +63,7 @@ class Wire:
         kind = "chat.completion" if self.asked.chat else "text_completion"
         return {**self._head, "object": kind, "choices": choices, "usage": self.usage(call)}
 
-    def usage(self, call: Call) -> dict[str, int]:
+    def usage(self, call: ClientCall) -> dict[str, int]:
         """Return the tokens of the prompts and of what was told, without control tokens."""
         prompt, completion = call.prompt_tokens, self.completion_tokens
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
