@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from hf_apar.serving.admission import AdmissionPolicy, Load
 from hf_apar.serving.driver import Driver, Made, ThreadRequest
-from hf_apar.serving.proxy.calls import ClientCall, Choice
+from hf_apar.serving.proxy.calls import Choice, ClientCall
 from hf_apar.serving.proxy.dialects import Dialect, Told, check_made
 from hf_apar.serving.proxy.errors import ApiError, Busy, Reworded, Unreachable
 from hf_apar.serving.proxy.metrics import ProxyMetrics

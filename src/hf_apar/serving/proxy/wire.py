@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from hf_apar.serving.proxy.asked import Asked
-from hf_apar.serving.proxy.calls import ClientCall, Choice
+from hf_apar.serving.proxy.calls import Choice, ClientCall
 from hf_apar.serving.reading import MadeToken, Piece
 from hf_apar.text.encoding import decode_text, token_name, untypable
 
