@@ -19,7 +19,7 @@ from hf_apar.serving.proxy.calls import ClientCall
 from hf_apar.serving.proxy.errors import ApiError, Unreachable, refuse
 from hf_apar.serving.proxy.metrics import ProxyMetrics
 from hf_apar.serving.proxy.pool import Pool
-from hf_apar.serving.proxy.served import Served, checked_lengths
+from hf_apar.serving.proxy.served import Served, check_lengths
 from hf_apar.serving.proxy.upstream import OF_THE_CONNECTION, Upstream
 from hf_apar.serving.proxy.wire import Wire
 from hf_apar.serving.reading import Piece
@@ -131,14 +131,14 @@ class ProxyServer:
         body = await self._body(request)
         try:
             asked = parse(json.loads(body), chat=chat)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise refuse("body", f"the body is no JSON ({error})") from error
         wanted = self.settings.default if asked.threads is None else asked.threads
         if not wanted or asked.cannot_fork:
             release = self._take(1)
             return await self._passed_on(request, lambda one: _json(one.dialect.plain(asked.body)), release, plain=True)
         prompts = self.served.prompts(asked)
-        checked_lengths(prompts, min(one.max_length for one in self.pool.upstreams))
+        check_lengths(asked, prompts, min(one.max_length for one in self.pool.upstreams))
         release = self._take(len(prompts) * asked.n)
         try:
             call = await self._begun(request, asked, prompts)

@@ -134,7 +134,7 @@ def load_served(name: str) -> Served:
     return Served(name, tokenizer, config, length, frozenset(eos), choice)
 
 
-def checked_lengths(prompts: Sequence[Sequence[int]], max_length: int) -> None:
+def check_lengths(asked: Asked, prompts: Sequence[Sequence[int]], max_length: int) -> None:
     """Check that a token has room after each prompt.
 
     Raises:
@@ -142,6 +142,6 @@ def checked_lengths(prompts: Sequence[Sequence[int]], max_length: int) -> None:
     """
     if (longest := max(map(len, prompts))) >= max_length:
         raise refuse(
-            "messages",
+            "messages" if asked.chat else "prompt",
             f"the prompt has {longest} tokens, and the model's context is {max_length} with the answer; shorten it",
         )

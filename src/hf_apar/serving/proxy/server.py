@@ -21,6 +21,7 @@ from hf_apar.serving.proxy.upstream import Upstream
 logger = logging.getLogger(__name__)
 
 _CONNECT = 5.0  # seconds until an upstream that takes no connection is given up
+_IDLE = 2.0  # seconds that a connection is kept for the next request: servers close theirs after 5, some at that moment
 _GRACE = 30  # seconds that answers have to end after the proxy was told to stop
 
 
@@ -65,7 +66,7 @@ async def make_proxy(where: Upstreams, settings: ProxySettings) -> ProxyServer:
         ServerError: if none answers, or one neither takes nor gives token ids.
         ConfigurationError: if something is not known and cannot be asked.
     """
-    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=256)
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=_IDLE)
     timeout = httpx2.Timeout(where.timeout, connect=_CONNECT, pool=None)
     client, metrics = httpx2.AsyncClient(timeout=timeout, limits=limits), ProxyMetrics()
     try:
