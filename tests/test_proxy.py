@@ -60,7 +60,7 @@ def upstream(tiny, folder):
 
 @pytest.fixture(scope="module")
 def running(upstream):
-    with proxy_before([upstream], None, policy=Eager(), timeout=1.0) as running:
+    with proxy_before([upstream], None, policy=Eager()) as running:
         yield running
 
 
@@ -103,15 +103,15 @@ def stream(client, path, body):
     return [json.loads(chunk) for chunk in chunks]
 
 
-def short(tiny, oracle, least=2):
-    """Questions whose whole answers have few tokens, with what they are answered; some of them fork."""
+@pytest.fixture(scope="module")
+def trees(tiny, oracle):
+    """The questions, and what `generate` answers them; some of the answers fork."""
     found = [(question, oracle(prompt_of(tiny, question))) for question in QUESTIONS]
-    assert max(len(tree.threads) for _, tree in found) >= least
+    assert max(len(tree.threads) for _, tree in found) >= 3
     return found
 
 
-def test_a_chat_is_answered_as_generate_does(proxy, tiny, oracle):
-    trees = short(tiny, oracle)
+def test_a_chat_is_answered_as_generate_does(proxy, trees, tiny):
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda one: ask(proxy, one[0], max_tokens=None), trees))
     for (question, tree), answer in zip(trees, answers, strict=True):
@@ -123,6 +123,7 @@ def test_a_chat_is_answered_as_generate_does(proxy, tiny, oracle):
 
 
 def test_a_stream_reads_in_order_as_the_whole_answer_does(proxy):
+    most = 0
     for question in QUESTIONS:
         whole = ask(proxy, question, max_tokens=None, logprobs=True, top_logprobs=2)
         chunks = stream(proxy, "/v1/chat/completions", chat(
@@ -137,11 +138,13 @@ def test_a_stream_reads_in_order_as_the_whole_answer_does(proxy):
         told = [token for one in choices[1:] for token in one["logprobs"]["content"]]
         assert told == whole["choices"][0]["logprobs"]["content"] and len(told) == whole["usage"]["completion_tokens"]
         assert all(len(token["top_logprobs"]) == 2 for token in told)
-        assert len({chunk["id"] for chunk in chunks}) == 1 and len(pieces) > 3
+        assert len({chunk["id"] for chunk in chunks}) == 1
+        most = max(most, len(pieces))
+    assert most > 10, "it comes piece by piece"
 
 
-def test_log_probabilities_are_those_of_generate(proxy, tiny, oracle):
-    question, tree = max(short(tiny, oracle), key=lambda one: len(one[1].threads))
+def test_log_probabilities_are_those_of_generate(proxy, trees, tiny, oracle):
+    question, tree = max(trees, key=lambda one: len(one[1].threads))
     tree = oracle(prompt_of(tiny, question), output_scores=True)
     answer = ask(proxy, question, max_tokens=None, logprobs=True)
     wanted = {thread.index: thread for thread in tree.threads}
@@ -166,28 +169,36 @@ def test_texts_and_token_ids_are_gone_on_with(proxy, tiny, oracle):
 
 
 def test_several_answers_are_drawn_each_by_itself_and_again_with_the_same_seed(proxy):
-    drawn = [ask(proxy, "x", temperature=1.0, n=3, seed=5, max_tokens=40) for _ in range(2)]
+    drawn = [ask(proxy, "x", temperature=1.0, n=3, seed=5, max_tokens=None, apar_max_threads=1) for _ in range(2)]
     texts = [[choice["message"]["content"] for choice in one["choices"]] for one in drawn]
     assert texts[0] == texts[1] and len(set(texts[0])) == 3
     assert [choice["index"] for choice in drawn[0]["choices"]] == [0, 1, 2]
 
 
-def test_a_stop_string_cuts_in_reading_order_over_the_borders_of_threads(proxy, tiny, oracle):
-    cut = 0
-    for question, tree in short(tiny, oracle):
-        text = tree.text(tiny[0])
-        borders = [len(text[: len(text) // 2])]
-        for place in borders:
-            stop = text[place : place + 3]
-            if "\ufffd" in stop or len(stop) < 3:
-                continue
-            cut += 1
-            whole = ask(proxy, question, max_tokens=None, stop=stop)["choices"][0]
-            assert whole["message"]["content"] == text[: text.index(stop)] and whole["finish_reason"] == "stop"
-            assert whole["stop_reason"] == stop
-            kept = ask(proxy, question, max_tokens=None, stop=[stop], include_stop_str_in_output=True)["choices"][0]
-            assert kept["message"]["content"] == text[: text.index(stop) + len(stop)]
-    assert cut
+def borders(tree, tokenizer):
+    """Texts that begin in one thread of ``tree`` and end in the next that reads, at their first place in the answer."""
+    text, ids = tree.text(tokenizer), []
+    for _, segment in tree.reading_order():
+        ids += segment
+        place = len(tokenizer.decode(ids, skip_special_tokens=True))
+        for around in (text[place - 1 : place + 1], text[place - 2 : place + 1], text[place - 1 : place + 2]):
+            if len(around) > 1 and "\ufffd" not in around and 0 <= place - text.index(around) <= 2:
+                yield around
+
+
+def test_a_stop_string_cuts_in_reading_order_over_the_borders_of_threads(proxy, trees, tiny):
+    _, tree = max(trees, key=lambda one: len(one[1].threads))
+    question, text = next(one for one, found in trees if found is tree), tree.text(tiny[0])
+    stops = [*borders(tree, tiny[0])]
+    assert stops
+    for stop in stops[:3]:
+        whole = ask(proxy, question, max_tokens=None, stop=stop)["choices"][0]
+        assert whole["message"]["content"] == text[: text.index(stop)] and whole["finish_reason"] == "stop"
+        assert whole["stop_reason"] == stop
+        pieces = stream(proxy, "/v1/chat/completions", chat(question, max_tokens=None, stop=[stop]))
+        assert "".join(piece["choices"][0]["delta"]["content"] for piece in pieces) == text[: text.index(stop)]
+        kept = ask(proxy, question, max_tokens=None, stop=[stop], include_stop_str_in_output=True)["choices"][0]
+        assert kept["message"]["content"] == text[: text.index(stop) + len(stop)]
 
 
 def test_a_limit_counts_the_tokens_of_all_threads(proxy):
@@ -198,8 +209,8 @@ def test_a_limit_counts_the_tokens_of_all_threads(proxy):
             assert answer["choices"][0]["finish_reason"] == "length"
 
 
-def test_settings_of_apar_stand_at_the_top_or_among_extra_arguments(proxy, tiny, oracle, upstream):
-    question, tree = max(short(tiny, oracle), key=lambda one: len(one[1].threads))
+def test_settings_of_apar_stand_at_the_top_or_among_extra_arguments(proxy, trees, tiny, upstream):
+    question, tree = max(trees, key=lambda one: len(one[1].threads))
     for place in ({"apar_max_depth": 1}, {"vllm_xargs": {"apar_max_depth": 1}}, {"apar_fork_bias": "-inf"}):
         before = len(upstream.asked)
         answer = ask(proxy, question, max_tokens=60, **place)
@@ -286,8 +297,8 @@ def test_an_error_of_the_upstream_is_passed_on(proxy, upstream):
         assert (response.status_code, response.headers["retry-after"], response.json()["error"]["code"]) == (429, "7", 429)
 
 
-def test_a_child_that_a_full_queue_refuses_is_asked_again(proxy, tiny, oracle, upstream):
-    question, tree = max(short(tiny, oracle), key=lambda one: len(one[1].threads))
+def test_a_child_that_a_full_queue_refuses_is_asked_again(proxy, trees, tiny, upstream):
+    question, tree = max(trees, key=lambda one: len(one[1].threads))
 
     def fault(number, made):
         upstream.refuse_next = [503] if number == first and made == 0 else upstream.refuse_next
@@ -298,18 +309,27 @@ def test_a_child_that_a_full_queue_refuses_is_asked_again(proxy, tiny, oracle, u
     assert not upstream.refuse_next
 
 
-@pytest.mark.parametrize("fault", ["die", "half", "garbage", "error", "end", "stall"])
-def test_an_upstream_that_fails_in_the_midst_ends_the_answer_with_an_error(proxy, upstream, tiny, oracle, fault):
-    question, _ = max(short(tiny, oracle), key=lambda one: len(one[1].threads[0].tokens))
+@pytest.mark.parametrize("fault", ["die", "half", "garbage", "error", "end"])
+def test_an_upstream_that_fails_in_the_midst_ends_the_answer_with_an_error(proxy, trees, upstream, fault):
+    question, _ = max(trees, key=lambda one: len(one[1].threads[0].tokens))
     upstream.fault = lambda number, made: fault if made == 8 else None
     response = proxy.post("/v1/chat/completions", json=chat(question))
-    status = {"stall": 504, "error": 500}.get(fault, 502)
+    status = 500 if fault == "error" else 502
     assert response.status_code == status and response.json()["error"]["message"]
     with proxy.stream("POST", "/v1/chat/completions", json=chat(question, stream=True)) as answer:
         assert answer.status_code == 200
         *chunks, last, done = events(answer)
     assert done == "[DONE]" and json.loads(last)["error"]["code"] == status and len(chunks) > 1
     assert not any(choice["finish_reason"] for chunk in chunks for choice in json.loads(chunk)["choices"])
+
+
+def test_an_upstream_that_says_nothing_is_given_up(folder, upstream):
+    upstream.fault = lambda number, made: "stall" if made == 1 else None
+    with client_of([upstream], folder, timeout=1.0) as client:
+        response = client.post("/v1/chat/completions", json=chat("x"))
+        assert response.status_code == 504 and "nothing" in response.json()["error"]["message"]
+    upstream.fault = lambda number, made: None
+    assert until(lambda: not upstream.live)
 
 
 def test_who_hangs_up_ends_all_threads(proxy, upstream):
@@ -345,13 +365,13 @@ def test_keys_go_upstream_and_nowhere_else(proxy, upstream, caplog):
     assert b"secret-key" not in proxy.get("/metrics").content
 
 
-def test_numbers_tell_what_was_done(proxy, tiny, oracle):
+def test_numbers_tell_what_was_done(proxy, trees, tiny):
     def numbers():
         page = proxy.get("/metrics").text.splitlines()
         lines = [line.rsplit(" ", 1) for line in page if line.startswith("hf_apar_proxy_")]
         return {name.removeprefix("hf_apar_proxy_").split("{")[0]: float(value) for name, value in lines}
 
-    question, tree = max(short(tiny, oracle), key=lambda one: len(one[1].threads))
+    question, tree = max(trees, key=lambda one: len(one[1].threads))
     before = numbers()
     ask(proxy, question, max_tokens=None)
     after = numbers()
@@ -363,10 +383,9 @@ def test_numbers_tell_what_was_done(proxy, tiny, oracle):
     assert after["upstream_up"] == 1 and proxy.get("/health").json()["status"] == "ok"
 
 
-def test_a_server_that_takes_no_biases_is_told_the_bans_as_words(proxy, tiny, oracle, upstream):
+def test_a_server_that_takes_no_biases_is_told_the_bans_as_words(proxy, trees, tiny, upstream):
     """As a vLLM with a draft of its own; here it changes while the proxy runs."""
     upstream.takes_bias = False
-    trees = short(tiny, oracle)
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda one: ask(proxy, one[0], max_tokens=None), trees))
     assert [one["choices"][0]["message"]["content"] for one in answers] == [tree.text(tiny[0]) for _, tree in trees]
@@ -390,7 +409,8 @@ def test_too_many_answers_are_refused_for_now_and_too_long_ones_for_good(folder,
     with client_of([upstream], folder, ProxySettings(max_answers=2, max_body=5000)) as client:
         refused = client.post("/v1/chat/completions", json=chat("x", n=3))
         assert refused.status_code == 503 and refused.headers["retry-after"]
-        with client.stream("POST", "/v1/chat/completions", json=chat("x", n=2, stream=True)) as one:
+        long = chat("x", n=2, stream=True, ignore_eos=True, max_tokens=900)
+        with client.stream("POST", "/v1/chat/completions", json=long) as one:
             next(one.iter_lines())
             assert client.post("/v1/chat/completions", json=chat("x")).status_code == 503
         assert until(lambda: client.post("/v1/chat/completions", json=chat("x", max_tokens=3)).status_code == 200)
@@ -406,8 +426,7 @@ def test_threads_may_be_for_those_who_ask(folder, upstream):
         assert ask(client, "x", max_tokens=20)["id"] == "x" and ask(client, "x", max_tokens=20, apar=1)["id"] != "x"
 
 
-def test_an_answer_stays_where_it_began_and_a_server_that_is_down_is_passed_over(tiny, folder, oracle, upstream):
-    trees = short(tiny, oracle)
+def test_an_answer_stays_where_it_began_and_a_server_that_is_down_is_passed_over(trees, tiny, folder, upstream):
     texts = [tree.text(tiny[0]) for _, tree in trees]
     with TinyServer(*tiny, root=str(folder)) as other:
         begun = [len(one.asked) for one in (upstream, other)]
@@ -457,12 +476,12 @@ def test_an_upstream_that_bans_forks_itself_is_refused(tiny, folder):
             pass
 
 
-def test_many_clients_at_once_lose_and_cross_nothing(proxy, tiny, oracle, upstream):
-    trees = dict(short(tiny, oracle))
+def test_many_clients_at_once_lose_and_cross_nothing(proxy, trees, tiny, upstream):
+    wanted = dict(trees)
     mistakes = []
 
     def client(number):
-        for turn in range(4):
+        for turn in range(3):
             question, kind = QUESTIONS[(number + turn) % len(QUESTIONS)], (number + turn) % 3
             if kind == 0:
                 with proxy.stream("POST", "/v1/chat/completions", json=chat(question, stream=True)) as one:
@@ -473,10 +492,10 @@ def test_many_clients_at_once_lose_and_cross_nothing(proxy, tiny, oracle, upstre
             else:
                 pieces = stream(proxy, "/v1/chat/completions", chat(question, max_tokens=None))
                 text = "".join(piece["choices"][0]["delta"]["content"] for piece in pieces)
-            if text != trees[question].text(tiny[0]):
+            if text != wanted[question].text(tiny[0]):
                 mistakes.append((question, text))
 
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(8)]
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(6)]
     for one in threads:
         one.start()
     for one in threads:

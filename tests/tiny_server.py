@@ -145,7 +145,7 @@ class TinyServer(InThread):
                            "error": 'data: {"error": {"message": "out of memory", "code": 500}}\n\n'}[fault]  # fmt: skip
                     return
                 made += 1
-                ended = token == self.tokenizer.eos_token_id
+                ended = token == self.tokenizer.eos_token_id and not body.get("ignore_eos")
                 reason = "stop" if ended else "length" if made == body["max_tokens"] else None
                 choice = {"index": 0, "text": "?", "finish_reason": reason, "stop_reason": None, "token_ids": [token]}
                 if body.get("logprobs") is not None:
