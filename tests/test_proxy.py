@@ -336,7 +336,8 @@ def test_who_hangs_up_ends_all_threads(proxy, upstream):
     for question in QUESTIONS:
         asked = chat(question, stream=True, ignore_eos=True, max_tokens=800)
         with proxy.stream("POST", "/v1/chat/completions", json=asked) as one:
-            next(one.iter_lines())
+            lines = one.iter_lines()  # once it is gone the connection is, too
+            next(lines)
             assert upstream.live
         assert until(lambda: not upstream.live)
     body = json.dumps(chat("x", ignore_eos=True, max_tokens=800)).encode()
@@ -411,7 +412,8 @@ def test_too_many_answers_are_refused_for_now_and_too_long_ones_for_good(folder,
         assert refused.status_code == 503 and refused.headers["retry-after"]
         long = chat("x", n=2, stream=True, ignore_eos=True, max_tokens=900)
         with client.stream("POST", "/v1/chat/completions", json=long) as one:
-            next(one.iter_lines())
+            lines = one.iter_lines()
+            next(lines)
             assert client.post("/v1/chat/completions", json=chat("x")).status_code == 503
         assert until(lambda: client.post("/v1/chat/completions", json=chat("x", max_tokens=3)).status_code == 200)
         assert client.post("/v1/chat/completions", json=chat("x" * 5000)).status_code == 413

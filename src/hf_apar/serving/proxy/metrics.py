@@ -1,6 +1,6 @@
 """What the proxy counts, for Prometheus."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
 
 from hf_apar.serving.answer import Answer
 
@@ -10,6 +10,7 @@ class ProxyMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
 
         def counter(name: str, says: str, *labels: str) -> Counter:
             return Counter(f"hf_apar_proxy_{name}", says, labels, registry=self.registry)
@@ -23,7 +24,7 @@ class ProxyMetrics:
         self.steps = counter("steps", "Tokens on their longest paths: tokens / steps are the tokens of a step.", "upstream")
         self.plain = counter("plain_requests", "Requests that went upstream as they came.", "upstream")
         self.errors = counter(
-            "upstream_errors", "Requests that an upstream failed, by status; 0: no answer.", "upstream", "status"
+            "upstream_errors", "Requests that an upstream failed, by the status told.", "upstream", "status"
         )
         self.refused = counter("refused", "Requests refused since too many answers were in flight.")
         self.live = gauge("threads_live", "Threads that write now.", "upstream")

@@ -3,8 +3,10 @@
 import asyncio
 import json
 import logging
+import math
+import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import httpx2
@@ -99,7 +101,9 @@ class Upstream(TaskEngine):
             response = await self.client.send(passed, stream=True)
         except httpx2.HTTPError as error:
             self.plain -= plain
-            raise self.failed(error) from error
+            told = self.failed(error)
+            self._metrics.errors.labels(self.url, str(told.status)).inc()
+            raise told from error
         except BaseException:
             self.plain -= plain
             raise
@@ -139,13 +143,16 @@ class Upstream(TaskEngine):
         try:
             await self._write(request, choice)
         except Exception as error:
-            choice.call.error = error if isinstance(error, ApiError) else self.failed(error)
             if not isinstance(error, ApiError | httpx2.HTTPError):
                 logger.exception("hf_apar: a thread could not be written")
+            told = error if isinstance(error, ApiError) else self.failed(error)
+            self._metrics.errors.labels(self.url, str(told.status)).inc()
+            choice.call.error = choice.call.error or told
         choice.call.news.set()
 
     async def _write(self, request: ThreadRequest, choice: Choice) -> None:
         call, made = choice.call, list[int]()
+        given_up = time.monotonic() + (self.client.timeout.read or math.inf)
         while True:
             body = self.dialect.body(request, call.asked, choice.number, made)
             try:
@@ -153,7 +160,7 @@ class Upstream(TaskEngine):
             except Reworded:
                 continue
             except Busy:
-                if request.opens_answer:
+                if request.opens_answer or time.monotonic() > given_up:
                     raise
                 await asyncio.sleep(_PAUSE)
                 continue
@@ -173,26 +180,26 @@ class Upstream(TaskEngine):
         self, request: ThreadRequest, call: ClientCall, body: dict[str, Any], made: list[int]
     ) -> int | None:
         """Report what a request makes until it has ended; return how many tokens are not named where some are missing."""
-        begun, ended = len(made), False
+        begun = len(made)
         async with aclosing(self.events(body, call.headers)) as events:
             async for event in events:
-                if ended:
-                    continue  # until the stream is, so that its connection can be used again
                 told = self._read(event, len(made) - begun)
                 if told.missing:
                     return told.missing + len(told.tokens)
-                if not (told.tokens or told.reason or told.failure):
-                    continue
                 if told.failure:
                     raise ApiError(502, f"the upstream gave a thread up: {told.failure}")
+                if not (told.tokens or told.reason):
+                    continue
                 check_made(request, told)
                 made += [one.token for one in told.tokens]
-                ended = told.reason is not None
                 self.driver.made(Made(request, told.tokens, told.reason, told.stop_reason))
                 call.news.set()
-        if not ended:
-            raise ApiError(502, "the upstream's stream ended before its answer did")
-        return None
+                if told.reason is not None:
+                    with suppress(ApiError, httpx2.HTTPError):
+                        async for _ in events:
+                            pass  # to the end of the stream, so that its connection can be used again
+                    return None
+        raise ApiError(502, "the upstream's stream ended before its answer did")
 
     def _read(self, event: Mapping[str, Any], so_far: int) -> Told:
         try:
@@ -249,14 +256,12 @@ class Upstream(TaskEngine):
 
     def refused(self, status: int, body: bytes, headers: Mapping[str, str]) -> ApiError:
         """Return the error for a status of the upstream."""
-        self._metrics.errors.labels(self.url, str(status)).inc()
         kept = {name: headers[name] for name in ("content-type", "retry-after") if name in headers}
         kind = Busy if status in _BUSY else ApiError
         return kind(status, f"the upstream answered with status {status}", body=body, headers=kept)
 
     def failed(self, error: Exception) -> ApiError:
         """Return the error for what a request to the upstream met."""
-        self._metrics.errors.labels(self.url, "0").inc()
         if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
             self.set_up(False)
             return Unreachable(503, "the upstream takes no connection", headers={"retry-after": "5"})
