@@ -145,13 +145,14 @@ def merge_command(
     loaded, tokenizer = load(model, dtype, base)
     from hf_apar.checkpoints.default_model import DEFAULT_ADAPTER
     from hf_apar.checkpoints.export import save_merged
-    from hf_apar.speculation.medusa import HEADS_FILE
+    from hf_apar.speculation.medusa import HEADS_FOLDER, heads_in
 
     with _whole_or_nothing(output) as unfinished:
         save_merged(loaded, tokenizer, unfinished, plain=plain)
-        heads = (DEFAULT_ADAPTER if model is None else Path(model)) / HEADS_FILE
-        if heads.is_file() and not plain:
-            shutil.copy(heads, unfinished)
+        heads = heads_in(DEFAULT_ADAPTER if model is None else Path(model))
+        if heads is not None and not plain:
+            (unfinished / HEADS_FOLDER).mkdir()
+            shutil.copy(heads, unfinished / HEADS_FOLDER)
     how = "in any engine" if plain else "with AutoModelForCausalLM, and with threads through hf_apar"
     typer.echo(f"{output} decodes plainly {how}")
 
@@ -198,10 +199,10 @@ def _prompt(argument: str) -> str:
 def _heads(model: str | None, folder: Path | None) -> "Proposer | None":
     """Return what makes drafts: heads in ``folder``, or those that lie with the model, if any."""
     from hf_apar.checkpoints.default_model import DEFAULT_ADAPTER
-    from hf_apar.speculation.medusa import HEADS_FILE, MedusaDrafts, MedusaHeads
+    from hf_apar.speculation.medusa import MedusaDrafts, MedusaHeads, heads_in
 
     lies_with_model = DEFAULT_ADAPTER if model is None else Path(model)
-    if folder is None and not (lies_with_model / HEADS_FILE).is_file():
+    if folder is None and heads_in(lies_with_model) is None:
         return None
     return MedusaDrafts(MedusaHeads.load(folder or lies_with_model))
 

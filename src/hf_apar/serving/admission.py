@@ -107,7 +107,7 @@ class EqualShare:
     [4, 1, 4, 3]
     """
 
-    width: int = 96
+    width: int = 128
     seconds: float | None = None
     full: float = 0.9
 

@@ -15,6 +15,7 @@ from hf_apar.serving.answer import Answer
 from hf_apar.serving.reading import MadeToken
 from hf_apar.tree.threads import FinishReason, Thread
 
+_SEEDS = 2**31  # so many of them are drawn from
 _ANY = -1  # as a last token: none of those that the protocol has rules for
 
 
@@ -47,6 +48,13 @@ class ThreadRequest:
     def opens_answer(self) -> bool:
         """Is it the answer's first one, which goes on from the prompt alone?"""
         return len(self.prompt_ids) == self.answer.row.prompt_length
+
+    def seed(self, given: int, number: int = 0) -> int:
+        """Return what to draw by where an answer, the ``number``-th to its prompt, was given a seed.
+
+        Made of what the thread sees: siblings must not draw the same, and their order depends on the load.
+        """
+        return given + 1009 * number + (0 if self.opens_answer else hash(self.prompt_ids) % _SEEDS)
 
     def banned_after(self, made: Sequence[int]) -> list[int]:
         """Return the tokens that must not come next, for engines that choose by themselves."""

@@ -22,6 +22,13 @@ from hf_apar.speculation.proposer import Draft, Proposer, RowView, Run
 
 LEAST_CHANCE = 0.15  # of being kept, for a guess to be made: what a token more costs a narrow step, at least in float32
 HEADS_FILE = "medusa.safetensors"
+HEADS_FOLDER = "heads"
+"""Where the heads of a whole checkpoint lie: engines take any safetensors file beside its config for the model."""
+
+
+def heads_in(folder: Path) -> Path | None:
+    """Return the file of the heads that lie in ``folder``, with an adapter or with a whole checkpoint, if any do."""
+    return next((file for file in (folder / HEADS_FILE, folder / HEADS_FOLDER / HEADS_FILE) if file.is_file()), None)
 
 
 class MedusaHeads(nn.Module):
@@ -73,9 +80,9 @@ class MedusaHeads(nn.Module):
         """
         from safetensors import safe_open
 
-        if not (folder / HEADS_FILE).is_file():
+        if (found := heads_in(folder)) is None:
             raise ConfigurationError(f"{folder} has no {HEADS_FILE}; give a folder that hf-apar train-medusa wrote")
-        with safe_open(folder / HEADS_FILE, framework="pt") as file:
+        with safe_open(found, framework="pt") as file:
             settings = json.loads(file.metadata()["medusa"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         inner, doubled = tensors["gate.weight"].shape

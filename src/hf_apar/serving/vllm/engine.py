@@ -4,7 +4,7 @@ Tested with vLLM 0.29 and 0.32, the two ends of what is supported; 0.20.2 and 0.
 """
 
 import inspect
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,8 @@ from hf_apar.serving.admission import Load
 from hf_apar.serving.answer import Answer, Limits
 from hf_apar.serving.driver import Made, ThreadRequest
 from hf_apar.serving.reading import MadeToken, Piece
+from hf_apar.serving.spelling import spelt
 from hf_apar.serving.vllm.parameters import stop_tokens, thread_params, wants_logprobs
-from hf_apar.text.encoding import encode_text, token_name
 from hf_apar.tokens import completed
 from hf_apar.tree.threads import FinishReason, ParagraphTree
 
@@ -55,18 +55,6 @@ def model_settings(model_config: Any, tokenizer: Any) -> AparConfig:
             "of a model that was fine-tuned for APAR"
         )
     return settings
-
-
-def spelt(prompt_ids: Sequence[int], control: Set[int], tokenizer: Any) -> list[int]:
-    """Return ``prompt_ids`` with the ``control`` tokens that somebody typed as the words that they look like."""
-    if control.isdisjoint(prompt_ids):
-        return list(prompt_ids)
-    words = {token: encode_text(tokenizer, token_name(tokenizer, token), control) for token in control}
-    if any(control & set(ids) for ids in words.values()):
-        raise ControlTokenError(
-            f"the prompt holds a control token and {type(tokenizer).__name__} cannot spell it; remove it from the prompt"
-        )
-    return [piece for token in prompt_ids for piece in words.get(token, [token])]
 
 
 def made_by(request: ThreadRequest, output: CompletionOutput) -> Made:

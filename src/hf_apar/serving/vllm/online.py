@@ -13,6 +13,7 @@ from vllm.sampling_params import SamplingParams
 from hf_apar.config import AparConfig
 from hf_apar.serving.admission import AdmissionPolicy, EqualShare, Load, policy_named
 from hf_apar.serving.driver import Driver, ThreadRequest
+from hf_apar.serving.tasks import TaskEngine
 from hf_apar.serving.vllm import stats
 from hf_apar.serving.vllm.engine import Call, QueueFull, made_by
 
@@ -33,29 +34,20 @@ def set_policy(policy: AdmissionPolicy) -> None:
             engine.driver.admission.policy = policy
 
 
-class ServerEngine:
-    """The part of a running ``AsyncLLM``, or one data-parallel rank of it, that writes threads: a task for each request."""
+class ServerEngine(TaskEngine):
+    """The part of a running ``AsyncLLM``, or one data-parallel rank of it, that writes threads."""
 
     def __init__(self, vllm_config: Any, rank: int | None) -> None:
+        super().__init__()
         self.vllm_config, self.rank = vllm_config, rank
         self.driver = Driver(self, _policy)
-        self._tasks: dict[ThreadRequest, asyncio.Task[None]] = {}
-
-    def start(self, request: ThreadRequest) -> None:
-        call: ServerCall = request.options.call
-        task = self._tasks[request] = asyncio.create_task(self._follow(request, call))
-        task.add_done_callback(lambda _: self._tasks.pop(request))
-        call.tasks.add(task)
-
-    def cancel(self, request: ThreadRequest) -> None:
-        if (task := self._tasks.get(request)) is not None:  # else it has met an error
-            task.cancel()
 
     def load(self) -> Load:
         told = stats.reported(self.vllm_config, self.rank or 0)
         return Load(running=self.driver.threads) if told is None else told
 
-    async def _follow(self, request: ThreadRequest, call: "ServerCall") -> None:
+    async def follow(self, request: ThreadRequest) -> None:
+        call: ServerCall = request.options.call
         try:
             await self._report(request, call)
         except Exception as error:
@@ -85,7 +77,6 @@ class ServerCall(Call):
         generate: the stock method of the engine.
         news: set when there may be something to tell.
         error: what a request met; the call ends with it.
-        tasks: all that were started for it.
     """
 
     def __init__(self, generate: Generate, *asked: Any) -> None:
@@ -93,7 +84,6 @@ class ServerCall(Call):
         self.generate = generate
         self.news = asyncio.Event()
         self.error: Exception | None = None
-        self.tasks: set[asyncio.Task[None]] = set()
 
     def prompt_of(self, request: ThreadRequest) -> dict[str, Any]:
         """Return the prompt of a thread: its path in place of the call's own, with all that goes with it."""
@@ -138,13 +128,13 @@ async def answer_in_threads(
     error of any thread, ends every one of them.
     """
     rank = _choose_rank(engine) if data_parallel_rank is None else data_parallel_rank
-    driver = engine_of(engine, rank).driver
+    writer = engine_of(engine, rank)
     passed_on = {"request_id": request_id, "data_parallel_rank": rank, **kwargs}
     tokenizer, model_config = engine.get_tokenizer(), engine.model_config
     call = ServerCall(partial(original, engine), prompt, params, config, tokenizer, model_config, passed_on)
     try:
         for one in call.answers:
-            driver.add(one.answer, one)
+            writer.driver.add(one.answer, one)
         while not call.told:
             await call.news.wait()
             call.news.clear()
@@ -154,7 +144,5 @@ async def answer_in_threads(
                 yield output
     finally:
         for one in call.answers:
-            driver.remove(one.answer)
-        for task in call.tasks:
-            task.cancel()
-        await asyncio.gather(*call.tasks, return_exceptions=True)
+            writer.driver.remove(one.answer)
+        await writer.settled([one.answer for one in call.answers])

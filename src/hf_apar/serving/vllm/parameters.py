@@ -11,11 +11,7 @@ from vllm.sampling_params import RequestOutputKind
 from hf_apar.config import AparConfig
 from hf_apar.errors import ConfigurationError
 from hf_apar.serving.driver import ThreadRequest
-
-AS_IT_COMES = "thread"
-"""What ``apar`` says of a request that is one thread of an answer: it is neither kept from forks nor answered in threads."""
-
-_SEEDS = 2**31  # so many seeds are drawn from
+from hf_apar.serving.vllm.plugin import AS_IT_COMES
 
 
 def banned(params: SamplingParams, tokenizer: Any, runs: Sequence[Sequence[int]]) -> SamplingParams:
@@ -57,8 +53,8 @@ def thread_params(request: ThreadRequest, params: SamplingParams, tokenizer: Any
         own.stream_interval = None  # every token as it comes: a fork must not wait
     own.detokenize = wants_logprobs(params) or params.prompt_logprobs is not None  # they spell what might have been
     own.max_tokens = request.max_tokens
-    if params.seed is not None and not request.opens_answer:
-        own.seed = params.seed + hash(request.prompt_ids) % _SEEDS  # by what it sees: its number depends on the load
+    if params.seed is not None:
+        own.seed = request.seed(params.seed)
     own.stop_token_ids = [token for token in own.stop_token_ids or () if token not in request.answer.protocol.control_ids]
     own.extra_args = {**(own.extra_args or {}), "apar": AS_IT_COMES}
     if not request.opens_answer:

@@ -21,6 +21,9 @@ from hf_apar.serving.admission import policy_named
 
 logger = logging.getLogger("vllm.hf_apar")
 
+AS_IT_COMES = "thread"
+"""What ``apar`` says of a request that is one thread of an answer: it is neither kept from forks nor answered in threads."""
+
 Outputs = AsyncGenerator[Any, None]  # of vLLM's RequestOutput
 
 _NO = ("", "0", "0.0", "false", "no", "none")
@@ -74,7 +77,7 @@ def wanted(engine: Any, prompt: Any, params: Any) -> AparConfig | None:
     asked = given.get("apar", os.environ.get("APAR_DEFAULT", "0"))
     if str(asked).lower() in _NO:
         return None
-    from hf_apar.serving.vllm.parameters import AS_IT_COMES, cannot_fork, check_bias
+    from hf_apar.serving.vllm.parameters import cannot_fork, check_bias
 
     if asked == AS_IT_COMES:
         return None
@@ -107,7 +110,7 @@ def without_forks(processor: Any, params: Any) -> Any:
     """
     from vllm import SamplingParams
 
-    from hf_apar.serving.vllm.parameters import AS_IT_COMES, banned
+    from hf_apar.serving.vllm.parameters import banned
 
     if not isinstance(params, SamplingParams) or (params.extra_args or {}).get("apar") == AS_IT_COMES:
         return params

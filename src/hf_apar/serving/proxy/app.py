@@ -1,0 +1,292 @@
+"""The proxy's web application: OpenAI's completions in threads, everything else passed on."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import httpx2
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from hf_apar.serving.proxy.asked import Asked, parse
+from hf_apar.serving.proxy.calls import ClientCall
+from hf_apar.serving.proxy.errors import ApiError, Unreachable, refuse
+from hf_apar.serving.proxy.metrics import ProxyMetrics
+from hf_apar.serving.proxy.pool import Pool
+from hf_apar.serving.proxy.served import Served, check_lengths
+from hf_apar.serving.proxy.upstream import OF_THE_CONNECTION, Upstream
+from hf_apar.serving.proxy.wire import Wire
+from hf_apar.serving.reading import Piece
+
+T = TypeVar("T")
+
+_WITH_THREADS = ("authorization", "x-api-key", "api-key", "traceparent", "tracestate")
+_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
+
+
+@dataclass(frozen=True)
+class ProxySettings:
+    """What a proxy allows.
+
+    Attributes:
+        default: answer in threads where a request does not say otherwise.
+        max_threads: of one answer at once.
+        max_answers: in flight at once; beyond that requests are refused with status 503.
+        max_body: bytes of a request.
+    """
+
+    default: bool = True
+    max_threads: int = 32
+    max_answers: int = 256
+    max_body: int = 32 * 2**20
+
+
+class HungUp(Exception):
+    """The client has gone."""
+
+
+class _Ending(StreamingResponse):
+    """A stream that calls ``end`` when it is over, however it ends."""
+
+    def __init__(self, content: AsyncIterator[bytes], end: Callable[[], Awaitable[None]], **options: Any) -> None:
+        super().__init__(content, **options)
+        self._end = end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._end()
+
+
+class ProxyServer:
+    """Answers the requests of clients with the upstreams of ``pool``."""
+
+    def __init__(
+        self, served: Served, pool: Pool, client: httpx2.AsyncClient, settings: ProxySettings, metrics: ProxyMetrics
+    ) -> None:
+        self.served, self.pool, self.client, self.settings, self.metrics = served, pool, client, settings, metrics
+        self.in_flight = 0
+
+    def app(self) -> Starlette:
+        """Return the web application."""
+        routes = [
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/v1/completions", self.text, methods=["POST"]),
+            Route("/v1/{path:path}", self.other, methods=_METHODS),
+            Route("/health", self.health, methods=["GET"]),
+            Route("/metrics", self.numbers, methods=["GET"]),
+        ]
+        handlers: Mapping[Any, Any] = {ApiError: _told, HungUp: _unheard}
+        return Starlette(routes=routes, exception_handlers=handlers, lifespan=self._life)
+
+    @asynccontextmanager
+    async def _life(self, _: Starlette) -> AsyncIterator[None]:
+        watch = asyncio.create_task(self.pool.watch())
+        try:
+            yield
+        finally:
+            watch.cancel()
+            with suppress(asyncio.CancelledError):
+                await watch
+            await self.client.aclose()
+
+    async def chat(self, request: Request) -> Response:
+        """Answer a chat."""
+        return await self._completion(request, chat=True)
+
+    async def text(self, request: Request) -> Response:
+        """Go on from a text, or from several."""
+        return await self._completion(request, chat=False)
+
+    async def other(self, request: Request) -> Response:
+        """Pass on what is no completion, as it came."""
+        if ".." in request.url.path.split("/"):
+            raise ApiError(404, "there is no such path")
+        body = await self._body(request)
+        return await self._passed_on(request, lambda _: body, self._nothing)
+
+    async def health(self, _: Request) -> Response:
+        """Tell whether any upstream takes requests."""
+        up = {one.url: one.up for one in self.pool.upstreams}
+        return JSONResponse(
+            {"status": "ok" if any(up.values()) else "down", "upstreams": up}, 200 if any(up.values()) else 503
+        )
+
+    async def numbers(self, _: Request) -> Response:
+        """Tell what was counted."""
+        for one in self.pool.upstreams:
+            self.metrics.live.labels(one.url).set(one.driver.threads)
+            self.metrics.waiting.labels(one.url).set(one.waiting)
+        self.metrics.in_flight.set(self.in_flight)
+        return Response(self.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def _completion(self, request: Request, *, chat: bool) -> Response:
+        body = await self._body(request)
+        try:
+            asked = parse(json.loads(body), chat=chat)
+        except (ValueError, RecursionError) as error:
+            raise refuse("body", f"the body is no JSON ({error})") from error
+        wanted = self.settings.default if asked.threads is None else asked.threads
+        if not wanted or asked.cannot_fork:
+            release = self._take(1)
+            return await self._passed_on(request, lambda one: _json(one.dialect.plain(asked.body)), release, plain=True)
+        prompts = self.served.prompts(asked)
+        check_lengths(asked, prompts, min(one.max_length for one in self.pool.upstreams))
+        release = self._take(len(prompts) * asked.n)
+        try:
+            call = await self._begun(request, asked, prompts)
+        except BaseException:
+            await release()
+            raise
+        return await self._told(request, asked, call, release)
+
+    async def _told(
+        self, request: Request, asked: Asked, call: ClientCall, release: Callable[[], Awaitable[None]]
+    ) -> Response:
+        async def end() -> None:
+            await call.end()
+            await release()
+
+        wire = Wire(asked, self.served.tokenizer)
+        if asked.stream:
+            return _Ending(_events(wire, call), end, media_type="text/event-stream", headers={"cache-control": "no-cache"})
+        try:
+            pieces = await _while_connected(request, _whole(call))
+            return JSONResponse(wire.whole(call, pieces))
+        finally:
+            await end()
+
+    async def _begun(self, request: Request, asked: Asked, prompts: list[list[int]]) -> ClientCall:
+        """Give a call to an upstream, to another one if that cannot be reached, and return when it has begun."""
+        headers = {name: request.headers[name] for name in _WITH_THREADS if name in request.headers}
+        tried: list[Upstream] = []
+        while True:
+            upstream = self.pool.choose(tried)
+            call = ClientCall(upstream, self.served, asked, prompts, max_threads=self.settings.max_threads, headers=headers)
+            try:
+                await _while_connected(request, call.begin())
+                return call
+            except Unreachable:
+                tried.append(upstream)
+                await call.end()
+            except BaseException:
+                await call.end()
+                raise
+
+    async def _passed_on(
+        self, request: Request, body: Callable[[Upstream], bytes], end: Callable[[], Awaitable[None]], *, plain: bool = False
+    ) -> Response:
+        """Send a request to an upstream, and what it answers to the client."""
+        tried: list[Upstream] = []
+        try:
+            while True:
+                upstream = self.pool.choose(tried)
+                try:
+                    response = await _while_connected(request, upstream.send(request, body(upstream), plain=plain))
+                    break
+                except Unreachable:
+                    tried.append(upstream)
+        except BaseException:
+            await end()
+            raise
+
+        async def over() -> None:
+            await response.aclose()
+            upstream.plain -= plain
+            await end()
+
+        kept = {name: one for name, one in response.headers.items() if name not in OF_THE_CONNECTION - {"content-length"}}
+        return _Ending(response.aiter_raw(), over, status_code=response.status_code, headers=kept)
+
+    async def _body(self, request: Request) -> bytes:
+        limit, found = self.settings.max_body, bytearray()
+        async for part in request.stream():
+            found += part
+            if len(found) > limit:
+                raise ApiError(413, f"the body is longer than {limit} bytes, the limit of this proxy")
+        return bytes(found)
+
+    def _take(self, count: int) -> Callable[[], Awaitable[None]]:
+        """Count so many answers as in flight; what is returned ends that."""
+        if self.in_flight + count > self.settings.max_answers:
+            self.metrics.refused.inc()
+            raise ApiError(
+                503, f"{self.in_flight} answers are in flight, of at most {self.settings.max_answers}; try again",
+                headers={"retry-after": "1"},
+            )  # fmt: skip
+        self.in_flight += count
+
+        async def release() -> None:
+            self.in_flight -= count
+
+        return release
+
+    @staticmethod
+    async def _nothing() -> None:
+        """Nothing is to be released."""
+
+
+def _json(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body).encode()
+
+
+async def _events(wire: Wire, call: ClientCall) -> AsyncGenerator[bytes, None]:
+    """Yield the events of a stream; an error ends it, as in OpenAI's API."""
+    try:
+        for event in wire.opening(call):
+            yield event
+        async for choice, piece in call.pieces():
+            yield wire.chunk(choice, piece)
+        for event in wire.closing(call):
+            yield event
+    except ApiError as error:
+        yield b"data: " + _json(error.told) + b"\n\ndata: [DONE]\n\n"
+
+
+async def _whole(call: ClientCall) -> list[Piece]:
+    found = [Piece() for _ in call.choices]
+    async for choice, piece in call.pieces():
+        found[choice.index].text += piece.text
+        found[choice.index].tokens += piece.tokens
+    return found
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Return what ``work`` returns; it is cancelled as soon as the client hangs up.
+
+    Raises:
+        HungUp: if the client does.
+    """
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise HungUp
+        return task.result()
+    finally:
+        for one in (task, watch):
+            if not one.done():
+                one.cancel()
+                with suppress(asyncio.CancelledError):
+                    await one
+
+
+def _told(_: Request, error: ApiError) -> Response:
+    headers = {"content-type": "application/json"} | error.headers
+    return Response(error.body, error.status, headers=headers)
+
+
+def _unheard(_: Request, error: HungUp) -> Response:
+    return Response(status_code=499)  # nobody reads it

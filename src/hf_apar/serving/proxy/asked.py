@@ -1,0 +1,209 @@
+"""What a client asks, as far as the proxy has to understand it; the rest goes upstream as it came."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hf_apar.config import AparConfig
+from hf_apar.errors import AparError
+from hf_apar.serving.proxy.errors import refuse
+
+_SETTINGS = {"apar_max_threads": "max_threads", "apar_max_depth": "max_depth", "apar_fork_bias": "fork_bias"}
+_NO = ("", "0", "0.0", "false", "no", "off", "none")
+
+# What must hold for the whole text, or tells of it what threads cannot: such requests go upstream as they are.
+_WHOLE = (
+    "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "grammar", "json_schema",
+    "regex", "ebnf", "thinking_token_budget", "allowed_token_ids", "kv_transfer_params", "ec_transfer_params",
+    "prompt_embeds", "use_beam_search", "suffix", "echo", "prompt_logprobs", "logprob_token_ids", "functions", "audio",
+    "modalities",
+)  # fmt: skip
+
+# What is settled here, and so no business of a thread's request.
+_SETTLED = (
+    "messages", "prompt", "n", "best_of", "stop", "stream", "stream_options", "max_tokens", "max_completion_tokens",
+    "seed", "logprobs", "top_logprobs", "logit_bias", "tools", "tool_choice", "parallel_tool_calls", "response_format",
+    "chat_template", "chat_template_kwargs", "documents", "add_generation_prompt", "continue_final_message",
+    "add_special_tokens", "include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens",
+    "return_token_ids", "return_tokens_as_token_ids", "request_id", "stream_interval", "include_reasoning",
+    "reasoning_effort",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request for text.
+
+    Attributes:
+        body: all of it, without the settings of APAR.
+        chat: are messages answered, and no prompt?
+        options: fields that each thread's request has as the client gave them: how tokens are chosen, and what is unknown.
+        threads: was it asked for, or declined? ``None`` if nothing was said.
+        config: the client's own settings of APAR.
+        logprobs: how many tokens that might have been are told beside each; ``None`` for no log probabilities.
+    """
+
+    body: Mapping[str, Any]
+    chat: bool
+    threads: bool | None = None
+    config: AparConfig = field(default_factory=AparConfig)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    n: int = 1
+    max_tokens: int | None = None
+    stop: Sequence[str] = ()
+    include_stop: bool = False
+    stop_tokens: Sequence[int] = ()
+    skip_special_tokens: bool = True
+    seed: int | None = None
+    logprobs: int | None = None
+    stream: bool = False
+    include_usage: bool = False
+    return_token_ids: bool = False
+
+    @property
+    def model(self) -> str:
+        """The name of the model as the client gave it."""
+        return str(self.body.get("model") or "")
+
+    @property
+    def cannot_fork(self) -> str | None:
+        """Why the request is to go upstream as it is, whatever was asked for; ``None`` if threads may write it."""
+        body = self.body
+        if self.max_tokens is not None and self.max_tokens <= 1:
+            return "it asks for one token"
+        if (name := next((name for name in _WHOLE if body.get(name)), None)) is not None:
+            return f"{name} concerns the whole text"
+        if isinstance(shape := body.get("response_format"), Mapping) and shape.get("type") != "text":
+            return "response_format concerns the whole text"
+        if body.get("tools") and body.get("tool_choice") != "none":
+            return "a call of a tool is read from the whole text"
+        if body.get("best_of") not in (None, 1, self.n):
+            return "best_of compares whole texts"
+        return "a message holds more than text" if self.chat and not _all_text(body.get("messages")) else None
+
+
+def parse(body: object, *, chat: bool) -> Asked:
+    """Return what ``body``, the JSON of a request, asks.
+
+    Raises:
+        ApiError: with status 400 and the field that is wrong.
+    """
+    if not isinstance(body, dict):
+        raise refuse("body", f"the body is {type(body).__name__}; send a JSON object")
+    body, own = _without_settings(body)
+    fields = _Fields(body)
+    stream_options = fields.mapping("stream_options")
+    default = None if chat else 16  # as in OpenAI's API
+    limit = fields.integer("max_completion_tokens", 0) if body.get("max_completion_tokens") is not None else None
+    return Asked(
+        body=body, chat=chat,
+        threads=None if (wish := own.pop("apar", None)) is None else str(wish).lower() not in _NO,
+        config=_config(own),
+        options={name: value for name, value in body.items() if name not in _SETTLED and value is not None},
+        logit_bias=fields.biases(),
+        n=fields.integer("n", 1, 128) or 1,
+        max_tokens=limit if limit is not None else fields.integer("max_tokens", 0, default=default),
+        stop=fields.strings("stop"),
+        stop_tokens=fields.tokens("stop_token_ids"),
+        include_stop=fields.flag("include_stop_str_in_output"),
+        skip_special_tokens=fields.flag("skip_special_tokens", True),
+        seed=fields.integer("seed", -(2**63), 2**63 - 1),
+        logprobs=fields.logprobs(chat),
+        stream=fields.flag("stream"),
+        include_usage=bool(stream_options.get("include_usage")),
+        return_token_ids=fields.flag("return_token_ids"),
+    )  # fmt: skip
+
+
+def _without_settings(body: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return ``body`` without the settings of APAR, at its top or in ``vllm_xargs``, and these."""
+    names = {"apar", *_SETTINGS}
+    rest = {name: value for name, value in body.items() if name not in names}
+    own = {name: body[name] for name in names & body.keys()}
+    if isinstance(extra := body.get("vllm_xargs"), Mapping):
+        own = {name: extra[name] for name in names & extra.keys()} | own
+        rest["vllm_xargs"] = {name: value for name, value in extra.items() if name not in names}
+        if not rest["vllm_xargs"]:
+            del rest["vllm_xargs"]
+    return rest, own
+
+
+def _config(own: Mapping[str, Any]) -> AparConfig:
+    settings = {}
+    for name, value in own.items():
+        try:
+            number = float(value)
+            settings[_SETTINGS[name]] = number if name == "apar_fork_bias" else int(number)
+            AparConfig.from_dict(settings)
+        except (AparError, TypeError, ValueError, OverflowError) as error:
+            said = str(error) if isinstance(error, AparError) else f"{name} is {value!r}; give a number"
+            raise refuse(name, said) from error
+    return AparConfig.from_dict(settings)
+
+
+def _all_text(messages: object) -> bool:
+    parts = [
+        part
+        for message in (messages if isinstance(messages, list) else ())
+        if isinstance(message, Mapping) and isinstance(message.get("content"), list)
+        for part in message["content"]
+    ]
+    return all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts)
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """The fields of a body, each checked as it is taken."""
+
+    body: Mapping[str, Any]
+
+    def integer(self, name: str, least: int, most: int = 2**31, default: int | None = None) -> int | None:
+        value = self.body.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise refuse(name, f"{name} is {value!r}; give an integer from {least} to {most}")
+        return value
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        value = self.body.get(name)
+        if value is not None and not isinstance(value, bool):
+            raise refuse(name, f"{name} is {value!r}; give true or false")
+        return default if value is None else value
+
+    def mapping(self, name: str) -> Mapping[str, Any]:
+        value = self.body.get(name)
+        if value is not None and not isinstance(value, Mapping):
+            raise refuse(name, f"{name} is {value!r}; give an object")
+        return value or {}
+
+    def strings(self, name: str) -> tuple[str, ...]:
+        value = self.body.get(name)
+        found = [value] if isinstance(value, str) else value or []
+        if not isinstance(found, list) or not all(isinstance(one, str) and one for one in found):
+            raise refuse(name, f"{name} is {value!r}; give a text that is not empty, or a list of such")
+        return tuple(found)
+
+    def tokens(self, name: str) -> tuple[int, ...]:
+        value = self.body.get(name) or []
+        if not isinstance(value, list) or not all(isinstance(one, int) and not isinstance(one, bool) for one in value):
+            raise refuse(name, f"{name} is {value!r}; give a list of token ids")
+        return tuple(value)
+
+    def biases(self) -> dict[int, float]:
+        given = self.mapping("logit_bias")
+        try:
+            return {int(token): float(bias) for token, bias in given.items()}
+        except (TypeError, ValueError) as error:
+            raise refuse("logit_bias", "logit_bias is no object of token ids and numbers") from error
+
+    def logprobs(self, chat: bool) -> int | None:
+        if not chat:
+            return self.integer("logprobs", 0, 100)
+        top = self.integer("top_logprobs", 0, 100, default=0)
+        if self.flag("logprobs"):
+            return top
+        if top:
+            raise refuse("top_logprobs", f"top_logprobs is {top}, and logprobs is not true; set it too")
+        return None

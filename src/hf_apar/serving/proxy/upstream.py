@@ -1,0 +1,272 @@
+"""A server that writes threads, each as an ordinary completion with token ids."""
+
+import asyncio
+import json
+import logging
+import math
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing, suppress
+from typing import Any
+
+import httpx2
+from starlette.requests import Request
+
+from hf_apar.serving.admission import AdmissionPolicy, Load
+from hf_apar.serving.driver import Driver, Made, ThreadRequest
+from hf_apar.serving.proxy.calls import Choice, ClientCall
+from hf_apar.serving.proxy.dialects import Dialect, Told, check_made
+from hf_apar.serving.proxy.errors import ApiError, Busy, Reworded, Unreachable
+from hf_apar.serving.proxy.metrics import ProxyMetrics
+from hf_apar.serving.tasks import TaskEngine
+
+logger = logging.getLogger(__name__)
+
+OF_THE_CONNECTION = {
+    "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade",
+    "host", "content-length",
+}  # fmt: skip
+"""Headers that belong to one connection, and are not passed on."""
+
+_PAUSE = 0.1  # seconds until a child that a full queue had no place for is tried again
+_BUSY = (429, 503)
+
+
+class Upstream(TaskEngine):
+    """One server and its driver: the engine of all answers that were given to it.
+
+    Args:
+        url: of its API, such as ``http://localhost:8000/v1``.
+        client: the connections.
+        dialect: how it is talked to.
+        max_length: tokens of a path, its prompt included.
+        policy: decides when children start.
+
+    Attributes:
+        up: does it take requests, by what was seen last?
+        calls: that it writes.
+        plain: requests of clients that it has as they came.
+    """
+
+    def __init__(
+        self, url: str, client: httpx2.AsyncClient, dialect: Dialect, max_length: int, policy: AdmissionPolicy,
+        metrics: ProxyMetrics,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.url, self.client, self.dialect, self.max_length = url.rstrip("/"), client, dialect, max_length
+        self.driver = Driver(self, policy)
+        self.calls: set[ClientCall] = set()
+        self.plain = 0
+        self._metrics = metrics
+        self.set_up(True)
+
+    @property
+    def root(self) -> str:
+        """The server's address without the path of its API."""
+        return self.url.removesuffix("/v1")
+
+    @property
+    def busy(self) -> int:
+        """Requests that it has now."""
+        return self.driver.threads + self.plain
+
+    def set_up(self, up: bool) -> None:
+        """Note whether it takes requests."""
+        self.up = up
+        self._metrics.up.labels(self.url).set(up)
+
+    def load(self) -> Load:
+        return Load(running=self.busy)
+
+    @property
+    def waiting(self) -> int:
+        """Threads that wait for their turn."""
+        return sum(len(one.answer.row.waiting) for call in self.calls for one in call.choices)
+
+    async def send(self, request: Request, body: bytes, *, plain: bool) -> httpx2.Response:
+        """Pass on a client's request with ``body``; of the answer only the head was read.
+
+        Args:
+            plain: it is a completion without threads; until its answer was read the caller counts it in ``plain``.
+
+        Raises:
+            ApiError: if the server does not answer.
+        """
+        path, query = request.url.path.removeprefix("/v1"), request.url.query
+        url = f"{self.url}{path}{'?' if query else ''}{query}"
+        headers = {name: value for name, value in request.headers.items() if name not in OF_THE_CONNECTION}
+        passed = self.client.build_request(request.method, url, headers=headers, content=body)
+        self.plain += plain
+        try:
+            response = await self.client.send(passed, stream=True)
+        except httpx2.HTTPError as error:
+            self.plain -= plain
+            told = self.failed(error)
+            self._metrics.errors.labels(self.url, str(told.status)).inc()
+            raise told from error
+        except BaseException:
+            self.plain -= plain
+            raise
+        if plain:
+            self._metrics.plain.labels(self.url).inc()
+        if response.status_code >= 500:
+            self._metrics.errors.labels(self.url, str(response.status_code)).inc()
+        return response
+
+    def begin(self, call: ClientCall) -> None:
+        """Take on a call."""
+        self.calls.add(call)
+        for choice in call.choices:
+            self.driver.add(choice.answer, choice)
+
+    async def end(self, call: ClientCall) -> None:
+        """Let a call go, finished or not; nothing runs for it once this returns."""
+        self.calls.discard(call)
+        answers = [choice.answer for choice in call.choices]
+        for answer in answers:
+            self.driver.remove(answer)
+            if call.error is not None:
+                answer.failure = "error"
+            self._metrics.ended(self.url, answer)
+        await self.settled(answers)
+
+    async def answers(self) -> bool:
+        """Does the server answer at all? A key that is missing is an answer."""
+        try:
+            response = await self.client.get(f"{self.url}/models", timeout=10.0)
+        except httpx2.HTTPError:
+            return False
+        return response.status_code < 500
+
+    async def follow(self, request: ThreadRequest) -> None:
+        choice: Choice = request.options
+        try:
+            await self._write(request, choice)
+        except Exception as error:
+            if not isinstance(error, ApiError | httpx2.HTTPError):
+                logger.exception("hf_apar: a thread could not be written")
+            told = error if isinstance(error, ApiError) else self.failed(error)
+            self._metrics.errors.labels(self.url, str(told.status)).inc()
+            choice.call.error = choice.call.error or told
+        choice.call.news.set()
+
+    async def _write(self, request: ThreadRequest, choice: Choice) -> None:
+        call, made = choice.call, list[int]()
+        given_up = time.monotonic() + (self.client.timeout.read or math.inf)
+        while True:
+            body = self.dialect.body(request, call.asked, choice.number, made)
+            try:
+                gap = await self._follow_stream(request, call, body, made)
+            except Reworded:
+                continue
+            except Busy:
+                if request.opens_answer or time.monotonic() > given_up:
+                    raise
+                await asyncio.sleep(_PAUSE)
+                continue
+            if gap is None:
+                return
+            # what a stream does not name is asked for anew, from before it
+            body = self.dialect.whole(self.dialect.body(request, call.asked, choice.number, made), gap)
+            told = await self._ask_whole(call, body)
+            made += [one.token for one in told.tokens]
+            reason = told.reason or ("length" if len(made) >= request.max_tokens else None)
+            self.driver.made(Made(request, told.tokens, reason))
+            call.news.set()
+            if reason is not None:
+                return
+
+    async def _follow_stream(
+        self, request: ThreadRequest, call: ClientCall, body: dict[str, Any], made: list[int]
+    ) -> int | None:
+        """Report what a request makes until it has ended; return how many tokens are not named where some are missing."""
+        begun = len(made)
+        async with aclosing(self.events(body, call.headers)) as events:
+            async for event in events:
+                told = self._read(event, len(made) - begun)
+                if told.missing:
+                    return told.missing + len(told.tokens)
+                if told.failure:
+                    raise ApiError(502, f"the upstream gave a thread up: {told.failure}")
+                if not (told.tokens or told.reason):
+                    continue
+                check_made(request, told)
+                made += [one.token for one in told.tokens]
+                self.driver.made(Made(request, told.tokens, told.reason, told.stop_reason))
+                call.news.set()
+                if told.reason is not None:
+                    with suppress(ApiError, httpx2.HTTPError):
+                        async for _ in events:
+                            pass  # to the end of the stream, so that its connection can be used again
+                    return None
+        raise ApiError(502, "the upstream's stream ended before its answer did")
+
+    def _read(self, event: Mapping[str, Any], so_far: int) -> Told:
+        try:
+            return self.dialect.read(event, so_far)
+        except (LookupError, TypeError, ValueError) as error:
+            raise ApiError(
+                502, f"the upstream returns no token ids as {self.dialect.name} does ({error}): {json.dumps(event)[:200]}"
+            ) from error
+
+    async def _ask_whole(self, call: ClientCall, body: dict[str, Any]) -> Told:
+        response = await self.client.post(self._address, json=body, headers=call.headers)
+        if response.status_code != 200:
+            raise self.refused(response.status_code, response.content, response.headers)
+        return self._read(self._event(response.content), 0)
+
+    @property
+    def _address(self) -> str:
+        path = self.dialect.path
+        return f"{self.root}{path}" if path.startswith("/") else f"{self.url}/{path}"
+
+    async def events(self, body: dict[str, Any], headers: Mapping[str, str]) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield the events of a streamed completion.
+
+        Raises:
+            ApiError: if it is refused, or what comes is no event.
+        """
+        by_words = self.dialect.by_words
+        async with self.client.stream("POST", self._address, json=body, headers=headers) as response:
+            if response.status_code != 200:
+                told = await response.aread()
+                if not by_words and self.dialect.takes_no_bias(response.status_code, told.decode(errors="replace")):
+                    self.dialect.by_words = True
+                    raise Reworded(response.status_code, "the upstream takes no logit_bias")
+                raise self.refused(response.status_code, told, response.headers)
+            rest = b""
+            async for part in response.aiter_bytes():
+                *lines, rest = (rest + part).split(b"\n")
+                for line in lines:
+                    if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
+                        yield self._event(data)
+
+    def _event(self, data: bytes) -> dict[str, Any]:
+        try:
+            event = json.loads(data)
+        except ValueError as error:
+            raise ApiError(502, f"the upstream sent an event that is no JSON: {data[:100]!r}") from error
+        if not isinstance(event, dict):
+            raise ApiError(502, f"the upstream sent an event that is no object: {data[:100]!r}")
+        if "error" in event:
+            about = event["error"]
+            code = about.get("code") if isinstance(about, dict) else None
+            raise ApiError(code if isinstance(code, int) and 400 <= code < 600 else 502, "the upstream failed", body=data)
+        return event
+
+    def refused(self, status: int, body: bytes, headers: Mapping[str, str]) -> ApiError:
+        """Return the error for a status of the upstream."""
+        kept = {name: headers[name] for name in ("content-type", "retry-after") if name in headers}
+        kind = Busy if status in _BUSY else ApiError
+        return kind(status, f"the upstream answered with status {status}", body=body, headers=kept)
+
+    def failed(self, error: Exception) -> ApiError:
+        """Return the error for what a request to the upstream met."""
+        if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+            self.set_up(False)
+            return Unreachable(503, "the upstream takes no connection", headers={"retry-after": "5"})
+        if isinstance(error, httpx2.TimeoutException):
+            return ApiError(504, "the upstream said nothing for too long")
+        if isinstance(error, httpx2.HTTPError):
+            return ApiError(502, f"the upstream broke off: {type(error).__name__}")
+        return ApiError(500, f"the proxy failed: {type(error).__name__}")

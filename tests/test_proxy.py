@@ -1,0 +1,549 @@
+"""The proxy over real HTTP, in front of a real tiny model: what it writes is what `generate` writes."""
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from hf_apar import AparModelForCausalLM
+from hf_apar.checkpoints.export import save_merged
+from hf_apar.cli import app
+from hf_apar.errors import ConfigurationError, ServerError
+from hf_apar.serving.admission import Eager, FixedCap
+from hf_apar.serving.proxy.app import ProxySettings
+from hf_apar.serving.proxy.asked import parse
+from hf_apar.serving.proxy.errors import ApiError
+from hf_apar.serving.proxy.server import Upstreams
+from tiny_server import TinyServer, proxy_before, tiny_chat_model, until
+
+QUESTIONS = ["Why?", "x", "Name three birds.", "é字"]
+GREEDY = {"temperature": 0.0, "max_tokens": 120}
+UNCUT = {"temperature": 0.0, "max_tokens": 1000}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_chat_model()
+
+
+@pytest.fixture(scope="module")
+def folder(tiny, tmp_path_factory):
+    tokenizer, model = tiny
+    return save_merged(model, tokenizer, tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="module")
+def oracle(tiny, folder):
+    model = AparModelForCausalLM.from_pretrained(folder)
+
+    def answer(prompt_ids, **options):
+        settings = {"apar": True, "max_new_tokens": 1000, "return_dict_in_generate": True}
+        return model.generate(torch.tensor([prompt_ids]), **settings | options).trees[0]
+
+    return answer
+
+
+@pytest.fixture(scope="module")
+def upstream(tiny, folder):
+    with TinyServer(*tiny, root=str(folder)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def running(upstream):
+    with proxy_before([upstream], None, policy=Eager()) as running:
+        yield running
+
+
+@pytest.fixture
+def proxy(running, upstream):
+    """A client of the proxy; afterwards nothing may be left behind."""
+    upstream.fault, upstream.takes_bias = lambda number, made: None, True
+    with httpx2.Client(base_url=running.url, timeout=60) as client:
+        yield client
+    upstream.fault = lambda number, made: None
+    assert until(lambda: not upstream.live and not running.proxy.in_flight), "something was left behind"
+    (one,) = running.proxy.pool.upstreams
+    assert one.busy == len(one.driver) == len(one._tasks) == len(one.calls) == 0
+
+
+def chat(question, **options):
+    return {"model": "tiny", "messages": [{"role": "user", "content": question}]} | GREEDY | options
+
+
+def prompt_of(tiny, question):
+    chat = [{"role": "user", "content": question}]
+    return tiny[0].apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+
+
+def ask(client, question, **options):
+    response = client.post("/v1/chat/completions", json=chat(question, **options))
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def events(response):
+    return [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
+
+
+def stream(client, path, body):
+    with client.stream("POST", path, json=body | {"stream": True}) as response:
+        assert response.status_code == 200
+        *chunks, done = events(response)
+    assert done == "[DONE]"
+    return [json.loads(chunk) for chunk in chunks]
+
+
+@pytest.fixture(scope="module")
+def trees(tiny, oracle):
+    """The questions, and what `generate` answers them; some of the answers fork."""
+    found = [(question, oracle(prompt_of(tiny, question))) for question in QUESTIONS]
+    assert max(len(tree.threads) for _, tree in found) >= 3
+    return found
+
+
+def test_a_chat_is_answered_as_generate_does(proxy, trees, tiny):
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda one: ask(proxy, one[0], max_tokens=None), trees))
+    for (question, tree), answer in zip(trees, answers, strict=True):
+        (choice,) = answer["choices"]
+        assert choice["message"] == {"role": "assistant", "content": tree.text(tiny[0])}
+        prompt, made = len(prompt_of(tiny, question)), len(tree.token_ids + tree.closing_ids)
+        assert answer["usage"] == {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+        assert choice["finish_reason"] == "stop" and answer["object"] == "chat.completion" and answer["model"] == "tiny"
+
+
+def test_a_stream_reads_in_order_as_the_whole_answer_does(proxy):
+    most = 0
+    for question in QUESTIONS:
+        whole = ask(proxy, question, max_tokens=None, logprobs=True, top_logprobs=2)
+        chunks = stream(proxy, "/v1/chat/completions", chat(
+            question, max_tokens=None, logprobs=True, top_logprobs=2, stream_options={"include_usage": True}
+        ))  # fmt: skip
+        *pieces, usage = chunks
+        assert usage["choices"] == [] and usage["usage"] == whole["usage"]
+        choices = [piece["choices"][0] for piece in pieces]
+        assert choices[0]["delta"] == {"role": "assistant", "content": ""}
+        assert "".join(one["delta"]["content"] for one in choices) == whole["choices"][0]["message"]["content"]
+        assert [one["finish_reason"] for one in choices if one["finish_reason"]] == [whole["choices"][0]["finish_reason"]]
+        told = [token for one in choices[1:] for token in one["logprobs"]["content"]]
+        assert told == whole["choices"][0]["logprobs"]["content"] and len(told) == whole["usage"]["completion_tokens"]
+        assert all(len(token["top_logprobs"]) == 2 for token in told)
+        assert len({chunk["id"] for chunk in chunks}) == 1
+        most = max(most, len(pieces))
+    assert most > 10, "it comes piece by piece"
+
+
+def test_log_probabilities_are_those_of_generate(proxy, trees, tiny, oracle):
+    question, tree = max(trees, key=lambda one: len(one[1].threads))
+    tree = oracle(prompt_of(tiny, question), output_scores=True)
+    answer = ask(proxy, question, max_tokens=None, logprobs=True)
+    wanted = {thread.index: thread for thread in tree.threads}
+    first = wanted[0].logprobs[0]
+    assert answer["choices"][0]["logprobs"]["content"][0]["logprob"] == pytest.approx(first, abs=1e-3)
+
+
+def test_texts_and_token_ids_are_gone_on_with(proxy, tiny, oracle):
+    texts, ids = ["Tell", "Why"], [tiny[0].encode(text) for text in ("Tell", "Why")]
+    for prompt in (texts, ids):
+        made = proxy.post("/v1/completions", json={"model": "tiny", "prompt": prompt, "logprobs": 1} | UNCUT).json()
+        assert [choice["index"] for choice in made["choices"]] == [0, 1] and made["object"] == "text_completion"
+        for one, choice in zip(ids, made["choices"], strict=True):
+            assert choice["text"] == oracle(one).text(tiny[0]) and choice["finish_reason"] == "stop"
+            assert len(choice["logprobs"]["tokens"]) == len(choice["logprobs"]["token_logprobs"])
+    one = proxy.post("/v1/completions", json={"model": "tiny", "prompt": ids[0]} | UNCUT).json()
+    assert one["choices"][0]["text"] == made["choices"][0]["text"]
+    chunks = stream(proxy, "/v1/completions", {"model": "tiny", "prompt": texts} | UNCUT)
+    for place in (0, 1):
+        text = "".join(choice["text"] for chunk in chunks for choice in chunk["choices"] if choice["index"] == place)
+        assert text == made["choices"][place]["text"]
+
+
+def test_several_answers_are_drawn_each_by_itself_and_again_with_the_same_seed(proxy):
+    drawn = [ask(proxy, "x", temperature=1.0, n=3, seed=5, max_tokens=None, apar_max_threads=1) for _ in range(2)]
+    texts = [[choice["message"]["content"] for choice in one["choices"]] for one in drawn]
+    assert texts[0] == texts[1] and len(set(texts[0])) == 3
+    assert [choice["index"] for choice in drawn[0]["choices"]] == [0, 1, 2]
+
+
+def borders(tree, tokenizer):
+    """Texts that begin in one thread of ``tree`` and end in the next that reads, at their first place in the answer."""
+    text, ids = tree.text(tokenizer), []
+    for _, segment in tree.reading_order():
+        ids += segment
+        place = len(tokenizer.decode(ids, skip_special_tokens=True))
+        for around in (text[place - 1 : place + 1], text[place - 2 : place + 1], text[place - 1 : place + 2]):
+            if len(around) > 1 and "\ufffd" not in around and 0 <= place - text.index(around) <= 2:
+                yield around
+
+
+def test_a_stop_string_cuts_in_reading_order_over_the_borders_of_threads(proxy, trees, tiny):
+    _, tree = max(trees, key=lambda one: len(one[1].threads))
+    question, text = next(one for one, found in trees if found is tree), tree.text(tiny[0])
+    stops = [*borders(tree, tiny[0])]
+    assert stops
+    for stop in stops[:3]:
+        whole = ask(proxy, question, max_tokens=None, stop=stop)["choices"][0]
+        assert whole["message"]["content"] == text[: text.index(stop)] and whole["finish_reason"] == "stop"
+        assert whole["stop_reason"] == stop
+        pieces = stream(proxy, "/v1/chat/completions", chat(question, max_tokens=None, stop=[stop]))
+        assert "".join(piece["choices"][0]["delta"]["content"] for piece in pieces) == text[: text.index(stop)]
+        kept = ask(proxy, question, max_tokens=None, stop=[stop], include_stop_str_in_output=True)["choices"][0]
+        assert kept["message"]["content"] == text[: text.index(stop) + len(stop)]
+
+
+def test_a_limit_counts_the_tokens_of_all_threads(proxy):
+    for limit in (2, 7, 30):
+        answer = ask(proxy, QUESTIONS[0], max_completion_tokens=limit)
+        assert answer["usage"]["completion_tokens"] <= limit
+        if answer["usage"]["completion_tokens"] == limit:
+            assert answer["choices"][0]["finish_reason"] == "length"
+
+
+def test_settings_of_apar_stand_at_the_top_or_among_extra_arguments(proxy, trees, tiny, upstream):
+    question, tree = max(trees, key=lambda one: len(one[1].threads))
+    for place in ({"apar_max_depth": 1}, {"vllm_xargs": {"apar_max_depth": 1}}, {"apar_fork_bias": "-inf"}):
+        before = len(upstream.asked)
+        answer = ask(proxy, question, max_tokens=60, **place)
+        (asked,) = upstream.asked[before:]  # one thread: it could not fork
+        assert "vllm_xargs" not in asked and not any(name.startswith("apar") for name in asked)
+        assert answer["usage"]["completion_tokens"] <= 60
+    slow = ask(proxy, question, max_tokens=None, apar_max_threads=1)
+    assert slow["choices"][0]["message"]["content"] == tree.text(tiny[0])
+
+
+def test_what_cannot_fork_goes_upstream_as_it_is_with_both_control_tokens_banned(proxy, tiny, upstream):
+    banned = {str(tiny[0].convert_tokens_to_ids(name)): -100.0 for name in ("[Fork]", "[Child]")}
+    for options in (
+        {"apar": 0}, {"response_format": {"type": "json_object"}}, {"max_tokens": 1}, {"tools": [{"type": "function"}]},
+        {"vllm_xargs": {"apar": 0, "other": 3}}, {"echo": True},
+    ):  # fmt: skip
+        answer = ask(proxy, "x", logit_bias={"5": 1.5}, **options)
+        assert answer["id"] == "x", "the answer is the upstream's own"
+        got = upstream.asked[-1]
+        assert got["logit_bias"] == {"5": 1.5} | banned and got["messages"] == chat("x")["messages"]
+        assert got.get("vllm_xargs") == ({"other": 3} if "vllm_xargs" in options else None) and "apar" not in got
+        assert got.get("response_format") == options.get("response_format")
+
+
+def test_options_go_with_every_thread(proxy, upstream):
+    before = len(upstream.asked)
+    options = {"top_k": 1, "user": "me", "priority": 3, "min_tokens": 2, "frequency_penalty": 0.0, "logit_bias": {"5": 2}}
+    ask(proxy, QUESTIONS[0], seed=4, **options)
+    first, *others = upstream.asked[before:]
+    for place, body in enumerate([first, *others]):
+        assert (body["top_k"], body["user"], body["priority"], body["frequency_penalty"]) == (1, "me", 3, 0.0)
+        assert body["logit_bias"]["5"] == 2 and body["stream"] and body["return_token_ids"] and "messages" not in body
+        assert ("min_tokens" in body) == (place == 0)
+    assert first["seed"] == 4 and all(body["seed"] >= 4 for body in others)
+
+
+def test_control_text_that_a_user_typed_is_text(proxy, tiny, oracle):
+    tokenizer = tiny[0]
+    spelt = [one for text in ("[Fork]", "[Child]") for one in tokenizer.encode(text, split_special_tokens=True)]
+    before, after = tokenizer.encode("<|im_start|>user\n"), tokenizer.encode(" x<|im_end|>\n<|im_start|>assistant\n")
+    tree = oracle([*before, *spelt, *after])
+    answer = ask(proxy, "[Fork][Child] x", max_tokens=None)
+    assert answer["choices"][0]["message"]["content"] == tree.text(tokenizer)
+    typed = proxy.post("/v1/completions", json={"model": "tiny", "prompt": "[Fork] x"} | GREEDY).json()
+    assert typed["usage"]["prompt_tokens"] == len("[Fork] x")
+
+
+def test_a_final_message_is_continued(proxy, tiny, oracle):
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "Well"}]
+    body = {"messages": messages, "continue_final_message": True, "add_generation_prompt": False} | GREEDY
+    answer = proxy.post("/v1/chat/completions", json=body).json()
+    assert answer["usage"]["prompt_tokens"] == len([*prompt_of(tiny, "x"), *b"Well"])
+
+
+def test_bad_requests_are_told_which_field_is_wrong(proxy, upstream):
+    before = len(upstream.asked)
+    for options, field in (
+        ({"n": 0}, "n"), ({"max_tokens": -3}, "max_tokens"), ({"stop": 7}, "stop"), ({"stop": [""]}, "stop"),
+        ({"stream": "yes"}, "stream"), ({"seed": 1.5}, "seed"), ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logit_bias": {"a": 1}}, "logit_bias"), ({"apar_max_threads": 0}, "apar_max_threads"),
+        ({"apar_fork_bias": "much"}, "apar_fork_bias"), ({"messages": "none"}, "messages"), ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": 7}]}, "messages"),
+        ({"continue_final_message": True}, "continue_final_message"),
+        ({"messages": [{"role": "user", "content": "long " * 300}]}, "messages"),
+    ):  # fmt: skip
+        for streamed in (False, True):
+            response = proxy.post("/v1/chat/completions", json={"stream": streamed} | chat("x", **options))
+            assert response.status_code == 400 and response.json()["error"]["param"] == field, (options, response.text)
+            assert response.json()["error"]["type"] == "invalid_request_error"
+    for prompt in (None, "", [], [5.5], [99999], ["a", 5]):
+        response = proxy.post("/v1/completions", json={"prompt": prompt} | GREEDY)
+        assert response.status_code == 400 and response.json()["error"]["param"] == "prompt"
+    assert proxy.post("/v1/chat/completions", content=b"{").status_code == 400
+    assert len(upstream.asked) == before
+
+
+def test_an_error_of_the_upstream_is_passed_on(proxy, upstream):
+    for streamed in (False, True):
+        response = proxy.post("/v1/chat/completions", json=chat("x", stream=streamed) | {"temperature": -1})
+        assert response.status_code == 400
+        assert response.json() == {"error": {"message": "temperature is negative", "param": "temperature", "code": 400}}
+        upstream.refuse_next = [429]
+        response = proxy.post("/v1/chat/completions", json=chat("x", stream=streamed))
+        assert (response.status_code, response.headers["retry-after"], response.json()["error"]["code"]) == (429, "7", 429)
+
+
+def test_a_child_that_a_full_queue_refuses_is_asked_again(proxy, trees, tiny, upstream):
+    question, tree = max(trees, key=lambda one: len(one[1].threads))
+
+    def fault(number, made):
+        upstream.refuse_next = [503] if number == first and made == 0 else upstream.refuse_next
+
+    first = len(upstream.asked) + 1
+    upstream.fault = fault
+    assert ask(proxy, question, max_tokens=None)["choices"][0]["message"]["content"] == tree.text(tiny[0])
+    assert not upstream.refuse_next
+
+
+@pytest.mark.parametrize("fault", ["die", "half", "garbage", "error", "end"])
+def test_an_upstream_that_fails_in_the_midst_ends_the_answer_with_an_error(proxy, trees, upstream, fault):
+    question, _ = max(trees, key=lambda one: len(one[1].threads[0].tokens))
+    upstream.fault = lambda number, made: fault if made == 8 else None
+    response = proxy.post("/v1/chat/completions", json=chat(question))
+    status = 500 if fault == "error" else 502
+    assert response.status_code == status and response.json()["error"]["message"]
+    with proxy.stream("POST", "/v1/chat/completions", json=chat(question, stream=True)) as answer:
+        assert answer.status_code == 200
+        *chunks, last, done = events(answer)
+    assert done == "[DONE]" and json.loads(last)["error"]["code"] == status and len(chunks) > 1
+    assert not any(choice["finish_reason"] for chunk in chunks for choice in json.loads(chunk)["choices"])
+
+
+def test_an_upstream_that_says_nothing_is_given_up(folder, upstream):
+    upstream.fault = lambda number, made: "stall" if made == 1 else None
+    with client_of([upstream], folder, timeout=1.0) as client:
+        response = client.post("/v1/chat/completions", json=chat("x"))
+        assert response.status_code == 504 and "nothing" in response.json()["error"]["message"]
+    upstream.fault = lambda number, made: None
+    assert until(lambda: not upstream.live)
+
+
+def test_who_hangs_up_ends_all_threads(proxy, upstream):
+    for question in QUESTIONS:
+        asked = chat(question, stream=True, ignore_eos=True, max_tokens=800)
+        with proxy.stream("POST", "/v1/chat/completions", json=asked) as one:
+            lines = one.iter_lines()  # once it is gone the connection is, too
+            next(lines)
+            assert upstream.live
+        assert until(lambda: not upstream.live)
+    body = json.dumps(chat("x", ignore_eos=True, max_tokens=800)).encode()
+    for streamed in (b"false", b"true"):  # before a word was said
+        host, port = str(proxy.base_url.host), proxy.base_url.port
+        with socket.create_connection((host, port)) as raw:
+            sent = body[:-1] + b', "stream": ' + streamed + b"}"
+            raw.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(sent) + sent)
+            assert until(lambda: upstream.live)
+        assert until(lambda: not upstream.live)
+
+
+def test_other_paths_are_passed_on_untouched(proxy):
+    answer = proxy.post("/v1/embeddings?a=1&b=%20c", content=b"\x00anything", headers={"authorization": "Bearer s"})
+    assert answer.status_code == 201 and answer.json() == {"got": "\x00anything", "query": "a=1&b=%20c"}
+    models = proxy.get("/v1/models")
+    assert models.json()["data"][0]["id"] == "tiny" and models.headers["x-own"] == "yes"
+    assert proxy.get("/v1/no-such").status_code == 404 and proxy.get("/elsewhere").status_code == 404
+
+
+def test_keys_go_upstream_and_nowhere_else(proxy, upstream, caplog):
+    before = len(upstream.keys)
+    proxy.post("/v1/chat/completions", json=chat(QUESTIONS[0]), headers={"authorization": "Bearer secret-key"})
+    proxy.post("/v1/chat/completions", json=chat("x", apar=0), headers={"authorization": "Bearer secret-key"})
+    assert set(upstream.keys[before:]) == {"Bearer secret-key"} and "secret-key" not in caplog.text
+    assert b"secret-key" not in proxy.get("/metrics").content
+
+
+def test_numbers_tell_what_was_done(proxy, trees, tiny):
+    def numbers():
+        page = proxy.get("/metrics").text.splitlines()
+        lines = [line.rsplit(" ", 1) for line in page if line.startswith("hf_apar_proxy_")]
+        return {name.removeprefix("hf_apar_proxy_").split("{")[0]: float(value) for name, value in lines}
+
+    question, tree = max(trees, key=lambda one: len(one[1].threads))
+    before = numbers()
+    ask(proxy, question, max_tokens=None)
+    after = numbers()
+    gained = {name: after[f"{name}_total"] - before.get(f"{name}_total", 0.0) for name in ("threads", "tokens", "steps")}
+    assert gained["threads"] == len(tree.threads) and gained["tokens"] == len(tree.token_ids)
+    given = [len(prompt_of(tiny, question)) + thread.depth - 1 for thread in tree.threads]  # [Child] is not sampled
+    paths = [len(thread.path_ids) + (thread.eos_token_id is not None) for thread in tree.threads]
+    assert gained["steps"] == max(path - start for path, start in zip(paths, given, strict=True))
+    assert after["upstream_up"] == 1 and proxy.get("/health").json()["status"] == "ok"
+
+
+def test_a_server_that_takes_no_biases_is_told_the_bans_as_words(proxy, trees, tiny, upstream):
+    """As a vLLM with a draft of its own; here it changes while the proxy runs."""
+    upstream.takes_bias = False
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda one: ask(proxy, one[0], max_tokens=None), trees))
+    assert [one["choices"][0]["message"]["content"] for one in answers] == [tree.text(tiny[0]) for _, tree in trees]
+    assert "[Child]" in upstream.asked[-1]["bad_words"] and "logit_bias" not in upstream.asked[-1]
+    ask(proxy, "x", apar=0, bad_words=["no"])
+    assert upstream.asked[-1]["bad_words"] == ["no", *sorted(["[Fork]", "[Child]"], key=tiny[0].convert_tokens_to_ids)]
+    refused = proxy.post("/v1/chat/completions", json=chat("x", apar_fork_bias=1.0))
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "apar_fork_bias"
+
+
+@contextlib.contextmanager
+def client_of(upstreams, folder, settings=None, **options):
+    with (
+        proxy_before(upstreams, folder, settings, **options) as running,
+        httpx2.Client(base_url=running.url, timeout=60) as client,
+    ):
+        yield client
+
+
+def test_too_many_answers_are_refused_for_now_and_too_long_ones_for_good(folder, upstream):
+    with client_of([upstream], folder, ProxySettings(max_answers=2, max_body=5000)) as client:
+        refused = client.post("/v1/chat/completions", json=chat("x", n=3))
+        assert refused.status_code == 503 and refused.headers["retry-after"]
+        long = chat("x", n=2, stream=True, ignore_eos=True, max_tokens=900)
+        with client.stream("POST", "/v1/chat/completions", json=long) as one:
+            lines = one.iter_lines()
+            next(lines)
+            assert client.post("/v1/chat/completions", json=chat("x")).status_code == 503
+        assert until(lambda: client.post("/v1/chat/completions", json=chat("x", max_tokens=3)).status_code == 200)
+        assert client.post("/v1/chat/completions", json=chat("x" * 5000)).status_code == 413
+        assert client.post("/v1/embeddings", content=b"x" * 6000).status_code == 413
+        page = client.get("/metrics").text.splitlines()
+        assert float(next(line for line in page if line.startswith("hf_apar_proxy_refused_total")).split()[1]) >= 2
+    assert until(lambda: not upstream.live)
+
+
+def test_threads_may_be_for_those_who_ask(folder, upstream):
+    with client_of([upstream], folder, ProxySettings(default=False)) as client:
+        assert ask(client, "x", max_tokens=20)["id"] == "x" and ask(client, "x", max_tokens=20, apar=1)["id"] != "x"
+
+
+def test_an_answer_stays_where_it_began_and_a_server_that_is_down_is_passed_over(trees, tiny, folder, upstream):
+    texts = [tree.text(tiny[0]) for _, tree in trees]
+    with TinyServer(*tiny, root=str(folder)) as other:
+        begun = [len(one.asked) for one in (upstream, other)]
+        with client_of([upstream, other], folder, policy=FixedCap(2)) as client:
+
+            def text_for(question):
+                return ask(client, question, max_tokens=None)["choices"][0]["message"]["content"]
+
+            with ThreadPoolExecutor(4) as pool:
+                assert list(pool.map(text_for, [question for question, _ in trees])) == texts
+            asked = [one.asked[start + 1 :] for one, start in zip((upstream, other), begun, strict=True)]  # after the check
+            for question, _ in trees:
+                begins = prompt_of(tiny, question)
+                assert sum(any(body["prompt"][: len(begins)] == begins for body in bodies) for bodies in asked) == 1
+            assert all(asked), "both work"
+            other.stop()
+            assert [text_for(question) for question, _ in trees] == texts
+            assert list(client.get("/health").json()["upstreams"].values()) == [True, False]
+    assert until(lambda: not upstream.live)
+
+
+def test_what_cannot_be_an_upstream_is_said_at_the_start(tiny, folder):
+    with TinyServer(*tiny, root="/nowhere/at/all") as other:
+        with pytest.raises(ConfigurationError, match="pass --model"), proxy_before([other], None):
+            pass
+        other.gives_ids = False
+        with pytest.raises(ServerError, match="returns no token ids"), proxy_before([other], folder):
+            pass
+    with pytest.raises(ServerError, match="nothing answers"), proxy_before([other], folder):
+        pass
+    for wrong in ({"urls": []}, {"urls": ["localhost:8000"]}, {"urls": ["http://a/v1"], "dialect": "klingon"}):
+        with pytest.raises(ConfigurationError):
+            Upstreams(**wrong)
+
+
+def test_an_upstream_that_bans_forks_itself_is_refused(tiny, folder):
+    with TinyServer(*tiny, root=str(folder)) as other:
+        scores, fork = other.scores, tiny[0].convert_tokens_to_ids("[Fork]")
+
+        def banned(path):
+            found = scores(path)
+            found[fork] = -torch.inf
+            return found
+
+        other.scores = banned
+        with pytest.raises(ServerError, match="VLLM_PLUGINS"), proxy_before([other], folder):
+            pass
+
+
+def test_many_clients_at_once_lose_and_cross_nothing(proxy, trees, tiny, upstream):
+    wanted = dict(trees)
+    mistakes = []
+
+    def client(number):
+        for turn in range(3):
+            question, kind = QUESTIONS[(number + turn) % len(QUESTIONS)], (number + turn) % 3
+            if kind == 0:
+                with proxy.stream("POST", "/v1/chat/completions", json=chat(question, stream=True)) as one:
+                    next(one.iter_lines())
+                continue
+            if kind == 1:
+                text = ask(proxy, question, max_tokens=None)["choices"][0]["message"]["content"]
+            else:
+                pieces = stream(proxy, "/v1/chat/completions", chat(question, max_tokens=None))
+                text = "".join(piece["choices"][0]["delta"]["content"] for piece in pieces)
+            if text != wanted[question].text(tiny[0]):
+                mistakes.append((question, text))
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(6)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join(120)
+    assert not mistakes
+
+
+def test_the_command_serves_until_it_is_told_to_stop(upstream):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "hf_apar.cli", "proxy", "--base-url", f"{upstream.url}/v1", "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            assert until(lambda: answers(f"http://127.0.0.1:{port}/health"), 60)
+            with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+                body = chat("x", n=2) | {"max_tokens": 1000}
+                choices = client.post("/v1/chat/completions", json=body).json()["choices"]
+                assert choices[0]["message"] == choices[1]["message"] and choices[0]["message"]["content"]
+        finally:
+            process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        assert process.stdout.read().splitlines()[-1] == "hf-apar: stopped"
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["--base-url", "http://127.0.0.1:9/v1"], "nothing answers at http://127.0.0.1:9/v1"),
+    (["--base-url", "127.0.0.1"], "the address of an upstream is '127.0.0.1'"),
+    (["--base-url", "http://127.0.0.1:9/v1", "--policy", "some"], "give eager, cap:N or share:N"),
+    ([], "Missing option '--base-url'"),
+])  # fmt: skip
+def test_the_command_says_what_is_wrong_in_one_line(arguments, said):
+    result = CliRunner().invoke(app, ["proxy", *arguments])
+    assert result.exit_code == 2 and said in result.output.splitlines()[-1]
+
+
+def answers(url):
+    try:
+        return httpx2.get(url).status_code == 200
+    except httpx2.HTTPError:
+        return False
+
+
+def test_a_request_is_taken_apart():
+    asked = parse({"model": "m", "prompt": "x", "stop": "a", "vllm_xargs": {"apar": 1, "b": 2}, "top_k": 3}, chat=False)
+    assert (asked.threads, asked.max_tokens, asked.stop, asked.logprobs) == (True, 16, ("a",), None)
+    assert asked.options == {"model": "m", "top_k": 3, "vllm_xargs": {"b": 2}} and asked.cannot_fork is None
+    with pytest.raises(ApiError, match="send a JSON object"):
+        parse([], chat=False)

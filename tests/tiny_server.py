@@ -1,0 +1,214 @@
+"""A server with a tiny real model that speaks vLLM's dialect of the OpenAI API, and servers in threads of this process."""
+
+import asyncio
+import contextlib
+import json
+import threading
+import time
+
+import torch
+import uvicorn
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, StreamingResponse
+from starlette.routing import Route
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from byte_tokenizer import byte_tokenizer
+from hf_apar import add_control_tokens
+
+LENGTH = 1024
+
+
+def tiny_chat_model():
+    """A random model of bytes that forks and ends often, and its tokenizer, which has a chat template."""
+    tokenizer = byte_tokenizer()
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=LENGTH, tie_word_embeddings=False,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id, bos_token_id=None,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    fork, _ = add_control_tokens(model, tokenizer)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.3)
+        model.lm_head.weight[fork] *= 2.0
+        model.lm_head.weight[tokenizer.eos_token_id] *= 1.6
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    return tokenizer, model
+
+
+class InThread:
+    """What ``start`` makes, an application of the web, behind uvicorn in a thread and a loop of its own."""
+
+    def __init__(self, start):
+        self.start, self.server, self.error = start, None, None
+        self.thread = threading.Thread(target=lambda: asyncio.run(self.run()), daemon=True)
+
+    async def run(self):
+        try:
+            app = await self.start()
+        except Exception as error:
+            self.error = error
+            return
+        config = uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=1)
+        self.server = uvicorn.Server(config)
+        await self.server.serve()
+
+    def __enter__(self):
+        self.thread.start()
+        while self.thread.is_alive() and not (self.server and self.server.started):
+            time.sleep(0.01)
+        if self.error is not None:
+            raise self.error
+        self.url = f"http://127.0.0.1:{self.server.servers[0].sockets[0].getsockname()[1]}"
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def stop(self):
+        if self.server is not None:
+            self.server.should_exit = True
+        self.thread.join(20)
+
+
+class TinyServer(InThread):
+    """Text completions and chats, greedy or drawn; each token from the whole path.
+
+    Attributes:
+        live: requests that are being written.
+        asked: the bodies of all completions.
+        keys: what came as ``Authorization``.
+        fault: told of each token of a stream, ``(request's number, tokens so far)``: what to do in place of going on.
+        takes_bias: as a server with a draft of its own does not.
+    """
+
+    def __init__(self, tokenizer, model, root=None):
+        super().__init__(self.make)
+        self.tokenizer, self.model, self.root = tokenizer, model, root
+        self.live, self.asked, self.keys, self.takes_bias = 0, [], [], True
+        self.refuse_next = []  # statuses that the next requests get
+        self.fault = lambda number, made: None
+        self.gives_ids = True
+
+    async def make(self):
+        self.computing = asyncio.Lock()
+        return Starlette(routes=[
+            Route("/v1/models", self.models), Route("/v1/embeddings", self.echo, methods=["POST"]),
+            Route("/v1/completions", self.completions, methods=["POST"]),
+            Route("/v1/chat/completions", self.completions, methods=["POST"]),
+        ])  # fmt: skip
+
+    async def models(self, request):
+        card = {"id": "tiny", "owned_by": "vllm", "root": self.root, "max_model_len": LENGTH}
+        return JSONResponse({"object": "list", "data": [card]}, headers={"x-own": "yes"})
+
+    async def echo(self, request):
+        return JSONResponse({"got": (await request.body()).decode(), "query": str(request.url.query)}, 201)
+
+    async def completions(self, request):
+        body = json.loads(await request.body())
+        self.asked.append(body)
+        self.keys.append(request.headers.get("authorization"))
+        if self.refuse_next:
+            status = self.refuse_next.pop(0)
+            return JSONResponse({"error": {"message": "not now", "code": status}}, status, headers={"retry-after": "7"})
+        if body.get("temperature", 0) < 0:
+            return JSONResponse({"error": {"message": "temperature is negative", "param": "temperature", "code": 400}}, 400)
+        if body.get("logit_bias") and not self.takes_bias:
+            return JSONResponse({"error": {"message": "logit_bias is not supported with speculative decoding"}}, 400)
+        if body.get("stream"):
+            return StreamingResponse(self.stream(body, len(self.asked)), media_type="text/event-stream")
+        ids = [token async for token, _, _ in self.tokens(body)]
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        about = {"index": 0, "finish_reason": "stop"}
+        if body.get("return_token_ids") and self.gives_ids:
+            about["token_ids"] = ids
+        told = {"message": {"role": "assistant", "content": text}} if "messages" in body else {"text": text}
+        return JSONResponse({"id": "x", "choices": [about | told], "usage": {"completion_tokens": len(ids)}})
+
+    async def stream(self, body, number):
+        self.live += 1
+        try:
+            made = 0
+            async for token, logprob, top in self.tokens(body):
+                fault = self.fault(number, made)
+                if fault == "die":
+                    raise OSError("dies")
+                if fault == "stall":
+                    await asyncio.sleep(60)
+                if fault in ("half", "garbage", "error", "end"):
+                    yield {"half": 'data: {"choices": [', "garbage": "data: nonsense\n\n", "end": "",
+                           "error": 'data: {"error": {"message": "out of memory", "code": 500}}\n\n'}[fault]  # fmt: skip
+                    return
+                made += 1
+                ended = token == self.tokenizer.eos_token_id and not body.get("ignore_eos")
+                reason = "stop" if ended else "length" if made == body["max_tokens"] else None
+                choice = {"index": 0, "text": "?", "finish_reason": reason, "stop_reason": None, "token_ids": [token]}
+                if body.get("logprobs") is not None:
+                    choice["logprobs"] = {"token_logprobs": [logprob], "top_logprobs": [top]}
+                yield f"data: {json.dumps({'choices': [choice]})}\n\n"
+            yield "data: [DONE]\n\n"
+        finally:
+            self.live -= 1
+
+    async def tokens(self, body):
+        path, draw = self.prompt(body), torch.Generator().manual_seed(body.get("seed") or 0)
+        words = map(self.tokenizer.convert_tokens_to_ids, body.get("bad_words") or ())
+        banned = torch.tensor([token for token in words if token is not None], dtype=torch.long)
+        for _ in range(body.get("max_tokens") or 200):
+            async with self.computing:
+                scores = await asyncio.to_thread(self.scores, path)
+            for token, bias in (body.get("logit_bias") or {}).items():
+                scores[int(token)] += bias
+            scores[banned] = -torch.inf
+            logprobs = scores.log_softmax(-1)
+            if heat := body.get("temperature", 0):
+                token = int(torch.multinomial((scores / heat).softmax(-1), 1, generator=draw))
+            else:
+                token = int(scores.argmax())
+            best, ids = logprobs.topk(int(body.get("logprobs") or 1))
+            named = {f"token_id:{one}": value for value, one in zip(best.tolist(), ids.tolist(), strict=True)}
+            yield token, float(logprobs[token]), named
+            if token == self.tokenizer.eos_token_id and not body.get("ignore_eos"):
+                return
+            path.append(token)
+
+    def prompt(self, body):
+        if "messages" in body:
+            return self.tokenizer.apply_chat_template(body["messages"], add_generation_prompt=True, return_dict=False)
+        prompt = body["prompt"]
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+
+    @torch.no_grad()
+    def scores(self, path):
+        return self.model(torch.tensor([path])).logits[0, -1].float()
+
+
+def until(condition, seconds=10.0):
+    """Wait until ``condition`` holds, and return whether it does."""
+    end = time.monotonic() + seconds
+    while not (held := condition()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return held
+
+
+@contextlib.contextmanager
+def proxy_before(upstreams, model, settings=None, **options):
+    """The proxy in front of servers."""
+    from hf_apar.serving.proxy.app import ProxySettings
+    from hf_apar.serving.proxy.server import Upstreams, make_proxy
+
+    urls = [f"{one.url}/v1" for one in upstreams]
+
+    async def start():
+        where = Upstreams(urls, str(model) if model else None, **options)
+        running.proxy = await make_proxy(where, settings or ProxySettings())
+        return running.proxy.app()
+
+    running = InThread(start)
+    with running:
+        yield running
