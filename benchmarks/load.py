@@ -3,6 +3,8 @@
     .venv-vllm/bin/python benchmarks/load.py QUESTIONS.jsonl                  # five minutes, 64 clients
     .venv-vllm/bin/python benchmarks/load.py QUESTIONS.jsonl --seconds 60 --clients 8
 
+    .venv-vllm/bin/python benchmarks/load.py QUESTIONS.jsonl --proxy          # through `hf-apar proxy`, vLLM without the plug-in
+
 Each client asks on and on, and draws what it does: streams an answer in threads or plainly, asks for a whole one, hangs up
 after a few words, sends a prompt that is too long or a body that makes no sense.
 """
@@ -13,11 +15,14 @@ import json
 import os
 import random
 import re
+import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -128,8 +133,8 @@ def alike(one, other):
     return len(words[0] & words[1]) / max(1, len(words[0] | words[1]))
 
 
-async def run(server, questions, options):
-    clients = Clients(server.url, questions, options.seed)
+async def run(server, url, questions, options):
+    clients = Clients(url, questions, options.seed)
     for question in questions:
         for apar in (False, True):
             clients.alone[question, apar] = await clients.whole(question, apar)
@@ -144,6 +149,26 @@ async def run(server, questions, options):
 
 def resources(server):
     return {name: server.metric(f"process_{name}") for name in ("open_fds", "resident_memory_bytes")}
+
+
+@contextmanager
+def proxy(server, folder):
+    """The address of a proxy in front of ``server``."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["-m", "hf_apar.cli", "proxy", "--base-url", f"{server.url}/v1", "--model", str(folder), "--port", str(port)]
+    url, process = f"http://127.0.0.1:{port}", subprocess.Popen([sys.executable, *command])
+    try:
+        for _ in range(300):
+            with suppress(httpx.HTTPError):
+                if httpx.get(f"{url}/health").is_success:
+                    break
+            time.sleep(0.2)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def percentiles(values):
@@ -180,6 +205,7 @@ def main():
     options.add_argument("--seconds", type=int, default=300)
     options.add_argument("--clients", type=int, default=64)
     options.add_argument("--number", type=int, default=16, help="different questions")
+    options.add_argument("--proxy", action="store_true", help="ask a proxy, and leave the plug-in out of vLLM")
     options.add_argument("--seed", type=int, default=0)
     options = options.parse_args()
     questions = [question.text for question in evenly(read(options.questions), options.number)]
@@ -190,10 +216,15 @@ def main():
         arguments = (
             "--dtype", options.dtype, "--served-model-name", "apar", "--block-size", "32", "--max-model-len", "1024",
         )  # fmt: skip
-        with LocalServer(folder, *arguments, environment=SETTINGS | dict(os.environ)) as server:
-            clients, left, before, after = asyncio.run(run(server, questions, options))
+        environment = SETTINGS | ({"VLLM_PLUGINS": "none"} if options.proxy else {}) | dict(os.environ)
+        with ExitStack() as stack:
+            server = stack.enter_context(LocalServer(folder, *arguments, environment=environment))
+            url = stack.enter_context(proxy(server, folder)) if options.proxy else server.url
+            clients, left, before, after = asyncio.run(run(server, url, questions, options))
     text = table(clients, left, before, after, options)
     print(text)
+    if options.proxy:
+        sys.exit(bool(left or any(clients.mistakes.values())))
     OUTPUT.parent.mkdir(exist_ok=True)
     found = {"markdown": text, "counts": clients.counts, "mistakes": clients.mistakes, "crossed": clients.crossed}
     OUTPUT.write_text(json.dumps(found, indent=1))

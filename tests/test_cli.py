@@ -285,7 +285,7 @@ def test_a_wrong_recipe_is_refused_in_a_sentence(text, said, tmp_path):
 
 
 def test_heads_are_trained_and_used_and_change_no_text(checkpoint, tmp_path):
-    answers, heads = tmp_path / "answers.jsonl", tmp_path / "heads"
+    answers, heads = tmp_path / "answers.jsonl", tmp_path / "trained"
     texts = ["- A: a b c d e\n- B: f g h i j\n- C: k l m n o"] * 8 + ["no list"] * 4
     answers.write_text(
         "".join(json.dumps({"prompt": f"{n}?", "response": text}) + "\n" for n, text in enumerate(texts))

@@ -215,7 +215,7 @@ def test_settings_of_apar_stand_at_the_top_or_among_extra_arguments(proxy, trees
         before = len(upstream.asked)
         answer = ask(proxy, question, max_tokens=60, **place)
         (asked,) = upstream.asked[before:]  # one thread: it could not fork
-        assert "vllm_xargs" not in asked and not any(name.startswith("apar") for name in asked)
+        assert asked["vllm_xargs"] == {"apar": "thread"} and not any(name.startswith("apar") for name in asked)
         assert answer["usage"]["completion_tokens"] <= 60
     slow = ask(proxy, question, max_tokens=None, apar_max_threads=1)
     assert slow["choices"][0]["message"]["content"] == tree.text(tiny[0])
@@ -526,7 +526,7 @@ def test_the_command_serves_until_it_is_told_to_stop(upstream):
 @pytest.mark.parametrize(("arguments", "said"), [
     (["--base-url", "http://127.0.0.1:9/v1"], "nothing answers at http://127.0.0.1:9/v1"),
     (["--base-url", "127.0.0.1"], "the address of an upstream is '127.0.0.1'"),
-    (["--base-url", "http://127.0.0.1:9/v1", "--policy", "some"], "give eager, cap:N or share:N"),
+    (["--base-url", "http://127.0.0.1:9/v1", "--policy", "some"], "give eager, cap:N, share:N"),
     ([], "Missing option '--base-url'"),
 ])  # fmt: skip
 def test_the_command_says_what_is_wrong_in_one_line(arguments, said):

@@ -12,11 +12,13 @@ sys.path += [str(Path(__file__).parents[1] / "tests"), str(Path(__file__).parent
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from byte_tokenizer import byte_tokenizer
 from hf_apar import add_control_tokens, enable_apar
 from hf_apar.checkpoints.export import save_merged
+from hf_apar.speculation.medusa import HEADS_FILE, HEADS_FOLDER
 from served import Server
 
 LENGTH = 1024  # tokens that fit into the model
@@ -51,6 +53,8 @@ def folder(tokenizer_and_model, tmp_path_factory):
     tokenizer, model = tokenizer_and_model
     target = tmp_path_factory.mktemp("tiny") / "model"
     save_merged(model, tokenizer, target)
+    (target / HEADS_FOLDER).mkdir()  # as `hf-apar merge` has them; vLLM must not take them for the model's
+    save_file({"down.weight": torch.zeros(2)}, target / HEADS_FOLDER / HEADS_FILE)
     return target
 
 
