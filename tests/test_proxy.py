@@ -474,7 +474,7 @@ def test_an_upstream_that_bans_forks_itself_is_refused(tiny, folder):
             return found
 
         other.scores = banned
-        with pytest.raises(ServerError, match="VLLM_PLUGINS"), proxy_before([other], folder):
+        with pytest.raises(ServerError, match="serves another model"), proxy_before([other], folder):
             pass
 
 

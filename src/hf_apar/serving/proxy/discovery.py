@@ -110,7 +110,7 @@ async def check_ids(
         if bias and token != served.fork:
             raise ServerError(
                 f"{url} writes no [Fork] (token {served.fork} of {served.name}) though it is told to: it serves another "
-                "model, or bans forks itself; where it is a vLLM with hf_apar as a plug-in, leave that out with VLLM_PLUGINS"
+                "model, or bans forks itself"
             )
         return
 
