@@ -254,6 +254,23 @@ def test_text_comes_in_whole_characters(text):
     assert decoder.step("é".encode()[0]) == "" and decoder.flush() == "\ufffd"
 
 
+def test_a_long_row_of_what_is_no_letter_takes_no_longer_than_others():
+    """A window of such tokens cannot be cut where a letter ends; it grew, and was decoded anew for each."""
+
+    class Counting(Bytes):
+        seen = 0
+
+        def decode(self, token_ids, *, skip_special_tokens):
+            self.seen += len(token_ids)
+            return super().decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    tokenizer = Counting()
+    decoder = IncrementalText(tokenizer, PROMPT)
+    for token in "\ufffd".encode() * 1000:
+        decoder.step(token)
+    assert tokenizer.seen < 3000 * 300
+
+
 def test_a_child_that_forks_at_once_is_asked_again_for_one_other_token():
     """vLLM's parameters cannot ban [Fork] right after [Child]: what was made there is dropped, and counts for nothing."""
 

@@ -10,7 +10,7 @@ from hf_apar import AparConfig
 from hf_apar.protocol import ControlTokens
 from hf_apar.serving.admission import Eager, EqualShare, FixedCap, Load
 from hf_apar.serving.answer import Answer, Limits
-from hf_apar.serving.driver import Driver, Made
+from hf_apar.serving.driver import Driver, Made, ThreadRequest
 from hf_apar.serving.reading import MadeToken
 from letter_tokenizer import letter_tokenizer
 from scripted_model import LETTERS, follow
@@ -105,6 +105,15 @@ def test_a_stop_token_ends_the_answer_where_it_reads(rules, seed, stop, include,
     assert answer.text == Letters().decode(whole[: until + include], skip_special_tokens=True)
     assert (answer.finish_reason, answer.stop_reason) == (("stop", stop) if stop in whole else ("eos", None))
     assert not engine.running and len(driver) == driver.threads == 0
+
+
+def test_a_seed_is_drawn_of_what_a_thread_sees_and_has_64_bits():
+    answer = Answer([1, 2], ControlTokens(fork_token_id=FORK, child_token_id=CHILD), Limits(None, 100), Letters())
+    root = ThreadRequest(0, answer, answer.tree.threads[0], (1, 2), (), {}, 10)
+    child, sibling = (ThreadRequest(0, answer, answer.tree.threads[0], path, (), {}, 10) for path in ((1, 2, 3), (1, 2, 4)))
+    assert root.seed(7) == 7 and len({one.seed(7, n) for one in (root, child, sibling) for n in (0, 1)}) == 6
+    for one in (root, child, sibling):
+        assert all(-(2**63) <= one.seed(given, n) < 2**63 for given in (2**63 - 1, -(2**63), 0) for n in (0, 127))
 
 
 @pytest.fixture(scope="module")

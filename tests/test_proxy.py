@@ -408,19 +408,43 @@ def client_of(upstreams, folder, settings=None, **options):
 
 def test_too_many_answers_are_refused_for_now_and_too_long_ones_for_good(folder, upstream):
     with client_of([upstream], folder, ProxySettings(max_answers=2, max_body=5000)) as client:
-        refused = client.post("/v1/chat/completions", json=chat("x", n=3))
-        assert refused.status_code == 503 and refused.headers["retry-after"]
+        assert client.post("/v1/chat/completions", json=chat("x", n=3)).status_code == 400, "these never fit in"
         long = chat("x", n=2, stream=True, ignore_eos=True, max_tokens=900)
         with client.stream("POST", "/v1/chat/completions", json=long) as one:
             lines = one.iter_lines()
             next(lines)
-            assert client.post("/v1/chat/completions", json=chat("x")).status_code == 503
+            refused = client.post("/v1/chat/completions", json=chat("x"))
+            assert refused.status_code == 503 and refused.headers["retry-after"]
         assert until(lambda: client.post("/v1/chat/completions", json=chat("x", max_tokens=3)).status_code == 200)
         assert client.post("/v1/chat/completions", json=chat("x" * 5000)).status_code == 413
         assert client.post("/v1/embeddings", content=b"x" * 6000).status_code == 413
         page = client.get("/metrics").text.splitlines()
-        assert float(next(line for line in page if line.startswith("hf_apar_proxy_refused_total")).split()[1]) >= 2
+        assert float(next(line for line in page if line.startswith("hf_apar_proxy_refused_total")).split()[1]) >= 1
     assert until(lambda: not upstream.live)
+
+
+@pytest.mark.parametrize("body", [
+    b'{"model": "m", "messages": [{"role": "user", "content": "\\ud800"}]}',
+    b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "temperature": NaN}',
+    b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "temperature": 1e999}',
+    b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "logit_bias": {"5": 1' + b"0" * 400 + b"}}",
+    b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "bad_words": 5, "apar": 0}',
+    b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": [1]}',
+    b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": {"chat_template": "x"}}',
+    b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "chat_template": "{{ 1/0 }}"}',
+    b'{"model": "m", "messages": [{"role": "user"}]}',
+])  # fmt: skip
+def test_what_makes_no_sense_is_a_client_error(proxy, upstream, body):
+    before = len(upstream.asked)
+    told = proxy.post("/v1/chat/completions", content=body)
+    assert told.status_code == 400 and told.json()["error"]["message"] and len(upstream.asked) == before
+
+
+def test_an_answer_without_a_limit_has_as_many_tokens_as_the_context_has_room_for(tiny, folder, upstream):
+    forks = {str(tiny[0].convert_tokens_to_ids("[Fork]")): 100.0}
+    with client_of([upstream], folder, max_length=120) as client:
+        told = ask(client, "x", max_tokens=None, logit_bias=forks, ignore_eos=True)
+    assert told["usage"]["total_tokens"] <= 120 and told["choices"][0]["finish_reason"] == "length"
 
 
 def test_threads_may_be_for_those_who_ask(folder, upstream):
@@ -526,7 +550,7 @@ def test_the_command_serves_until_it_is_told_to_stop(upstream):
 @pytest.mark.parametrize(("arguments", "said"), [
     (["--base-url", "http://127.0.0.1:9/v1"], "nothing answers at http://127.0.0.1:9/v1"),
     (["--base-url", "127.0.0.1"], "the address of an upstream is '127.0.0.1'"),
-    (["--base-url", "http://127.0.0.1:9/v1", "--policy", "some"], "give eager, cap:N, share:N"),
+    (["--base-url", "http://127.0.0.1:9/v1", "--policy", "some"], "give eager, cap:N or share:N"),
     ([], "Missing option '--base-url'"),
 ])  # fmt: skip
 def test_the_command_says_what_is_wrong_in_one_line(arguments, said):

@@ -149,7 +149,7 @@ def test_a_policy_is_set_for_engines_that_run_and_for_those_to_come():
 
 def test_a_policy_that_the_environment_misnames_is_told_when_the_server_starts(monkeypatch):
     monkeypatch.setenv("APAR_POLICY", "fair")
-    with pytest.raises(ConfigurationError, match="eager, cap:N, share:N or tpot:MS"):
+    with pytest.raises(ConfigurationError, match="eager, cap:N or share:N"):
         plugin.register()
 
 

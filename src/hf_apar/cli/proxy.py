@@ -53,8 +53,6 @@ def proxy_command(
     from hf_apar.serving.proxy.app import ProxySettings
     from hf_apar.serving.proxy.server import Upstreams, serve
 
-    if policy is not None and policy.strip().lower().startswith("tpot"):
-        raise typer.BadParameter("the servers do not tell what their steps take; give eager, cap:N or share:N")
     where = Upstreams(base_url, served, dialect, max_length, key, timeout, policy_named(policy) if policy else EqualShare())
     settings = ProxySettings(default is Switch.on, max_threads, max_answers, max_body * 2**20)
     asyncio.run(serve(where, settings, host, port))

@@ -20,25 +20,6 @@ _NEWEST = 0.1  # weight of the answer that has just ended in what answers usuall
 
 
 @dataclass(frozen=True)
-class StepCost:
-    """What a step of an engine takes, in seconds, as fitted to its latest steps.
-
-    Attributes:
-        fixed: however few requests there are.
-        each: for each request that writes.
-        prompt: for each token of prompts that is computed in it.
-    """
-
-    fixed: float
-    each: float
-    prompt: float
-
-    def width(self, seconds: float) -> int:
-        """Return how many requests a step can have that takes so long."""
-        return int((seconds - self.fixed) / self.each) if self.each > 0 else 0
-
-
-@dataclass(frozen=True)
 class Load:
     """What an engine reports.
 
@@ -49,7 +30,6 @@ class Load:
         max_running: the most requests of a step.
         kv_tokens: tokens that the KV cache has room for; 0 if that is unknown.
         block_tokens: tokens of a block of it.
-        cost: of its steps, where that is known.
     """
 
     running: int = 0
@@ -58,7 +38,6 @@ class Load:
     max_running: int = 256
     kv_tokens: int = 0
     block_tokens: int = 16
-    cost: StepCost | None = None
 
 
 class AdmissionPolicy(Protocol):
@@ -99,8 +78,6 @@ class EqualShare:
 
     Attributes:
         width: requests of a step, threads among them, beyond which one more slows down the others by what it gains.
-        seconds: what a step may take: where the engine has told what its steps cost, no child starts that would make them
-            longer. ``None`` for no such target.
         full: above this share of KV in use no child starts: it would have to be taken back soon.
 
     >>> EqualShare(width=12).allowances([9, 1, 9, 3], 0, Load())
@@ -108,15 +85,10 @@ class EqualShare:
     """
 
     width: int = 128
-    seconds: float | None = None
     full: float = 0.9
 
     def allowances(self, wanted: Sequence[int], others: int, load: Load) -> list[int]:
-        width = min(self.width, load.max_running)
-        if load.kv_usage > self.full:
-            width = 0
-        elif self.seconds is not None and load.cost is not None:
-            width = min(width, load.cost.width(self.seconds))
+        width = min(self.width, load.max_running) if load.kv_usage <= self.full else 0
         return _shared_out(wanted, width - others)
 
 
@@ -133,28 +105,20 @@ def policy_named(text: str) -> AdmissionPolicy:
     """Return the policy that a setting names.
 
     Args:
-        text: ``eager``; ``cap:N`` for at most N threads an answer; ``share:N`` for equal shares of steps of N requests;
-            ``tpot:MS`` for equal shares of steps that take MS milliseconds.
+        text: ``eager``; ``cap:N`` for at most N threads an answer; ``share:N`` for equal shares of steps of N requests.
 
     Raises:
         ConfigurationError: for any other text.
 
     >>> policy_named("cap:2"), policy_named("share:256")
-    (FixedCap(threads=2), EqualShare(width=256, seconds=None, full=0.9))
+    (FixedCap(threads=2), EqualShare(width=256, full=0.9))
     """
     kind, _, number = text.strip().lower().partition(":")
     if kind == "eager" and not number:
         return Eager()
-    if number.isdecimal() and int(number) > 0:
-        if kind == "cap":
-            return FixedCap(int(number))
-        if kind == "share":
-            return EqualShare(int(number))
-        if kind == "tpot":
-            return EqualShare(seconds=int(number) / 1000)
-    raise ConfigurationError(
-        f"the admission policy is {text!r}; give eager, cap:N, share:N or tpot:MS, with a number of 1 or more"
-    )
+    if kind in ("cap", "share") and number.isdecimal() and int(number) > 0:
+        return FixedCap(int(number)) if kind == "cap" else EqualShare(int(number))
+    raise ConfigurationError(f"the admission policy is {text!r}; give eager, cap:N or share:N, N a number of 1 or more")
 
 
 @dataclass
@@ -193,7 +157,7 @@ class Admission:
         self._begun: dict[Answer, _Holding] = {}
         self._held_back: deque[Answer] = deque()  # answers that have not begun
         self._block_tokens = Load.block_tokens
-        self._usually_held = 0.0  # KV tokens, of the answers that have ended
+        self._usually_held = 0.0  # KV tokens beside the prompt, of the answers that have ended
         self._share_next = 0.0
 
     def __len__(self) -> int:
@@ -207,8 +171,9 @@ class Admission:
         """Let an answer go, finished or given up."""
         if answer in self._held_back:
             self._held_back.remove(answer)
-        elif (holding := self._begun.pop(answer, None)) and holding.usually:
-            self._usually_held += (holding.usually - self._usually_held) * (_NEWEST if self._usually_held else 1.0)
+        elif (holding := self._begun.pop(answer, None)) and holding.usually and not answer.failure:
+            held = holding.usually - answer.row.prompt_length
+            self._usually_held += (held - self._usually_held) * (_NEWEST if self._usually_held else 1.0)
 
     def changed(self, answer: Answer) -> bool:
         """Note that something was written for ``answer``; return whether the engine is to be shared out anew.
@@ -250,8 +215,8 @@ class Admission:
 
     def _expected(self, answer: Answer) -> float:
         """How many KV tokens an answer will hold on average: as many as others did, or a guess if none has ended."""
-        limits, prompt = answer.limits, answer.row.prompt_length
-        return self._usually_held or prompt + min(limits.max_tokens or _ANSWER, _ANSWER) / 2
+        beyond = self._usually_held or min(answer.limits.max_tokens or _ANSWER, _ANSWER) / 2
+        return answer.row.prompt_length + beyond
 
 
 def _count(answer: Answer) -> tuple[int, int]:

@@ -54,7 +54,8 @@ class ThreadRequest:
 
         Made of what the thread sees: siblings must not draw the same, and their order depends on the load.
         """
-        return given + 1009 * number + (0 if self.opens_answer else hash(self.prompt_ids) % _SEEDS)
+        seed = given + 1009 * number + (0 if self.opens_answer else hash(self.prompt_ids) % _SEEDS)
+        return (seed + 2**63) % 2**64 - 2**63  # 64 bits, as engines keep it
 
     def banned_after(self, made: Sequence[int]) -> list[int]:
         """Return the tokens that must not come next, for engines that choose by themselves."""

@@ -13,6 +13,9 @@ from hf_apar.tree.threads import Decodes, ParagraphTree, ReadingCursor, Thread, 
 
 _CONTEXT = 6  # tokens before a text that may change how it reads: a space that is dropped, a character of several tokens
 _WINDOW = 24  # tokens after which those that cannot change any more are let go
+_PLAIN_DECODES = ("transformers.tokenization_utils_base", "vllm.tokenizers.hf")  # each calls the backend's
+_BYTES = 3  # of a character that lacks its last one
+_LONGEST = 64  # of them at most
 _BROKEN = "\ufffd"
 
 
@@ -38,34 +41,43 @@ class IncrementalText:
         """Return the text that ``tokens`` complete, often that of these alone."""
         self._ids.extend(tokens)
         text = self._decode(self._ids)
-        if text.endswith(_BROKEN) and len(text) > len(self._known):
+        held = len(text) - len(text.rstrip(_BROKEN))
+        if not held or len(text) <= len(self._known):
+            return self._new_of(text)
+        if len(self._ids) <= _LONGEST:
             return ""
-        return self._new_of(text)
+        return self._new_of(text, min(held, _BYTES))  # no character is so long: what precedes the last ones is none
 
     def flush(self) -> str:
         """Return what is held back, complete or not."""
         return self._new_of(self._decode(self._ids))
 
-    def _new_of(self, text: str) -> str:
-        new = text[len(self._known) :]
-        self._known = text
+    def _new_of(self, text: str, held: int = 0) -> str:
+        """Return what is new in ``text``, without the ``held`` characters at its end."""
+        new = text[len(self._known) : len(text) - held]
+        self._known = text[: len(text) - held]
         if len(self._ids) >= _WINDOW:
-            self._shorten()
+            self._shorten(held)
         return new
 
-    def _shorten(self) -> None:
+    def _shorten(self, held: int = 0) -> None:
         """Keep a few tokens, of whole letters: a decoder of bytes makes nothing of a row of them that begins within one."""
-        for size in range(_CONTEXT, 2 * _CONTEXT):
+        for size in () if held else range(_CONTEXT, 2 * _CONTEXT):
             text = self._decode(self._ids[-size:])
             if text and _BROKEN not in text:
                 self._ids, self._known = self._ids[-size:], text
                 return
+        if len(self._ids) > _LONGEST:  # nothing but broken letters
+            self._ids = self._ids[-2 * _CONTEXT :]
+            text = self._decode(self._ids)
+            self._known = text[: len(text) - held]
 
 
 def _decoding(tokenizer: Decodes) -> Callable[..., str]:
     """Return the tokenizer's ``decode``, or what is at the heart of it where nothing else is done: half of its time."""
     plain = getattr(type(tokenizer), "_decode", None) is PreTrainedTokenizerFast._decode
-    if plain and not tokenizer.clean_up_tokenization_spaces:  # type: ignore[attr-defined]
+    definer = next((one for one in type(tokenizer).__mro__ if "decode" in vars(one)), object)
+    if plain and definer.__module__ in _PLAIN_DECODES and not tokenizer.clean_up_tokenization_spaces:  # type: ignore[attr-defined]
         return tokenizer.backend_tokenizer.decode  # type: ignore[attr-defined, no-any-return]
     return tokenizer.decode
 
@@ -127,6 +139,7 @@ class Reader:
             known = [made.get((thread.index, place)) for place in places]
             self.tokens += [one or MadeToken(token) for one, token in zip(known, tokens, strict=True)]
             stops = tokens[-1] in self._stop_tokens
+            self._at_seam |= bool(self._tree.joint) and _goes_on(self._tree, thread, places[0])
             if not stops or self._include_stop:
                 self._add(self._after_seam(thread, self._decoder.step(*tokens)))
             if stops and not self.closed:
@@ -141,7 +154,7 @@ class Reader:
 
     def _batches(self) -> Iterator[tuple[Thread, Sequence[int]]]:
         """Yield what reads next, a run of one thread at a time: that decodes fast, but a stop wants each token."""
-        if self._stop or self._stop_tokens:
+        if self._stop or self._stop_tokens or self._tree.joint:
             yield from ((thread, (place,)) for thread, place in self._cursor.advance())
         else:
             for thread, run in groupby(self._cursor.advance(), key=itemgetter(0)):
@@ -177,3 +190,8 @@ class Reader:
             end, _, place, self.stopped_by = min(found)  # the one that is complete first
             self.text = self.text[: end if self._include_stop else place]
             self.closed = True
+
+
+def _goes_on(tree: ParagraphTree, thread: Thread, place: int) -> bool:
+    """Does ``thread`` go on at ``place`` after a child, which may have written nothing?"""
+    return any(child.fork_position == place for child in tree.children(thread))

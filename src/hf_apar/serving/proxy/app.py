@@ -5,7 +5,9 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import httpx2
 from starlette.applications import Starlette
@@ -73,6 +75,7 @@ class ProxyServer:
     ) -> None:
         self.served, self.pool, self.client, self.settings, self.metrics = served, pool, client, settings, metrics
         self.in_flight = 0
+        self._encoding = asyncio.Lock()
 
     def app(self) -> Starlette:
         """Return the web application."""
@@ -107,8 +110,13 @@ class ProxyServer:
 
     async def other(self, request: Request) -> Response:
         """Pass on what is no completion, as it came."""
-        if ".." in request.url.path.split("/"):
+        path = request.url.path
+        while path != (path := unquote(path)):  # what an upstream might make of it
+            pass
+        if ".." in path.split("/"):
             raise ApiError(404, "there is no such path")
+        if path.rstrip("/") in ("/v1/chat/completions", "/v1/completions"):
+            return await self._completion(request, chat="chat" in path)
         body = await self._body(request)
         return await self._passed_on(request, lambda _: body, self._nothing)
 
@@ -130,17 +138,19 @@ class ProxyServer:
     async def _completion(self, request: Request, *, chat: bool) -> Response:
         body = await self._body(request)
         try:
-            asked = parse(json.loads(body), chat=chat)
+            asked = parse(json.loads(body, parse_constant=_no_number, parse_float=_finite), chat=chat)
+            json.dumps(asked.body, ensure_ascii=False).encode()  # half a surrogate is no text
         except (ValueError, RecursionError) as error:
             raise refuse("body", f"the body is no JSON ({error})") from error
         wanted = self.settings.default if asked.threads is None else asked.threads
         if not wanted or asked.cannot_fork:
             release = self._take(1)
             return await self._passed_on(request, lambda one: _json(one.dialect.plain(asked.body)), release, plain=True)
-        prompts = self.served.prompts(asked)
-        check_lengths(asked, prompts, min(one.max_length for one in self.pool.upstreams))
-        release = self._take(len(prompts) * asked.n)
+        release = self._take(asked.prompts * asked.n)
         try:
+            async with self._encoding:
+                prompts = await asyncio.to_thread(self.served.prompts, asked)
+            check_lengths(asked, prompts, min(one.max_length for one in self.pool.upstreams))
             call = await self._begun(request, asked, prompts)
         except BaseException:
             await release()
@@ -202,8 +212,10 @@ class ProxyServer:
             upstream.plain -= plain
             await end()
 
-        kept = {name: one for name, one in response.headers.items() if name not in OF_THE_CONNECTION - {"content-length"}}
-        return _Ending(response.aiter_raw(), over, status_code=response.status_code, headers=kept)
+        told = _Ending(response.aiter_raw(), over, status_code=response.status_code)
+        dropped = {name.encode() for name in OF_THE_CONNECTION - {"content-length"}}
+        told.raw_headers = [(name.lower(), one) for name, one in response.headers.raw if name.lower() not in dropped]
+        return told
 
     async def _body(self, request: Request) -> bytes:
         limit, found = self.settings.max_body, bytearray()
@@ -215,6 +227,8 @@ class ProxyServer:
 
     def _take(self, count: int) -> Callable[[], Awaitable[None]]:
         """Count so many answers as in flight; what is returned ends that."""
+        if count > self.settings.max_answers:
+            raise refuse("n", f"{count} answers are asked for, and this proxy writes {self.settings.max_answers} at most")
         if self.in_flight + count > self.settings.max_answers:
             self.metrics.refused.inc()
             raise ApiError(
@@ -231,6 +245,17 @@ class ProxyServer:
     @staticmethod
     async def _nothing() -> None:
         """Nothing is to be released."""
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not isfinite(value):
+        raise ValueError(f"{text} is too large")
+    return value
 
 
 def _json(body: Mapping[str, Any]) -> bytes:

@@ -7,16 +7,16 @@ from typing import Any
 from hf_apar.config import AparConfig
 from hf_apar.errors import AparError
 from hf_apar.serving.proxy.errors import refuse
+from hf_apar.serving.vllm.plugin import NO
 
 _SETTINGS = {"apar_max_threads": "max_threads", "apar_max_depth": "max_depth", "apar_fork_bias": "fork_bias"}
-_NO = ("", "0", "0.0", "false", "no", "off", "none")
 
 # What must hold for the whole text, or tells of it what threads cannot: such requests go upstream as they are.
 _WHOLE = (
     "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "grammar", "json_schema",
     "regex", "ebnf", "thinking_token_budget", "allowed_token_ids", "kv_transfer_params", "ec_transfer_params",
     "prompt_embeds", "use_beam_search", "suffix", "echo", "prompt_logprobs", "logprob_token_ids", "functions", "audio",
-    "modalities",
+    "modalities", "truncate_prompt_tokens", "truncation_side",
 )  # fmt: skip
 
 # What is settled here, and so no business of a thread's request.
@@ -67,6 +67,13 @@ class Asked:
         return str(self.body.get("model") or "")
 
     @property
+    def prompts(self) -> int:
+        """How many prompts it has."""
+        prompt = self.body.get("prompt")
+        several = isinstance(prompt, list) and not self.chat and not all(isinstance(one, int) for one in prompt)
+        return len(prompt) if several else 1  # type: ignore[arg-type]
+
+    @property
     def cannot_fork(self) -> str | None:
         """Why the request is to go upstream as it is, whatever was asked for; ``None`` if threads may write it."""
         body = self.body
@@ -93,12 +100,13 @@ def parse(body: object, *, chat: bool) -> Asked:
         raise refuse("body", f"the body is {type(body).__name__}; send a JSON object")
     body, own = _without_settings(body)
     fields = _Fields(body)
+    fields.strings("bad_words")
     stream_options = fields.mapping("stream_options")
     default = None if chat else 16  # as in OpenAI's API
     limit = fields.integer("max_completion_tokens", 0) if body.get("max_completion_tokens") is not None else None
     return Asked(
         body=body, chat=chat,
-        threads=None if (wish := own.pop("apar", None)) is None else str(wish).lower() not in _NO,
+        threads=None if (wish := own.pop("apar", None)) is None else str(wish).lower() not in NO,
         config=_config(own),
         options={name: value for name, value in body.items() if name not in _SETTLED and value is not None},
         logit_bias=fields.biases(),
@@ -195,7 +203,7 @@ class _Fields:
         given = self.mapping("logit_bias")
         try:
             return {int(token): float(bias) for token, bias in given.items()}
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise refuse("logit_bias", "logit_bias is no object of token ids and numbers") from error
 
     def logprobs(self, chat: bool) -> int | None:

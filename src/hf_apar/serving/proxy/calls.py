@@ -59,10 +59,15 @@ class ClientCall:
         most = min(max_threads, config.max_threads or MAX_THREADS)
         tokenizer, protocol = cast(Decodes, served.tokenizer), ControlTokens.of(config)  # an upstream itself knows what ends
         stop_tokens = {*asked.stop_tokens} - served.eos_ids  # these end a thread, as they do without being named
-        limits = Limits(asked.max_tokens, upstream.max_length, asked.stop, asked.include_stop, stop_tokens)
+
+        def limits(prompt: Sequence[int]) -> Limits:
+            room = upstream.max_length - len(prompt)  # as on vLLM, of the whole answer where the client names no limit
+            most = room if asked.max_tokens is None else min(asked.max_tokens, room)
+            return Limits(most, upstream.max_length, asked.stop, asked.include_stop, stop_tokens)
+
         self.choices = [
             Choice(self, place * asked.n + number, number, Answer(
-                ids, protocol, limits, tokenizer, max_threads=most, skip_special_tokens=asked.skip_special_tokens
+                ids, protocol, limits(ids), tokenizer, max_threads=most, skip_special_tokens=asked.skip_special_tokens
             ))
             for place, ids in enumerate(prompts)
             for number in range(asked.n)

@@ -1,5 +1,6 @@
 """The model behind the proxy, as far as the proxy needs it: its tokenizer, its settings, what ends a thread."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,10 @@ from hf_apar.text.chat import encode_chat
 from hf_apar.text.encoding import encode_answer
 from hf_apar.tokens import completed, saved_settings
 
+_RESERVED = frozenset((
+    "chat_template", "tokenize", "tokenizer_kwargs", "return_dict", "return_tensors", "padding", "truncation", "max_length",
+    "continue_final_message", "add_generation_prompt", "return_assistant_tokens_mask",
+))  # fmt: skip
 _CHOICE = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")  # what vLLM, too, takes from a checkpoint
 
 
@@ -40,6 +45,10 @@ class Served:
     max_length: int | None = None
     eos_ids: frozenset[int] = frozenset()
     choice: Mapping[str, float] = field(default_factory=dict)
+    _encoder: PreTrainedTokenizerBase = field(init=False, repr=False)  # for another thread than the one that decodes
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_encoder", copy.deepcopy(self.tokenizer))
 
     @property
     def control_ids(self) -> frozenset[int]:
@@ -60,11 +69,12 @@ class Served:
         """
         try:
             found = [self._chat(asked.body)] if asked.chat else self._texts(asked.body)
-            return [spelt(ids, self.control_ids, self.tokenizer) for ids in found]
+            return [spelt(ids, self.control_ids, self._encoder) for ids in found]
         except ApiError:
             raise
-        except AparError as error:
-            raise refuse("messages" if asked.chat else "prompt", str(error)) from error
+        except Exception as error:  # a template may raise anything
+            said = str(error) if isinstance(error, AparError) else f"{type(error).__name__}: {error}"
+            raise refuse("messages" if asked.chat else "prompt", said) from error
 
     def _chat(self, body: Mapping[str, Any]) -> list[int]:
         messages = body.get("messages")
@@ -72,13 +82,18 @@ class Served:
             raise refuse(
                 "messages", "messages is no list of messages; give one at least, each an object with role and content"
             )
-        given = {**(body.get("chat_template_kwargs") or {})}
-        for name in ("tools", "documents", "chat_template", "reasoning_effort"):
+        given = body.get("chat_template_kwargs") or {}
+        if not isinstance(given, dict) or not _RESERVED.isdisjoint(given):
+            raise refuse("chat_template_kwargs", f"chat_template_kwargs is no object, or has {', '.join(sorted(_RESERVED))}")
+        if body.get("chat_template"):
+            raise refuse("chat_template", "a template of a client's own could run for ever; the checkpoint's is used")
+        given = {**given}
+        for name in ("tools", "documents", "reasoning_effort"):
             if body.get(name) is not None:
                 given[name] = body[name]
         if not body.get("continue_final_message"):
             begin = body.get("add_generation_prompt", True) is not False
-            return encode_chat(self.tokenizer, messages, begin, chat_template_kwargs=given)
+            return encode_chat(self._encoder, messages, begin, chat_template_kwargs=given)
         if body.get("add_generation_prompt"):
             raise refuse("continue_final_message", "continue_final_message and add_generation_prompt exclude each other")
         last = messages[-1]
@@ -86,8 +101,8 @@ class Served:
             raise refuse(
                 "continue_final_message", "the final message is no text of the assistant, so it cannot be continued"
             )
-        ids = encode_chat(self.tokenizer, messages[:-1], chat_template_kwargs=given)
-        return [*ids, *encode_answer(self.tokenizer, ids, last["content"], self.control_ids)]
+        ids = encode_chat(self._encoder, messages[:-1], chat_template_kwargs=given)
+        return [*ids, *encode_answer(self._encoder, ids, last["content"], self.control_ids)]
 
     def _texts(self, body: Mapping[str, Any]) -> list[list[int]]:
         prompt = body.get("prompt")
@@ -96,7 +111,7 @@ class Served:
         if not isinstance(prompt, list) or not prompt or not all(isinstance(one, str) or _is_ids(one) for one in prompt):
             raise refuse("prompt", "prompt is no text, no list of token ids and no list of such; give one at least")
         special = body.get("add_special_tokens", True) is not False
-        found = [self.tokenizer.encode(one, add_special_tokens=special) if isinstance(one, str) else one for one in prompt]
+        found = [self._encoder.encode(one, add_special_tokens=special) if isinstance(one, str) else one for one in prompt]
         size = len(self.tokenizer)
         if not all(found) or any(not 0 <= token < size for ids in found for token in ids):
             raise refuse("prompt", f"a prompt is empty, or holds an id that is none of the {size} tokens")

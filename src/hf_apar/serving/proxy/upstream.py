@@ -92,7 +92,8 @@ class Upstream(TaskEngine):
         Raises:
             ApiError: if the server does not answer.
         """
-        path, query = request.url.path.removeprefix("/v1"), request.url.query
+        path = request.scope["raw_path"].decode("ascii").removeprefix("/v1")  # as it came, escapes included
+        query = request.url.query
         url = f"{self.url}{path}{'?' if query else ''}{query}"
         headers = {name: value for name, value in request.headers.items() if name not in OF_THE_CONNECTION}
         passed = self.client.build_request(request.method, url, headers=headers, content=body)

@@ -158,7 +158,7 @@ class AnswerOutput:
         """Return the parameters under which vLLM writes ``request``; each answer to a prompt is drawn by itself."""
         own = thread_params(request, self.call.params, self.call.tokenizer)
         if own.seed is not None:
-            own.seed += 1009 * self.number
+            own.seed = request.seed(self.call.params.seed, self.number)
         return own
 
     def new(self) -> "AparCompletion | None":

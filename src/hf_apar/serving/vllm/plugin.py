@@ -26,7 +26,9 @@ AS_IT_COMES = "thread"
 
 Outputs = AsyncGenerator[Any, None]  # of vLLM's RequestOutput
 
-_NO = ("", "0", "0.0", "false", "no", "none")
+NO = ("", "0", "0.0", "false", "no", "off", "none")
+"""What ``apar`` may say to decline."""
+
 _found: "WeakKeyDictionary[Any, AparConfig | AparError]" = WeakKeyDictionary()  # by what makes an engine's requests
 _SETTINGS = {"apar_max_threads": "max_threads", "apar_max_depth": "max_depth", "apar_fork_bias": "fork_bias"}
 
@@ -75,7 +77,7 @@ def wanted(engine: Any, prompt: Any, params: Any) -> AparConfig | None:
     """
     given: Mapping[str, Any] = getattr(params, "extra_args", None) or {}
     asked = given.get("apar", os.environ.get("APAR_DEFAULT", "0"))
-    if str(asked).lower() in _NO:
+    if str(asked).lower() in NO:
         return None
     from hf_apar.serving.vllm.parameters import cannot_fork, check_bias
 
@@ -93,7 +95,7 @@ def wanted(engine: Any, prompt: Any, params: Any) -> AparConfig | None:
         config = AparConfig.from_dict(own).filled_from(_settings(engine.input_processor))
         check_bias(config, engine.vllm_config)
         return config
-    except (AparError, ValueError, TypeError) as error:
+    except (AparError, ValueError, TypeError, OverflowError) as error:
         if "apar" not in given:  # the server's setting, not the request's
             logger.debug("hf_apar: decoded plainly, since %s", error)
             return None
