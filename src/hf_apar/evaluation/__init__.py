@@ -1,0 +1,1 @@
+"""What a tuned model is measured on, and how."""
