@@ -283,6 +283,6 @@ def _asked(record: object) -> tuple[Message, ...]:
 
 
 def _with_question(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
+    if not messages[-1]["content"].strip():
         raise DataError("the question is empty")
     return tuple(map(without_tree, messages))
