@@ -220,7 +220,7 @@ def test_a_suite_of_the_users_own(tmp_path):
         (LINE | {"cheque": "x"}, "the prompt has the unknown field cheque; there are category, check"),
         (LINE | {"language": ""}, "language is ''; wanted a text"),
         (LINE | {"messages": "1 + 1?"}, "the messages are no list of objects that ends with one of the user"),
-        (LINE | {"messages": [user("Q"), {"role": "assistant", "content": "A"}]}, "the messages are no list of objects that"),
+        (LINE | {"messages": [user("Q"), {"role": "assistant", "content": "A"}]}, "the messages are no list of objects"),
         (LINE | {"messages": [user(" ")]}, "the question is empty"),
     ],
 )
