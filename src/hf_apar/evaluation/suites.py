@@ -130,7 +130,8 @@ def read_chats(path: Path, *, sample: int | None = None, seed: int = 0) -> list[
     Raises:
         DataError: if none can be used.
     """
-    aside, found = Rejections(path), {}
+    aside = Rejections(path)
+    found: dict[str, Prompt] = {}
     for number, row in open_records(path).rows:
         try:
             messages = _asked(record_of(row))
