@@ -75,3 +75,6 @@ if __name__ == "__main__":
     trainer.train()
     assert all(isinstance(parameter, DTensor) == bool(settings.fsdp) for parameter in trainer.model_wrapped.parameters())
     trainer.save_model()
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()  # else a thread of it may outlive the interpreter, which then aborts
