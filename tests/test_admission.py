@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hf_apar.errors import ConfigurationError
 from hf_apar.protocol import ControlTokens
 from hf_apar.serving import admission as module
-from hf_apar.serving.admission import Eager, EqualShare, FixedCap, Load, policy_named
+from hf_apar.serving.admission import Admission, Eager, EqualShare, FixedCap, Load, policy_named
 from hf_apar.serving.answer import Answer, Limits
 from hf_apar.serving.driver import Driver, Made
 from hf_apar.serving.reading import MadeToken
@@ -152,3 +152,17 @@ def test_children_that_wait_start_when_the_engine_gets_quiet(monkeypatch):
     plain[0] = 0
     write(engine, answer, 65)
     assert list(engine.running) == [(answer, 0), (answer, 1), (answer, 2)]
+
+
+def test_an_answer_is_expected_to_hold_its_own_prompt_beside_what_others_wrote():
+    admission, load = Admission(Eager()), Load(kv_tokens=1300, block_tokens=1)
+    rules = ControlTokens(fork_token_id=FORK, child_token_id=CHILD)
+    short, *long = [Answer([1] * size, rules, Limits(None, 10_000), Bytes()) for size in (2, 900, 900)]
+    for one in (short, *long):
+        admission.add(one)
+    assert admission.share(load, 0) == [short, long[0]], "the second long prompt has no room"
+    admission.changed(short)
+    admission.remove(short)
+    assert long[1] not in admission.share(load, 0), "though the answer that ended held next to nothing"
+    admission.remove(long[0])
+    assert admission.share(load, 0) == [long[1]]

@@ -12,7 +12,8 @@ from hf_apar.protocol import ControlTokens
 from hf_apar.serving.admission import Eager, FixedCap, Load
 from hf_apar.serving.answer import Answer, Limits
 from hf_apar.serving.driver import Driver, Made
-from hf_apar.serving.reading import IncrementalText, MadeToken
+from hf_apar.serving.reading import IncrementalText, MadeToken, Reader
+from hf_apar.tree.threads import ParagraphTree, Thread
 
 FORK, CHILD, EOS = 256, 257, 258
 RULES = ControlTokens(fork_token_id=FORK, child_token_id=CHILD, max_depth=9)
@@ -310,3 +311,13 @@ def test_a_child_that_forks_at_once_is_asked_again_for_one_other_token():
     engine.write(MadeToken(0), reason="eos")
     engine.driver.made(Made(root, [MadeToken(0)], "eos"))
     assert answer.finished and answer.read().text == "AC" and len(answer.tree.threads) == 2
+
+
+def test_a_child_that_writes_nothing_is_a_seam_as_in_the_tree():
+    threads = [Thread(0, None, 0, 1, [], tokens=[97, 98, 99, 100]), Thread(1, 0, 2, 2, [])]
+    for thread in threads:
+        thread.finish_reason = "eos"
+    tree = ParagraphTree(threads, joint="/")
+    reader = Reader(tree, IncrementalText(Bytes(), PROMPT))
+    reader.advance({})
+    assert reader.piece().text == tree.text(Bytes()) == "ab/cd"
