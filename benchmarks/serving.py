@@ -108,11 +108,13 @@ class Pass:
 
     Attributes:
         window: seconds and tokens until the first client found no more questions: so long all of them were busy.
+        seconds: until the last of them had its answer.
         process: seconds of computing that the process that talks to clients took for a token.
     """
 
     told: list[Told] = field(default_factory=list)
     window: tuple[float, int] = (0.0, 0)
+    seconds: float = 0.0
     process: float = 0.0
     blocks: int = 0
 
@@ -125,15 +127,16 @@ class Pass:
 
 
 class Engine:
-    def __init__(self, folder, dtype, penalty, blocks=None):
+    def __init__(self, folder, options, blocks=None):
         os.environ["APAR_DEFAULT"] = "0"
         arguments = AsyncEngineArgs(
-            str(folder), dtype=dtype, max_model_len=LENGTH, block_size=BLOCK, max_num_seqs=256, num_gpu_blocks_override=blocks
+            str(folder), dtype=options.dtype, max_model_len=LENGTH, block_size=BLOCK, max_num_seqs=256,
+            num_gpu_blocks_override=blocks, speculative_config=options.speculative_config,
         )  # fmt: skip
         self.engine = AsyncLLM.from_engine_args(arguments, stat_loggers=[Steps])
         self.tokenizer = self.engine.get_tokenizer()
         self.numbers = count()
-        self.penalty = penalty
+        self.penalty = options.repetition_penalty
         self.peak, self.tokens = 0.0, 0
 
     @property
@@ -149,6 +152,9 @@ class Engine:
             temperature=0.0, max_tokens=tokens, repetition_penalty=self.penalty, output_kind=RequestOutputKind.DELTA,
             extra_args={"apar": int(apar)},
         )  # fmt: skip
+
+    def close(self):
+        self.engine.shutdown()
 
     async def ask(self, question, apar, tokens):
         ids = hf_apar.encode_chat(self.tokenizer, [{"role": "user", "content": question}])
@@ -180,6 +186,7 @@ class Engine:
                 made.window = time.perf_counter() - start, self.tokens
 
         await asyncio.gather(*map(client, range(at_once)))
+        made.seconds = time.perf_counter() - start
         made.process = (time.process_time() - cpu) / self.tokens
         made.blocks = round(self.peak * self.blocks)
         return made
@@ -203,6 +210,11 @@ def plainly(number):
 def by_turns(number):
     """Every second client asks for threads."""
     return number % 2 == 0
+
+
+def asked(questions, options, at_once):
+    """The questions of a pass of so many clients."""
+    return [*islice(cycle(questions), options.answers or max(16, min(5 * at_once, len(questions) + at_once // 2)))]
 
 
 async def alternate(engine, questions, options, at_once, passes=None):
@@ -273,6 +285,7 @@ def row(name, pairs):
 
 async def compare_policies(engine, questions, options):
     """Every second client plain, the others in threads, under each policy in turn."""
+    questions = asked(questions, options, options.mixed)
     alone = await engine.run(questions, plainly, options.max_new_tokens, options.mixed)
     limit = 1.25 * per_token(alone.told)
     policies = {
@@ -291,11 +304,11 @@ async def compare_policies(engine, questions, options):
 
 async def measure(folder, options, questions):
     record = {"rows": [], "allowed": [], "scarce": [], "policies": [], "limit_ms": 0.0, "process_us": []}
-    engine = Engine(folder, options.dtype, options.repetition_penalty)
+    engine = Engine(folder, options)
     await alternate(engine, questions[:4], options, 4, 1)  # warm
     wanted = {}
     for at_once in options.at_once:
-        some = [*islice(cycle(questions), options.answers or max(16, min(2 * len(questions), 10 * at_once)))]
+        some = asked(questions, options, at_once)
         pairs = await alternate(engine, some, options, at_once)
         cost = Steps.fitted()
         record["rows"].append(row(str(at_once), pairs))
@@ -321,9 +334,9 @@ async def measure(folder, options, questions):
     engine.close()
     for at_once in options.scarce:
         quarter = max(wanted.get(at_once, 128) // 4, LENGTH // BLOCK + 2)
-        engine = Engine(folder, options.dtype, options.repetition_penalty, quarter)
+        engine = Engine(folder, options, quarter)
         await alternate(engine, questions[:4], options, 4, 1)
-        pairs = await alternate(engine, [*islice(cycle(questions), options.answers or 10 * at_once)], options, at_once)
+        pairs = await alternate(engine, asked(questions, options, at_once), options, at_once)
         record["scarce"].append(row(f"{at_once}, {quarter} blocks", pairs))
         print(record["scarce"][-1], flush=True)
         engine.close()
@@ -375,10 +388,11 @@ def main():
     options.add_argument("--passes", type=int, default=3)
     options.add_argument("--at-once", type=int, nargs="*", default=[1, 4, 16, 64, 128])
     options.add_argument(
-        "--answers", type=int, help="of a pass; default: ten for each client, 16 at least, each question twice at most"
+        "--answers", type=int, help="of a pass; default: five for each client, 16 at least, and hardly a question twice"
     )
     options.add_argument("--scarce", type=int, nargs="*", default=[16])
     options.add_argument("--mixed", type=int, default=32)
+    options.add_argument("--speculative-config", type=json.loads, help="vLLM's own, in JSON: for threads and plain alike")
     options = options.parse_args()
     questions = mixed(options.questions)
     with tempfile.TemporaryDirectory() as temporary:
