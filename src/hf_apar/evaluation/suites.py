@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal, TypeVar, cast, get_args
 
 from hf_apar.data.records.chats import Message, read_chat, without_tree
 from hf_apar.data.records.files import open_records, record_of
@@ -19,6 +19,7 @@ from hf_apar.errors import ConfigurationError, DataError
 
 logger = logging.getLogger(__name__)
 
+Item = TypeVar("Item")
 Expected = Literal["parts", "whole", "either"]
 """Of an answer: are there parts that can be written without each other? Steps, stories and proofs are whole."""
 
@@ -144,7 +145,7 @@ def read_chats(path: Path, *, sample: int | None = None, seed: int = 0) -> list[
         raise aside.nothing_left("chats, or a prompt and a response")
     if aside:
         logger.warning("%s", aside)
-    return _drawn(list(found.values()), sample, seed)
+    return drawn(list(found.values()), sample, seed)
 
 
 def suite_named(text: str, *, sample: int | None = None, seed: int = 0) -> list[Prompt]:
@@ -160,14 +161,14 @@ def suite_named(text: str, *, sample: int | None = None, seed: int = 0) -> list[
         DataError: as the readers.
     """
     if text == "own" or text in SUITES:
-        return _drawn(own() if text == "own" else own(text), sample, seed)
+        return drawn(own() if text == "own" else own(text), sample, seed)
     path = Path(text)
     if not path.exists():
         raise ConfigurationError(
             f"the suite {text!r} is neither own, one of {', '.join(SUITES)}, nor a file; name one of these, or a file of "
             "prompts, of a bench in FastChat's form or of chats"
         )
-    return _drawn(_reader(path)(path), sample, seed)
+    return drawn(_reader(path)(path), sample, seed)
 
 
 def _reader(path: Path) -> Callable[[Path], list[Prompt]]:
@@ -182,12 +183,17 @@ def _reader(path: Path) -> Callable[[Path], list[Prompt]]:
     return read_suite if {"expected", "messages"} <= fields else read_chats
 
 
-def _drawn(prompts: Sequence[Prompt], sample: int | None, seed: int) -> list[Prompt]:
-    if sample is None or sample >= len(prompts):
-        return list(prompts)
+def drawn(items: Sequence[Item], sample: int | None, seed: int) -> list[Item]:
+    """Return at most ``sample`` of ``items`` in their order, the same ones for the same ``seed``; all without a number.
+
+    Raises:
+        ConfigurationError: if ``sample`` is below 1.
+    """
+    if sample is None or sample >= len(items):
+        return list(items)
     if sample < 1:
         raise ConfigurationError(f"sample is {sample}; give a number from 1 on, or leave it out")
-    return [prompts[place] for place in sorted(random.Random(seed).sample(range(len(prompts)), sample))]
+    return [items[place] for place in sorted(random.Random(seed).sample(range(len(items)), sample))]
 
 
 def _each(path: Path, read: Callable[[object], Prompt]) -> list[Prompt]:
