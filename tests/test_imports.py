@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "hf_apar"
 ORDER = (
     "releases", "errors", "config", "protocol", "generation_settings", "tokens", "text", "tree", "streaming", "forward",
     "checks", "choice", "speculation", "results", "decoding", "generation", "enabling", "branches", "checkpoints", "data",
-    "training", "serving", "evaluation", "cli",
+    "training", "serving", "evaluation", "probing", "cli",
 )  # fmt: skip
 
 

@@ -158,7 +158,7 @@ def _sample(sampler: TransformersSampler, tasks: Sequence[Task]) -> list[Continu
     hurried = longest > LEAD_TOKENS and not any(task.sentence_after for task in tasks)
     generate = cast(Callable[..., object], model.generate)  # the stubs take it for a module
     drawn = {"do_sample": True, "temperature": sampler.temperature, "top_k": sampler.top_k}
-    with _own_settings(model, GenerationConfig(eos_token_id=eos or None, pad_token_id=eos[0] if eos else 0)):
+    with own_settings(model, GenerationConfig(eos_token_id=eos or None, pad_token_id=eos[0] if eos else 0)):
         generate(
             **_left_padded(tasks, model.device),
             max_new_tokens=longest,
@@ -171,7 +171,7 @@ def _sample(sampler: TransformersSampler, tasks: Sequence[Task]) -> list[Continu
 
 
 @contextmanager
-def _own_settings(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
+def own_settings(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
     """Let ``settings`` alone be the defaults of ``model.generate``: those of the checkpoint are for who talks to it."""
     before, model.generation_config = model.generation_config, settings
     try:
