@@ -161,7 +161,7 @@ def answer_prompts(
             sample, tokenizer, questions, output, batch_size=writer.sampling.batch_size, made_with=str(writer),
             chat_template_kwargs=writer.chat_template_kwargs, **asdict(limits),
         )  # fmt: skip
-        _follow(steps, total=len(questions))
+        follow(steps, total=len(questions))
     _tell_dropped(output)
 
 
@@ -181,7 +181,7 @@ def elaborate_answers(writer: TextWriter, answers: Path, output: Path, elaborati
             sample, tokenizer, given, output, batch_size=writer.sampling.batch_size, made_with=str(writer),
             chat_template_kwargs=writer.chat_template_kwargs, **asdict(elaboration),
         )  # fmt: skip
-        _follow(steps, total=len(given))
+        follow(steps, total=len(given))
 
 
 def extract_trees(source: Path, output: Path, limits: TreeLimits) -> None:
@@ -285,7 +285,7 @@ def _template_questions(count: int, seed: int) -> "list[Question]":
         raise typer.BadParameter(str(error), param_hint="--templates") from error
 
 
-def _follow(steps: Iterator[int], *, total: int) -> None:
+def follow(steps: Iterator[int], *, total: int) -> None:
     """Draw a progress bar; each step is the count of what is done."""
     with progress() as show:
         for done in steps:

@@ -153,7 +153,7 @@ class LiveTree(TreeView):
         refresh_seconds: float = 0.1,
     ) -> None:
         super().__init__(tokenizer, row=row, joint=joint)
-        self.console = console or _standard_output()
+        self.console = console or standard_output()
         self.refresh_seconds = refresh_seconds
         live = Live(console=self.console, auto_refresh=False, transient=True)
         self._live = live if self.console.is_terminal and not self.console.is_dumb_terminal else None
@@ -221,6 +221,6 @@ class LiveText:
         self.view.close()
 
 
-def _standard_output() -> Console:
+def standard_output() -> Console:
     """Return a console that is a terminal where it really is one: ``FORCE_COLOR`` must not put pictures into a file."""
     return Console(highlight=False, force_terminal=sys.stdout is not None and sys.stdout.isatty())
