@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 from html.parser import HTMLParser
 
 import pytest
@@ -187,11 +186,12 @@ def test_one_screen_says_it(tmp_path):
 
 
 HOSTILE = (
-    "\x1b[2J[red]</style></details><script>alert(1)</script><img src=x onerror=alert(2)> \u202eevil [Fork]\x07:\n\n"
-    + "\n".join(
-        f"{number}. **<b>&{number}</b>\"'**: <a href='https://evil.example'>one</a> two three four five."
-        for number in (1, 2, 3)
-    )
+    "\x1b[2J[red]</style></details><script>alert(1)</script><img src=x onerror=alert(2)> \u202eevil [Fork]\x07 "
+    "<a href='https://evil.example'>one</a>"
+)
+# what a rule lets fork holds no HTML, but all of its letters
+FORKING = "Tips \x1b[2J[red] \u202e[Fork]\x07:\n\n" + "\n".join(
+    f"{number}. **< b>&{number}\"'**: < script>alert</ script> [bold]two three four five." for number in (1, 2, 3)
 )
 
 
@@ -212,11 +212,7 @@ class Reader(HTMLParser):
 
 
 def test_no_text_of_a_chat_acts_in_the_page():
-    forking = HOSTILE.replace("<script>", "").replace("</script>", "").replace("<img src=x onerror=alert(2)>", "")
-    forking = re.sub(r"</?\w+[^>]*>", lambda tag: tag[0].replace("<", "< "), forking)
-    answers = [
-        probed(ProbeAnswer(HOSTILE, text, "k")) for text in (HOSTILE, forking)
-    ]  # the first one holds HTML and stays whole
+    answers = [probed(ProbeAnswer(HOSTILE, text, "k")) for text in (HOSTILE, FORKING)]
     assert [one.forks for one in answers] == [False, True]
     report = ProbeReport(answers=answers, unit="words", source="<i>\"'.jsonl", model="<script>", left_out={"<script>": 1})
     text = page(report)
@@ -230,10 +226,9 @@ def test_no_text_of_a_chat_acts_in_the_page():
 
 def test_no_text_of_a_chat_commands_the_terminal():
     out = io.StringIO()
-    forking = re.sub(r"</?\w+[^>]*>", "", HOSTILE)
-    report = report_of(forking, HOSTILE, source="[bold]\x1b[2J.jsonl")
-    show(report, Console(file=out, width=100))
-    assert "[bold]" in out.getvalue()
+    answers = [probed(ProbeAnswer(HOSTILE, text, "k")) for text in (HOSTILE, FORKING)]
+    show(report_of(answers=answers, source="[bold]\x1b[2J.jsonl"), Console(file=out, width=200))
+    assert all(words in out.getvalue() for words in ("of [bold][2J.jsonl", "[2J[red]</style>", "1. **< b>&1\"'**:"))
     assert all(letter.isprintable() or letter == "\n" for letter in out.getvalue())
 
 

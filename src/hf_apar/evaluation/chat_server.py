@@ -3,7 +3,7 @@
 import json
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from itertools import count
@@ -79,7 +79,7 @@ class ChatServer:
         if self.key_variable is not None and not os.environ.get(self.key_variable):
             raise ConfigurationError(f"the variable {self.key_variable} holds no key for {self.url}; set it or name another")
 
-    def ask(self, chats: Mapping[Key, Sequence[Message]]) -> Iterator[tuple[Key, Completion | ServerError]]:
+    def ask(self, chats: Mapping[Key, Sequence[Message]]) -> Generator[tuple[Key, Completion | ServerError]]:
         """Yield the reply to each of ``chats`` as it comes, or why there is none.
 
         Raises:
