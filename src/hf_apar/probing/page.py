@@ -9,7 +9,7 @@ from hf_apar.probing.report import ProbeReport
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --thread: #2a7ab0; --soft: #8882; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; overflow-wrap: break-word; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; } h3 { font-size: 1rem; margin-bottom: .3rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; }
@@ -19,8 +19,8 @@ td.number { white-space: nowrap; font-variant-numeric: tabular-nums; } td.value 
 .bars > span { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .track { background: var(--soft); } .bar { background: var(--thread); height: 1.1em; }
 .thread { border-left: 3px solid var(--thread); margin: .2rem 0 .2rem .4rem; padding-left: .6rem; }
-.text { white-space: pre-wrap; overflow-wrap: anywhere; }
-code { background: var(--soft); padding: .1rem .3rem; overflow-wrap: anywhere; }
+.text { white-space: pre-wrap; }
+code { background: var(--soft); padding: .1rem .3rem; }
 """
 
 
