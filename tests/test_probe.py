@@ -124,10 +124,11 @@ def test_time_saved_is_that_of_all_steps_together():
 
 
 def test_reasons_come_by_their_counts_and_answers_without_parts_have_one():
-    report = report_of(WHOLE, "Blue.", "Red.", "")
+    report = report_of(WHOLE, "Blue.", "Blue and red as ever. " * 9, "")
     assert [(one.rule.name, one.count) for one in report.whole] == [("structure", 3), ("link", 1)]
     assert list(values(report)) == ["forking", "tokens_per_step"] and report.examples == []
     assert "1 of 4 answers are empty." in report.leaves_out
+    assert any(sentence.startswith("1 of 4 answers repeat themselves") for sentence in report.leaves_out)
     assert report.next_step[0].startswith("No answer comes in parts")
 
 

@@ -8,11 +8,13 @@ from functools import cached_property
 from typing import Literal
 
 from hf_apar.config import MAX_THREADS
+from hf_apar.data.extraction.repetition import repeated_share
 from hf_apar.data.extraction.rules import NO_STRUCTURE, Rule
 from hf_apar.evaluation.statistics import Interval, bootstrap, mean, ratio, wilson
 from hf_apar.evaluation.suites import SUITES
 from hf_apar.probing.probed import Probed
 from hf_apar.probing.step_times import StepTimes
+from hf_apar.training.evaluation import LOOP
 
 Unit = Literal["tokens", "words"]
 OWN = ("own", *SUITES)
@@ -171,6 +173,8 @@ class ProbeReport:
                 f"{cut} of {len(self.answers)} answers were cut at the limit of tokens and count as far as they go; give "
                 "--max-new-tokens more to see their ends."
             )
+        if loops := sum(repeated_share(one.answer.response) > LOOP for one in self.answers):
+            yield f"{loops} of {len(self.answers)} answers repeat themselves, and what they repeat counts as any other part."
         if empty := sum(not one.answer.response.strip() for one in self.answers):
             yield f"{empty} of {len(self.answers)} answers are empty."
         if 0 < len(self.forking) < _FEW:
