@@ -23,7 +23,8 @@ from hf_apar.serving.proxy.app import ProxySettings
 from hf_apar.serving.proxy.asked import parse
 from hf_apar.serving.proxy.errors import ApiError
 from hf_apar.serving.proxy.server import Upstreams
-from tiny_server import TinyServer, proxy_before, tiny_chat_model, until
+from tiny_chat_model import tiny_chat_model
+from tiny_server import TinyServer, proxy_before, until
 
 QUESTIONS = ["Why?", "x", "Name three birds.", "é字"]
 GREEDY = {"temperature": 0.0, "max_tokens": 120}

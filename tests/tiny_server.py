@@ -11,33 +11,8 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from byte_tokenizer import byte_tokenizer
-from hf_apar import add_control_tokens
-
-LENGTH = 1024
-
-
-def tiny_chat_model():
-    """A random model of bytes that forks and ends often, and its tokenizer, which has a chat template."""
-    tokenizer = byte_tokenizer()
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=LENGTH, tie_word_embeddings=False,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id, bos_token_id=None,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config).eval()
-    fork, _ = add_control_tokens(model, tokenizer)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.3)
-        model.lm_head.weight[fork] *= 2.0
-        model.lm_head.weight[tokenizer.eos_token_id] *= 1.6
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    return tokenizer, model
+from tiny_chat_model import LENGTH
 
 
 class InThread:
