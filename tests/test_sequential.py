@@ -26,7 +26,7 @@ from tuned import train
 
 torch.set_num_threads(1)
 
-LISTS = ["- A: a b c d e\n- B: f g h i j\n- C: k l m n o", "- A: say [Fork] now a\n- B: f g h i j\n- C: k l m n o\n\nBye."]
+LISTS = ["- A: a b c d e\n- B: f g h i j\n- C: k l m n o", "- A: say [Fork] now and here\n- B: f g h i j\n- C: k l m n o\n\nBye."]
 ANSWERS = [TextAnswer(f"list {n:02}", LISTS[n % 2]) for n in range(16)] + [
     TextAnswer(f"say {n:02}", "no list") for n in range(40)
 ]
@@ -196,9 +196,9 @@ def test_a_recipe_ends_with_it(base, tmp_path):
     asked = ("recipe", file, "--output", tmp_path, "--model", base)
     made = run(*asked)
     assert made.exit_code == 0, made.output
-    assert made.stderr.strip().endswith("4. the model learns the answers as they read")
+    assert "4. the model learns the answers as they read" in made.stderr and "heads" not in made.stderr
     assert made.stdout.strip().endswith(f'done: hf-apar generate --plain --model {tmp_path / "adapter"} "..."')
-    assert sorted(json.loads((tmp_path / "recipe.json").read_text())) == ["adapter", "answers", "trees"]
+    assert sorted(json.loads((tmp_path / "recipe.json").read_text())) == ["adapter", "answers", "longer", "trees"]
     assert load_base(tmp_path / "adapter")[0].generation_config.suppress_tokens is None
     file.write_text(file.read_text().replace("sequential = true\n", ""))
     other = run(*asked)
