@@ -26,7 +26,10 @@ from tuned import train
 
 torch.set_num_threads(1)
 
-LISTS = ["- A: a b c d e\n- B: f g h i j\n- C: k l m n o", "- A: say [Fork] now and here\n- B: f g h i j\n- C: k l m n o\n\nBye."]
+LISTS = [
+    "- A: a b c d e\n- B: f g h i j\n- C: k l m n o",
+    "- A: say [Fork] now and here\n- B: f g h i j\n- C: k l m n o\n\nBye.",
+]
 ANSWERS = [TextAnswer(f"list {n:02}", LISTS[n % 2]) for n in range(16)] + [
     TextAnswer(f"say {n:02}", "no list") for n in range(40)
 ]
