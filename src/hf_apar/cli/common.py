@@ -186,10 +186,12 @@ def load_untuned(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreT
 
 def load_any(name: str | None, dtype: Dtype, base: str | None = None) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a model for plain decoding, whether it can fork or not, and its tokenizer; control tokens are suppressed."""
-    if name is None or base is not None or adapter_config(name) is not None:
+    from hf_apar.checkpoints.adapters import forks
+    from hf_apar.tokens import checkpoint_config, completed
+
+    if name is None or base is not None or ((config := adapter_config(name)) is not None and forks(config.parent)):
         return load(name, dtype, base)
     model, tokenizer = load_untuned(name, dtype)
-    from hf_apar.tokens import checkpoint_config, completed
 
     found = completed(checkpoint_config(model), tokenizer)
     if (ids := found.control_ids) is not None and (generation := model.generation_config) is not None:

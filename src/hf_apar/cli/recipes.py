@@ -55,7 +55,8 @@ def recipe_command(
         recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
         output.mkdir(parents=True, exist_ok=True)
         RecipeRun(recipe, output, restart=restart).run()
-    typer.echo(f'done: hf-apar generate --model {output / "adapter"} "..."')
+    plain = " --plain" if recipe.train.sequential else ""
+    typer.echo(f'done: hf-apar generate{plain} --model {output / "adapter"} "..."')
 
 
 class RecipeRun:
@@ -86,6 +87,8 @@ class RecipeRun:
         self._make_texts()
         self._make_trees()
         self._train()
+        if self.recipe.train.sequential:
+            return  # heads and figures are those of a model that forks
         if self.recipe.with_heads:
             self._train_heads()
         self._evaluate()
@@ -119,7 +122,8 @@ class RecipeRun:
         told["bf16"] = recipe.bf16
         settings = {"model": recipe.model, **told} | not_free(recipe.select) | not_free(recipe.train)
         with self.stages.stage("adapter", settings, [self.trees]) as wanted:
-            if _tell(4, "the model learns where to fork", wanted):
+            lesson = "the answers as they read" if recipe.train.sequential else "where to fork"
+            if _tell(4, f"the model learns {lesson}", wanted):
                 from hf_apar.checkpoints.default_model import DEFAULT_BASE
                 from hf_apar.training.fine_tuning import train
 
