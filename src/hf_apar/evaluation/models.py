@@ -83,7 +83,8 @@ class Models:
             model = AparModelForCausalLM.from_pretrained(name, dtype=self.dtype)
             tokenizer = load_tokenizer(name)
         heads = heads_in(folder)
-        model = model.to(self.device).eval()
+        model.to(torch.device(self.device))  # type: ignore[arg-type]
+        model.eval()
         return Loaded(name or DEFAULT_ADAPTER.name, model, tokenizer, heads and folder, self.chat_template_kwargs)
 
     def _named_base(self) -> str:
@@ -97,7 +98,7 @@ class Models:
 def padded(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]], device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """Return ``rows`` as a batch (rows, longest), padded on the left, with a token that is masked where there is none for it."""
+    """Return ``rows`` as a batch (rows, longest), padded on the left, by any token where the tokenizer names none."""
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     longest = max(map(len, rows))
     ids = [[padding] * (longest - len(row)) + [*row] for row in rows]

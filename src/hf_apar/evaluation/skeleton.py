@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from hf_apar.data.records.chats import Message
 from hf_apar.evaluation.answers import Answered
 from hf_apar.evaluation.models import Loaded, padded
 from hf_apar.evaluation.suites import Prompt
@@ -19,8 +20,8 @@ OUTLINE = (
     "3 to 5 words, one point a line.\n\nQuestion: {question}\n\nOutline:\n1."
 )
 POINT = (
-    "Question: {question}\n\nThis is the outline of the answer:\n{outline}\n\nWrite the text of point {number} alone, in one or "
-    "two sentences. Begin with: {number}. {point}:"
+    "Question: {question}\n\nThis is the outline of the answer:\n{outline}\n\nWrite the text of point {number} alone, in one "
+    "or two sentences. Begin with: {number}. {point}:"
 )
 _ITEM = re.compile(r"^\s*\d+[.)]\s*(\S.*?)\s*$", re.MULTILINE)
 _MOST = 10  # points
@@ -67,8 +68,8 @@ class SkeletonArm:
             critical_path=outline_steps + longest, peak_threads=len(written),
         )  # fmt: skip
 
-    def _write(self, chats: Sequence[Sequence[Mapping[str, str]]], limit: int, *begun: str) -> list[tuple[str, int, bool]]:
-        """Return of each chat's answer, which goes on after what it has ``begun`` with, the text, the steps, and if it ended."""
+    def _write(self, chats: Sequence[Sequence[Message]], limit: int, *begun: str) -> list[tuple[str, int, bool]]:
+        """Return of each chat's answer the text after what it has ``begun`` with, the steps, and whether it ended."""
         tokenizer, model = self.loaded.tokenizer, self.loaded.model
         given = self.loaded.chat_template_kwargs
         rows = [encode_chat(tokenizer, [*chat], chat_template_kwargs=given) for chat in chats]
@@ -86,5 +87,5 @@ class SkeletonArm:
         return found
 
 
-def _user(content: str) -> dict[str, str]:
+def _user(content: str) -> Message:
     return {"role": "user", "content": content}
