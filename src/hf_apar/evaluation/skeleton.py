@@ -20,8 +20,8 @@ OUTLINE = (
     "3 to 5 words, one point a line.\n\nQuestion: {question}\n\nOutline:\n1."
 )
 POINT = (
-    "Question: {question}\n\nThis is the outline of the answer:\n{outline}\n\nWrite the text of point {number} alone, in one "
-    "or two sentences. Begin with: {number}. {point}:"
+    "Question: {question}\n\nThis is the outline of the answer:\n{outline}\n\nWrite the text of point {number} alone, in "
+    "one or two sentences. Begin with: {number}. {point}:"
 )
 _ITEM = re.compile(r"^\s*\d+[.)]\s*(\S.*?)\s*$", re.MULTILINE)
 _MOST = 10  # points
