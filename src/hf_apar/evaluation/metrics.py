@@ -1,0 +1,216 @@
+"""Figures of answers: what each is, what it says, and how it is computed of the rows of one arm, in one place.
+
+To add one, write a line of :data:`METRICS`; what must be measured apart from the answer goes into :attr:`Row.extras`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Literal
+
+from hf_apar.data.extraction.markdown import extract
+from hf_apar.data.extraction.repetition import repeated_share
+from hf_apar.evaluation.answers import Answered
+from hf_apar.evaluation.statistics import Interval, bootstrap, mean, ratio, wilson
+from hf_apar.evaluation.suites import Prompt
+from hf_apar.training.quality import distinct, false_forks
+from hf_apar.tree.threads import Decodes, ParagraphTree
+
+LOOP = 0.3  # of its runs of five words that an answer repeats
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt, and what an arm made of it.
+
+    Attributes:
+        tokenizer: the arm's, which reads single threads; without it nothing is said of them.
+        extras: numbers that were measured of the answer apart, by name, such as ``nll``.
+    """
+
+    prompt: Prompt
+    answered: Answered
+    tokenizer: Decodes | None = None
+    extras: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def tree(self) -> ParagraphTree | None:
+        """The threads; ``None`` of an arm that has none."""
+        return None if self.answered.tree is None else ParagraphTree.from_dict(self.answered.tree)
+
+    @property
+    def forks(self) -> int:
+        """How many threads were forked."""
+        return 0 if self.tree is None else len(self.tree.threads) - 1
+
+    @property
+    def forked(self) -> bool:
+        """Was any?"""
+        return self.forks > 0
+
+    @property
+    def items(self) -> int:
+        """Parts at the first level: threads that the root forked, of an answer in one thread what its Markdown has."""
+        forked = self.tree.children(self.tree.threads[0]) if self.tree is not None else ()
+        return len(forked or extract(self.answered.text).children)
+
+    @property
+    def malformed(self) -> bool:
+        """Does a thread fork with nothing written since its start or its last fork, so that a detail has no title?"""
+        if self.tree is None:
+            return False
+        for parent in self.tree.threads:
+            places = [0, *(child.fork_position for child in self.tree.children(parent))]
+            if any(start == end for start, end in zip(places, places[1:], strict=False)):
+                return True
+        return False
+
+
+Of = Callable[[Sequence[Row]], Interval | None]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure.
+
+    Attributes:
+        says: what it is, and of which answers.
+        better: which way; ``None`` where neither is.
+        of: computes it; ``None`` where nothing counts.
+    """
+
+    says: str
+    better: Literal["higher", "lower"] | None
+    of: Of
+
+
+def _share(holds: Callable[[Row], bool], among: Callable[[Row], bool] = lambda _: True) -> Of:
+    """Return the share of rows for which ``holds`` is true, of those ``among`` which it means something."""
+
+    def of(rows: Sequence[Row]) -> Interval | None:
+        asked = [row for row in rows if among(row)]
+        return wilson(sum(map(holds, asked)), len(asked)) if asked else None
+
+    return of
+
+
+def _ratio(part: Callable[[Row], float], whole: Callable[[Row], float], among: Callable[[Row], bool] = lambda _: True) -> Of:
+    """Return the sum of parts over that of wholes: over the whole set, so long answers weigh more."""
+
+    def of(rows: Sequence[Row]) -> Interval | None:
+        asked = [row for row in rows if among(row)]
+        wholes = [whole(row) for row in asked]
+        return ratio([part(row) for row in asked], wholes) if sum(wholes) else None
+
+    return of
+
+
+def _mean(value: Callable[[Row], float | None]) -> Of:
+    def of(rows: Sequence[Row]) -> Interval | None:
+        values = [found for row in rows if (found := value(row)) is not None]
+        return bootstrap(values, mean) if values else None
+
+    return of
+
+
+def _expects(expected: str) -> Callable[[Row], bool]:
+    return lambda row: row.prompt.expected == expected
+
+
+def _false_forks(row: Row) -> int:
+    assert row.tree is not None and row.tokenizer is not None
+    return false_forks(row.tree, row.tokenizer)
+
+
+def _distinct(length: int, row: Row) -> float | None:
+    return distinct([row.answered.text], length) if len(row.answered.text.split()) >= length else None
+
+
+def _extra(name: str) -> Of:
+    return _mean(lambda row: row.extras.get(name))
+
+
+def _cost(part: str, whole: str) -> Of:
+    """Return a ratio of two numbers of :class:`~hf_apar.evaluation.answers.Answered`."""
+    return _ratio(lambda row: getattr(row.answered, part), lambda row: getattr(row.answered, whole))
+
+
+def _timed(row: Row) -> bool:
+    return row.answered.seconds is not None
+
+
+METRICS: Mapping[str, Metric] = {
+    "forks_in_parts": Metric(
+        "share of the prompts that ask for parts whose answer forks (recall)", "higher",
+        _share(lambda row: row.forked, _expects("parts")),
+    ),
+    "missed_forks": Metric(
+        "share of the prompts that ask for parts whose answer does not fork", "lower",
+        _share(lambda row: not row.forked, _expects("parts")),
+    ),
+    "false_forks": Metric(
+        "share of the prompts whose answer should be whole that forks", "lower",
+        _share(lambda row: row.forked, _expects("whole")),
+    ),
+    "forks_either": Metric(
+        "share that forks of the prompts that either suits", None, _share(lambda row: row.forked, _expects("either"))
+    ),
+    "forks": Metric("share of all answers that fork", None, _share(lambda row: row.forked)),
+    "malformed": Metric(
+        "share of the answers that fork with a detail that has no title", "lower",
+        _share(lambda row: row.malformed, lambda row: row.forked),
+    ),
+    "empty_or_repeated": Metric(
+        "share of the forked threads that are empty or repeat a sibling", "lower",
+        _ratio(_false_forks, lambda row: row.forks, lambda row: row.forked and row.tokenizer is not None),
+    ),
+    "items_right": Metric(
+        "share of the prompts that name a number of parts whose answer has as many", "higher",
+        _share(lambda row: row.items == row.prompt.items, lambda row: row.prompt.items is not None),
+    ),
+    "items_ratio": Metric(
+        "parts written over parts asked for, where a number is named; 1 is best", None,
+        _ratio(lambda row: row.items, lambda row: row.prompt.items or 0, lambda row: row.prompt.items is not None),
+    ),
+    "ended": Metric("share of the answers all of whose threads end by themselves", "higher", _share(lambda row: row.answered.ended)),
+    "looped": Metric(
+        f"share of the answers that repeat more than {LOOP} of their runs of five words", "lower",
+        _share(lambda row: repeated_share(row.answered.text) > LOOP),
+    ),
+    "right": Metric(
+        "share of the answers with a check that hold its pattern: it looks for a pattern, and nothing else", "higher",
+        _share(lambda row: bool(row.prompt.is_right(row.answered.text)), lambda row: row.prompt.check is not None),
+    ),
+    "tokens_per_step": Metric(
+        "tokens per step, as measured; a loop counts as one token a step; plain decoding has 1 at most", "higher",
+        _cost("tokens", "counted_steps"),
+    ),
+    "total_over_critical_path": Metric(
+        "total over critical path: tokens per step without drafts and with unbounded threads", "higher",
+        _cost("tokens", "critical_path"),
+    ),
+    "steps": Metric("forward passes of an answer, on average", "lower", _mean(lambda row: row.answered.steps)),
+    "tokens": Metric("length of an answer in tokens, on average", None, _mean(lambda row: row.answered.tokens)),
+    "distinct_2": Metric("share of different runs of two words, each answer by itself", "higher", _mean(partial(_distinct, 2))),
+    "distinct_4": Metric("the same of four words", "higher", _mean(partial(_distinct, 4))),
+    "seconds": Metric("wall clock of an answer, on average", "lower", _mean(lambda row: row.answered.seconds)),
+    "seconds_per_token": Metric(
+        "wall clock of a token: sums over the whole set", "lower",
+        _ratio(lambda row: row.answered.seconds or 0.0, lambda row: row.answered.tokens, _timed),
+    ),
+    "peak_kv": Metric("peak of held cache slots over those of the same text in sequence", "lower", _cost("peak_kv", "kv_if_sequential")),
+    "attended": Metric(
+        "slots that tokens attend to over those of the same text in sequence", "lower", _cost("attended", "attended_if_sequential")
+    ),
+    "accepted": Metric("share of the draft tokens that are kept", "higher", _cost("accepted", "proposed")),
+    "nll": Metric("nats that the base model gives a token, answers weighing alike", "lower", _extra("nll")),
+    "redundancy": Metric("likeness of sibling details, by sentence embeddings", "lower", _extra("redundancy")),
+    "relevance": Metric("likeness of a detail to its title, by sentence embeddings", "higher", _extra("relevance")),
+}  # fmt: skip
+"""By name; shares are between 0 and 1. Shares have Wilson's interval, all others the bootstrap's over prompts."""
+
+
+def measured(rows: Sequence[Row]) -> dict[str, Interval]:
+    """Return :data:`METRICS` of the rows of one arm, those that mean something there."""
+    found = {name: metric.of(rows) for name, metric in METRICS.items()}
+    return {name: figure for name, figure in found.items() if figure is not None}

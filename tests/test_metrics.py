@@ -1,0 +1,98 @@
+"""Metrics on literal tables; the replay against the loop itself."""
+
+import pytest
+import torch
+
+from conftest import random_prompts, tiny_llama
+from hf_apar import AparConfig, enable_apar
+from hf_apar.evaluation.answers import Answered
+from hf_apar.evaluation.metrics import METRICS, Row, measured
+from hf_apar.evaluation.paired import compare
+from hf_apar.evaluation.replay import kv_over_time
+from hf_apar.evaluation.suites import Prompt
+from hf_apar.tree.threads import ParagraphTree, Thread
+from letter_tokenizer import letter_tokenizer
+
+TOKENIZER = letter_tokenizer()
+
+
+def tree(*children, written=3):
+    """A root that forks a child for each of ``children``, (place, tokens)."""
+    root = Thread(0, None, 0, 1, [1], tokens=[1] * written)
+    threads = [Thread(number, 0, place, 2, [1], tokens=tokens) for number, (place, tokens) in enumerate(children, start=1)]
+    return ParagraphTree([root, *threads]).to_dict()
+
+
+def row(key, *, expected=None, category="a", items=None, check=None, text="", extras=None, **answered):
+    prompt = Prompt(key, "own", category, expected, ({"role": "user", "content": "?"},), items=items, check=check)
+    answer = Answered(**{"key": key, "arm": "apar", "text": text, "ended": True} | answered)
+    return Row(prompt, answer, TOKENIZER, extras or {})
+
+
+ROWS = [
+    row("1", expected="parts", items=2, tree=tree((1, [5, 6]), (2, [7, 8])), tokens=30, steps=10, critical_path=9,
+        seconds=2.0, peak_kv=8, kv_if_sequential=16, attended=30, attended_if_sequential=60, extras={"nll": 1.0}),
+    row("2", expected="parts", items=3, tree=tree(), text="1 2", tokens=10, steps=20, critical_path=20, ended=False,
+        seconds=1.0, peak_kv=4, kv_if_sequential=4, attended=10, attended_if_sequential=20, drafts=2, proposed=4, accepted=1),
+    row("3", expected="whole", category="b", tree=tree((1, [5]), (1, [5])), check="four", text="It is Four.", tokens=20,
+        steps=10, critical_path=10, seconds=3.0, extras={"nll": 2.0}),
+    row("4", expected="whole", category="b", check="^five", text="one two three four five " * 4, tokens=20, steps=20,
+        critical_path=20),
+    row("5", expected="either", tree=tree((2, []), written=2), tokens=4, steps=4, critical_path=4),
+]  # fmt: skip
+TABLE = {
+    "forks_in_parts": 1 / 2, "missed_forks": 1 / 2, "false_forks": 1 / 2, "forks_either": 1.0, "forks": 3 / 5,
+    "malformed": 1 / 3, "empty_or_repeated": 2 / 5, "items_right": 1 / 2, "items_ratio": 2 / 5, "ended": 4 / 5,
+    "looped": 1 / 5, "right": 1 / 2, "tokens_per_step": 84 / 64, "total_over_critical_path": 84 / 63, "steps": 64 / 5,
+    "tokens": 84 / 5, "seconds": 2.0, "seconds_per_token": 6 / 60, "peak_kv": 12 / 20, "attended": 40 / 80, "accepted": 1 / 4,
+    "nll": 1.5, "distinct_2": (1 + 1 + 5 / 19) / 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), TABLE.items())
+def test_metrics_of_a_literal_table(name, value):
+    figure = METRICS[name].of(ROWS)
+    assert figure.value == pytest.approx(value) and figure.low <= figure.value <= figure.high
+
+
+def test_nothing_to_count_is_no_figure():
+    assert not {"redundancy", "relevance"} & measured(ROWS).keys()
+    assert measured([]) == {}
+    assert {"ended", "forks"} <= measured([row("x")]).keys() and "forks_in_parts" not in measured([row("x")])
+
+
+def test_pairs_are_compared_over_the_prompts_that_both_answered():
+    slow = [row(key, seconds=seconds, tokens=10) for key, seconds in (("1", 4.0), ("2", 4.0), ("3", 1.0), ("9", 50.0))]
+    found = compare(ROWS, slow)
+    assert list(found) == ["all", "forked", "unforked", "category a", "category b"]
+    assert [one.count for one in found.values()] == [3, 2, 1, 2, 1]
+    assert found["all"].seconds.value == pytest.approx(6 / 9)
+    assert found["all"].seconds_per_token.value == pytest.approx((6 / 60) / (9 / 30))
+    assert found["all"].quartiles == pytest.approx((0.375, 0.5, 1.75))
+    assert found["unforked"].seconds.value == pytest.approx(1 / 4)
+    same = compare(ROWS, ROWS)["all"]
+    assert (same.seconds.low, same.seconds.high) == (1.0, 1.0)
+
+
+def answered(model, prompt, **settings):
+    out = model.generate(
+        torch.tensor([prompt]), apar=AparConfig(**settings), max_new_tokens=150, return_dict_in_generate=True
+    )
+    return out.trees[0], out.stats[0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_replay_holds_what_the_loop_held(seed):
+    model = enable_apar(tiny_llama(seed=seed))
+    forks = 0
+    for prompt in random_prompts(3, seed=seed):
+        whole, stats = answered(model, prompt, max_threads=512)
+        held = kv_over_time(ParagraphTree.from_dict(whole.to_dict()))
+        assert len(held) == stats.steps
+        assert max(one.reach for one in held) == stats.peak_kv
+        assert all(one.slots <= one.reach for one in held)
+        narrow, _ = answered(model, prompt, max_threads=2)
+        if whole.closing_ids and narrow.closing_ids:  # else the limit cut them at different places
+            assert kv_over_time(narrow) == held
+        forks += len(whole.threads) - 1
+    assert forks
