@@ -1,5 +1,7 @@
 """Metrics on literal tables; the replay against the loop itself."""
 
+import json
+
 import pytest
 import torch
 
@@ -7,8 +9,11 @@ from conftest import random_prompts, tiny_llama
 from hf_apar import AparConfig, enable_apar
 from hf_apar.evaluation.answers import Answered
 from hf_apar.evaluation.metrics import METRICS, Row, measured
-from hf_apar.evaluation.paired import compare
+from hf_apar.evaluation.paired import Comparison, compare
+from hf_apar.evaluation.plots import PLOTS, draw
 from hf_apar.evaluation.replay import kv_over_time
+from hf_apar.evaluation.report import figures, markdown, table
+from hf_apar.evaluation.statistics import Interval
 from hf_apar.evaluation.suites import Prompt
 from hf_apar.tree.threads import ParagraphTree, Thread
 from letter_tokenizer import letter_tokenizer
@@ -32,20 +37,21 @@ def row(key, *, expected=None, category="a", items=None, check=None, text="", ex
 ROWS = [
     row("1", expected="parts", items=2, tree=tree((1, [5, 6]), (2, [7, 8])), tokens=30, steps=10, critical_path=9,
         seconds=2.0, peak_kv=8, kv_if_sequential=16, attended=30, attended_if_sequential=60, extras={"nll": 1.0}),
-    row("2", expected="parts", items=3, tree=tree(), text="1 2", tokens=10, steps=20, critical_path=20, ended=False,
-        seconds=1.0, peak_kv=4, kv_if_sequential=4, attended=10, attended_if_sequential=20, drafts=2, proposed=4, accepted=1),
+    row("2", expected="parts", items=3, tree=tree(), text="1 2", tokens=10, steps=20, critical_path=20,
+        ended=False, seconds=1.0, peak_kv=4, kv_if_sequential=4, attended=10,
+        attended_if_sequential=20, drafts=2, proposed=4, accepted=1),
     row("3", expected="whole", category="b", tree=tree((1, [5]), (1, [5])), check="four", text="It is Four.", tokens=20,
         steps=10, critical_path=10, seconds=3.0, extras={"nll": 2.0}),
-    row("4", expected="whole", category="b", check="^five", text="one two three four five " * 4, tokens=20, steps=20,
-        critical_path=20),
+    row("4", expected="whole", category="b", check="^five", text="one two three four five " * 4, tree=tree(), tokens=20,
+        steps=20, critical_path=20),
     row("5", expected="either", tree=tree((2, []), written=2), tokens=4, steps=4, critical_path=4),
 ]  # fmt: skip
 TABLE = {
     "forks_in_parts": 1 / 2, "missed_forks": 1 / 2, "false_forks": 1 / 2, "forks_either": 1.0, "forks": 3 / 5,
     "malformed": 1 / 3, "empty_or_repeated": 2 / 5, "items_right": 1 / 2, "items_ratio": 2 / 5, "ended": 4 / 5,
     "looped": 1 / 5, "right": 1 / 2, "tokens_per_step": 84 / 64, "total_over_critical_path": 84 / 63, "steps": 64 / 5,
-    "tokens": 84 / 5, "seconds": 2.0, "seconds_per_token": 6 / 60, "peak_kv": 12 / 20, "attended": 40 / 80, "accepted": 1 / 4,
-    "nll": 1.5, "distinct_2": (1 + 1 + 5 / 19) / 3,
+    "tokens": 84 / 5, "seconds": 2.0, "seconds_per_token": 6 / 60, "peak_kv": 12 / 20, "attended": 40 / 80,
+    "accepted": 1 / 4, "nll": 1.5, "distinct_2": (1 + 1 + 5 / 19) / 3,
 }  # fmt: skip
 
 
@@ -58,7 +64,7 @@ def test_metrics_of_a_literal_table(name, value):
 def test_nothing_to_count_is_no_figure():
     assert not {"redundancy", "relevance"} & measured(ROWS).keys()
     assert measured([]) == {}
-    assert {"ended", "forks"} <= measured([row("x")]).keys() and "forks_in_parts" not in measured([row("x")])
+    assert "ended" in measured([row("x")]) and "forks" not in measured([row("x", text="of an arm without threads")])
 
 
 def test_pairs_are_compared_over_the_prompts_that_both_answered():
@@ -96,3 +102,79 @@ def test_a_replay_holds_what_the_loop_held(seed):
             assert kv_over_time(narrow) == held
         forks += len(whole.threads) - 1
     assert forks
+
+
+def test_figures_by_arm_and_suite_are_json():
+    found = json.loads(json.dumps(figures({"apar": ROWS})))
+    assert list(found) == ["apar"] and list(found["apar"]) == ["all", "own"]
+    assert found["apar"]["all"] == found["apar"]["own"] == {
+        name: [one.low, one.value, one.high] for name, one in measured(ROWS).items()
+    }  # fmt: skip
+    assert list(figures({"apar": ROWS}, [])["apar"]) == ["all"]
+
+
+REPORT = """\
+# Evaluation
+
+A figure stands before the interval that holds it in 95 % of experiments.
+
+## Read this first
+
+- The arms did not answer the same prompts: compare no figures across them, only pairs.
+- apar: 1 of 2 answers were cut by the limit; their length and wall clock are the limit's, and each counts one token a step.
+- apar: fewer than 20 answers in own (2); the intervals there are too narrow.
+- plain: fewer than 20 answers in own (1); the intervals there are too narrow.
+
+## All suites
+
+| figure | should be | apar | plain |
+| --- | --- | --- | --- |
+| answers (n) | - | 2 | 1 |
+| ended | high | 0.5 (0.0945 to 0.905) | 1 (0.207 to 1) |
+| seconds | low | - | 3 (3 to 3) |
+
+## Wall clock: apar against plain
+
+Ratios: below 1 the first arm is faster.
+
+| answers | n | seconds, sum over sum | seconds per token | quartiles of single ratios |
+| --- | --- | --- | --- | --- |
+| all | 1 (few) | 0.5 (0.5 to 0.5) | - | 0.5 / 0.5 / 0.5 |
+
+## Held
+
+![Held](held.png)
+
+## What the figures are
+
+- `ended`: share of the answers all of whose threads end by themselves.
+- `seconds`: wall clock of an answer, on average.
+"""
+
+
+def test_the_report_is_the_same_for_the_same_input():
+    rows = {"apar": [row("1"), row("2", ended=False)], "plain": [row("1", seconds=3.0)]}
+    found = {
+        "apar": {"all": {"ended": [0.0945, 0.5, 0.905]}},
+        "plain": {"all": {"ended": [0.207, 1.0, 1.0], "seconds": [3.0, 3.0, 3.0]}},
+    }
+    half = Comparison(1, Interval(0.5, 0.5, 0.5), None, (0.5, 0.5, 0.5))
+    compared = {"apar against plain": {"all": half}}
+    assert markdown(rows, found, compared=compared, plots={"Held": "held.png"}) == REPORT
+
+
+def test_plots_are_drawn_where_they_show_something(apar_llama, tmp_path):
+    assert draw({"plain": [row("1")]}, tmp_path) == {}
+    whole, stats = answered(apar_llama, random_prompts(1, seed=1)[0], max_threads=512)
+    assert len(whole.threads) > 1
+    made = row("1", tree=whole.to_dict(), **vars(stats))
+    files = draw({"apar": [made], "plain": [row("1", tokens=10, steps=10, seconds=1.0)]}, tmp_path)
+    assert list(files) == list(PLOTS)
+    for name in files.values():
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_terminals_table_has_a_line_for_each_figure():
+    made = table(figures({"apar": ROWS}, []))
+    assert [column.header for column in made.columns] == ["figure", "should be", "apar"]
+    assert list(made.columns[0].cells) == [name for name in METRICS if name in measured(ROWS)]

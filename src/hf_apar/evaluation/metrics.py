@@ -6,6 +6,7 @@ To add one, write a line of :data:`METRICS`; what must be measured apart from th
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import pairwise
 from typing import Literal
 
 from hf_apar.data.extraction.markdown import extract
@@ -61,7 +62,7 @@ class Row:
             return False
         for parent in self.tree.threads:
             places = [0, *(child.fork_position for child in self.tree.children(parent))]
-            if any(start == end for start, end in zip(places, places[1:], strict=False)):
+            if any(start == end for start, end in pairwise(places)):
                 return True
         return False
 
@@ -114,7 +115,7 @@ def _mean(value: Callable[[Row], float | None]) -> Of:
 
 
 def _expects(expected: str) -> Callable[[Row], bool]:
-    return lambda row: row.prompt.expected == expected
+    return lambda row: row.tree is not None and row.prompt.expected == expected
 
 
 def _false_forks(row: Row) -> int:
@@ -155,7 +156,9 @@ METRICS: Mapping[str, Metric] = {
     "forks_either": Metric(
         "share that forks of the prompts that either suits", None, _share(lambda row: row.forked, _expects("either"))
     ),
-    "forks": Metric("share of all answers that fork", None, _share(lambda row: row.forked)),
+    "forks": Metric(
+        "share of all answers that fork", None, _share(lambda row: row.forked, lambda row: row.tree is not None)
+    ),
     "malformed": Metric(
         "share of the answers that fork with a detail that has no title", "lower",
         _share(lambda row: row.malformed, lambda row: row.forked),
@@ -172,7 +175,9 @@ METRICS: Mapping[str, Metric] = {
         "parts written over parts asked for, where a number is named; 1 is best", None,
         _ratio(lambda row: row.items, lambda row: row.prompt.items or 0, lambda row: row.prompt.items is not None),
     ),
-    "ended": Metric("share of the answers all of whose threads end by themselves", "higher", _share(lambda row: row.answered.ended)),
+    "ended": Metric(
+        "share of the answers all of whose threads end by themselves", "higher", _share(lambda row: row.answered.ended)
+    ),
     "looped": Metric(
         f"share of the answers that repeat more than {LOOP} of their runs of five words", "lower",
         _share(lambda row: repeated_share(row.answered.text) > LOOP),
@@ -191,16 +196,21 @@ METRICS: Mapping[str, Metric] = {
     ),
     "steps": Metric("forward passes of an answer, on average", "lower", _mean(lambda row: row.answered.steps)),
     "tokens": Metric("length of an answer in tokens, on average", None, _mean(lambda row: row.answered.tokens)),
-    "distinct_2": Metric("share of different runs of two words, each answer by itself", "higher", _mean(partial(_distinct, 2))),
+    "distinct_2": Metric(
+        "share of different runs of two words, each answer by itself", "higher", _mean(partial(_distinct, 2))
+    ),
     "distinct_4": Metric("the same of four words", "higher", _mean(partial(_distinct, 4))),
     "seconds": Metric("wall clock of an answer, on average", "lower", _mean(lambda row: row.answered.seconds)),
     "seconds_per_token": Metric(
         "wall clock of a token: sums over the whole set", "lower",
         _ratio(lambda row: row.answered.seconds or 0.0, lambda row: row.answered.tokens, _timed),
     ),
-    "peak_kv": Metric("peak of held cache slots over those of the same text in sequence", "lower", _cost("peak_kv", "kv_if_sequential")),
+    "peak_kv": Metric(
+        "peak of held cache slots over those of the same text in sequence", "lower", _cost("peak_kv", "kv_if_sequential")
+    ),
     "attended": Metric(
-        "slots that tokens attend to over those of the same text in sequence", "lower", _cost("attended", "attended_if_sequential")
+        "slots that tokens attend to over those of the same text in sequence", "lower",
+        _cost("attended", "attended_if_sequential"),
     ),
     "accepted": Metric("share of the draft tokens that are kept", "higher", _cost("accepted", "proposed")),
     "nll": Metric("nats that the base model gives a token, answers weighing alike", "lower", _extra("nll")),
