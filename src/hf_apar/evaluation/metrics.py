@@ -5,14 +5,16 @@ To add one, write a line of :data:`METRICS`; what must be measured apart from th
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import pairwise
 from typing import Literal
+
+import numpy as np
 
 from hf_apar.data.extraction.markdown import extract
 from hf_apar.data.extraction.repetition import repeated_share
 from hf_apar.evaluation.answers import Answered
-from hf_apar.evaluation.statistics import Interval, bootstrap, mean, ratio, wilson
+from hf_apar.evaluation.statistics import Interval, Statistic, bootstrap, mean, ratio, wilson
 from hf_apar.evaluation.suites import Prompt
 from hf_apar.training.quality import distinct, false_forks
 from hf_apar.tree.threads import Decodes, ParagraphTree
@@ -49,7 +51,7 @@ class Row:
         """Was any?"""
         return self.forks > 0
 
-    @property
+    @cached_property
     def items(self) -> int:
         """Parts at the first level: threads that the root forked, of an answer in one thread what its Markdown has."""
         forked = self.tree.children(self.tree.threads[0]) if self.tree is not None else ()
@@ -67,7 +69,13 @@ class Row:
         return False
 
 
-Of = Callable[[Sequence[Row]], Interval | None]
+Holds = Callable[[Row], bool]
+Number = Callable[[Row], float]
+Compute = Callable[[Sequence[Row]], Interval | None]
+
+
+def _any(row: Row) -> bool:
+    return True
 
 
 @dataclass(frozen=True)
@@ -77,45 +85,71 @@ class Metric:
     Attributes:
         says: what it is, and of which answers.
         better: which way; ``None`` where neither is.
-        of: computes it; ``None`` where nothing counts.
+        compute: the figure of rows that count, one at least; ``None`` where it is not defined.
+        counts: does a row?
     """
 
     says: str
     better: Literal["higher", "lower"] | None
-    of: Of
+    compute: Compute
+    counts: Holds = _any
+
+    def counted(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows that count."""
+        return [row for row in rows if self.counts(row)]
+
+    def of(self, rows: Sequence[Row]) -> Interval | None:
+        """Return the figure of the rows that count; ``None`` where nothing does."""
+        counted = self.counted(rows)
+        return self.compute(counted) if counted else None
 
 
-def _share(holds: Callable[[Row], bool], among: Callable[[Row], bool] = lambda _: True) -> Of:
-    """Return the share of rows for which ``holds`` is true, of those ``among`` which it means something."""
-
-    def of(rows: Sequence[Row]) -> Interval | None:
-        asked = [row for row in rows if among(row)]
-        return wilson(sum(map(holds, asked)), len(asked)) if asked else None
-
-    return of
+def _share(holds: Holds) -> Compute:
+    return lambda rows: wilson(sum(map(holds, rows)), len(rows))
 
 
-def _ratio(part: Callable[[Row], float], whole: Callable[[Row], float], among: Callable[[Row], bool] = lambda _: True) -> Of:
+def _ratio(part: Number, whole: Number) -> Compute:
     """Return the sum of parts over that of wholes: over the whole set, so long answers weigh more."""
 
-    def of(rows: Sequence[Row]) -> Interval | None:
-        asked = [row for row in rows if among(row)]
-        wholes = [whole(row) for row in asked]
-        return ratio([part(row) for row in asked], wholes) if sum(wholes) else None
+    def compute(rows: Sequence[Row]) -> Interval | None:
+        wholes = list(map(whole, rows))
+        return ratio(list(map(part, rows)), wholes) if sum(wholes) else None
 
-    return of
-
-
-def _mean(value: Callable[[Row], float | None]) -> Of:
-    def of(rows: Sequence[Row]) -> Interval | None:
-        values = [found for row in rows if (found := value(row)) is not None]
-        return bootstrap(values, mean) if values else None
-
-    return of
+    return compute
 
 
-def _expects(expected: str) -> Callable[[Row], bool]:
+def _drawn(value: Number, statistic: Statistic = mean) -> Compute:
+    return lambda rows: bootstrap(list(map(value, rows)), statistic)
+
+
+def _quantile(share: float) -> Statistic:
+    return lambda values: float(np.quantile(values, share))
+
+
+def _cost(part: str, whole: str) -> Compute:
+    """Return a ratio of two numbers of :class:`~hf_apar.evaluation.answers.Answered`."""
+    return _ratio(lambda row: getattr(row.answered, part), lambda row: getattr(row.answered, whole))
+
+
+def _expects(expected: str) -> Holds:
     return lambda row: row.tree is not None and row.prompt.expected == expected
+
+
+def _forked(row: Row) -> bool:
+    return row.forked
+
+
+def _unforked(row: Row) -> bool:
+    return not row.forked
+
+
+def _timed(row: Row) -> bool:
+    return row.answered.seconds is not None
+
+
+def _seconds(row: Row) -> float:
+    assert row.answered.seconds is not None
+    return row.answered.seconds
 
 
 def _false_forks(row: Row) -> int:
@@ -123,57 +157,45 @@ def _false_forks(row: Row) -> int:
     return false_forks(row.tree, row.tokenizer)
 
 
-def _distinct(length: int, row: Row) -> float | None:
-    return distinct([row.answered.text], length) if len(row.answered.text.split()) >= length else None
+def _distinct(length: int, says: str) -> Metric:
+    return Metric(
+        says, "higher", _drawn(lambda row: distinct([row.answered.text], length)),
+        lambda row: len(row.answered.text.split()) >= length,
+    )  # fmt: skip
 
 
-def _extra(name: str) -> Of:
-    return _mean(lambda row: row.extras.get(name))
+def _extra(name: str, better: Literal["higher", "lower"], says: str) -> Metric:
+    return Metric(says, better, _drawn(lambda row: row.extras[name]), lambda row: name in row.extras)
 
 
-def _cost(part: str, whole: str) -> Of:
-    """Return a ratio of two numbers of :class:`~hf_apar.evaluation.answers.Answered`."""
-    return _ratio(lambda row: getattr(row.answered, part), lambda row: getattr(row.answered, whole))
-
-
-def _timed(row: Row) -> bool:
-    return row.answered.seconds is not None
-
+_SECONDS_PER_TOKEN = _ratio(_seconds, lambda row: row.answered.tokens)
 
 METRICS: Mapping[str, Metric] = {
     "forks_in_parts": Metric(
-        "share of the prompts that ask for parts whose answer forks (recall)", "higher",
-        _share(lambda row: row.forked, _expects("parts")),
+        "share of the prompts that ask for parts whose answer forks (recall)", "higher", _share(_forked), _expects("parts")
     ),
     "missed_forks": Metric(
-        "share of the prompts that ask for parts whose answer does not fork", "lower",
-        _share(lambda row: not row.forked, _expects("parts")),
+        "share of the prompts that ask for parts whose answer does not fork", "lower", _share(_unforked), _expects("parts")
     ),
     "false_forks": Metric(
-        "share of the prompts whose answer should be whole that forks", "lower",
-        _share(lambda row: row.forked, _expects("whole")),
+        "share of the prompts whose answer should be whole that forks", "lower", _share(_forked), _expects("whole")
     ),
-    "forks_either": Metric(
-        "share that forks of the prompts that either suits", None, _share(lambda row: row.forked, _expects("either"))
-    ),
-    "forks": Metric(
-        "share of all answers that fork", None, _share(lambda row: row.forked, lambda row: row.tree is not None)
-    ),
+    "forks_either": Metric("share that forks of the prompts that either suits", None, _share(_forked), _expects("either")),
+    "forks": Metric("share of all answers that fork", None, _share(_forked), lambda row: row.tree is not None),
     "malformed": Metric(
-        "share of the answers that fork with a detail that has no title", "lower",
-        _share(lambda row: row.malformed, lambda row: row.forked),
+        "share of the answers that fork with a detail that has no title", "lower", _share(lambda row: row.malformed), _forked
     ),
     "empty_or_repeated": Metric(
         "share of the forked threads that are empty or repeat a sibling", "lower",
-        _ratio(_false_forks, lambda row: row.forks, lambda row: row.forked and row.tokenizer is not None),
+        _ratio(_false_forks, lambda row: row.forks), lambda row: row.forked and row.tokenizer is not None,
     ),
     "items_right": Metric(
         "share of the prompts that name a number of parts whose answer has as many", "higher",
-        _share(lambda row: row.items == row.prompt.items, lambda row: row.prompt.items is not None),
+        _share(lambda row: row.items == row.prompt.items), lambda row: row.prompt.items is not None,
     ),
     "items_ratio": Metric(
         "parts written over parts asked for, where a number is named; 1 is best", None,
-        _ratio(lambda row: row.items, lambda row: row.prompt.items or 0, lambda row: row.prompt.items is not None),
+        _ratio(lambda row: row.items, lambda row: row.prompt.items or 0), lambda row: row.prompt.items is not None,
     ),
     "ended": Metric(
         "share of the answers all of whose threads end by themselves", "higher", _share(lambda row: row.answered.ended)
@@ -184,26 +206,39 @@ METRICS: Mapping[str, Metric] = {
     ),
     "right": Metric(
         "share of the answers with a check that hold its pattern: it looks for a pattern, and nothing else", "higher",
-        _share(lambda row: bool(row.prompt.is_right(row.answered.text)), lambda row: row.prompt.check is not None),
+        _share(lambda row: bool(row.prompt.is_right(row.answered.text))), lambda row: row.prompt.check is not None,
     ),
     "tokens_per_step": Metric(
-        "tokens per step, as measured; a loop counts as one token a step; plain decoding has 1 at most", "higher",
+        "tokens per step, as measured; what does not end counts one token a step; plain decoding has 1 at most", "higher",
         _cost("tokens", "counted_steps"),
+    ),
+    "tokens_per_step_forked": Metric(
+        "the same of the answers that fork", "higher", _cost("tokens", "counted_steps"), _forked
     ),
     "total_over_critical_path": Metric(
         "total over critical path: tokens per step without drafts and with unbounded threads", "higher",
         _cost("tokens", "critical_path"),
     ),
-    "steps": Metric("forward passes of an answer, on average", "lower", _mean(lambda row: row.answered.steps)),
-    "tokens": Metric("length of an answer in tokens, on average", None, _mean(lambda row: row.answered.tokens)),
-    "distinct_2": Metric(
-        "share of different runs of two words, each answer by itself", "higher", _mean(partial(_distinct, 2))
+    "steps": Metric("forward passes of an answer, on average", "lower", _drawn(lambda row: row.answered.steps)),
+    "tokens": Metric("length of an answer in tokens, on average", None, _drawn(lambda row: row.answered.tokens)),
+    "distinct_2": _distinct(2, "share of different runs of two words, each answer by itself"),
+    "distinct_4": _distinct(4, "share of different runs of four words, each answer by itself"),
+    "seconds": Metric("wall clock of an answer, on average", "lower", _drawn(_seconds), _timed),
+    "seconds_first_quartile": Metric(
+        "wall clock of an answer that a quarter of them stay below", "lower", _drawn(_seconds, _quantile(0.25)), _timed
     ),
-    "distinct_4": Metric("the same of four words", "higher", _mean(partial(_distinct, 4))),
-    "seconds": Metric("wall clock of an answer, on average", "lower", _mean(lambda row: row.answered.seconds)),
-    "seconds_per_token": Metric(
-        "wall clock of a token: sums over the whole set", "lower",
-        _ratio(lambda row: row.answered.seconds or 0.0, lambda row: row.answered.tokens, _timed),
+    "seconds_median": Metric(
+        "wall clock of an answer that half of them stay below", "lower", _drawn(_seconds, _quantile(0.5)), _timed
+    ),
+    "seconds_third_quartile": Metric(
+        "wall clock of an answer that three quarters stay below", "lower", _drawn(_seconds, _quantile(0.75)), _timed
+    ),
+    "seconds_per_token": Metric("wall clock of a token: sums over the whole set", "lower", _SECONDS_PER_TOKEN, _timed),
+    "seconds_per_token_forked": Metric(
+        "the same of the answers that fork", "lower", _SECONDS_PER_TOKEN, lambda row: _timed(row) and row.forked
+    ),
+    "seconds_per_token_unforked": Metric(
+        "the same of those that do not", "lower", _SECONDS_PER_TOKEN, lambda row: _timed(row) and not row.forked
     ),
     "peak_kv": Metric(
         "peak of held cache slots over those of the same text in sequence", "lower", _cost("peak_kv", "kv_if_sequential")
@@ -213,9 +248,9 @@ METRICS: Mapping[str, Metric] = {
         _cost("attended", "attended_if_sequential"),
     ),
     "accepted": Metric("share of the draft tokens that are kept", "higher", _cost("accepted", "proposed")),
-    "nll": Metric("nats that the base model gives a token, answers weighing alike", "lower", _extra("nll")),
-    "redundancy": Metric("likeness of sibling details, by sentence embeddings", "lower", _extra("redundancy")),
-    "relevance": Metric("likeness of a detail to its title, by sentence embeddings", "higher", _extra("relevance")),
+    "nll": _extra("nll", "lower", "nats that the base model gives a token, answers weighing alike"),
+    "redundancy": _extra("redundancy", "lower", "likeness of sibling details, by sentence embeddings"),
+    "relevance": _extra("relevance", "higher", "likeness of a detail to its title, by sentence embeddings"),
 }  # fmt: skip
 """By name; shares are between 0 and 1. Shares have Wilson's interval, all others the bootstrap's over prompts."""
 

@@ -43,7 +43,7 @@ def kv_held(rows: Rows, axes: Axes) -> bool:
         assert row.tree is not None
         held = [one.slots for one in kv_over_time(row.tree)]
         plain = range(held[0], max(row.answered.kv_if_sequential, held[0]) + 1)
-        axes.step(range(1, len(held) + 1), held, color=f"C{number}", label=row.prompt.key)
+        axes.step(range(1, len(held) + 1), held, where="post", color=f"C{number}", label=row.prompt.key)
         axes.plot(range(1, len(plain) + 1), plain, color=f"C{number}", linestyle="--", linewidth=0.8)
     axes.set(xlabel="step", ylabel="cache slots held")
     if longest:

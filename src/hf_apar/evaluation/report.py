@@ -16,6 +16,10 @@ Rows = Mapping[str, Sequence[Row]]
 Figures = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 """By arm, by suite or ``all``, by metric: the interval's low end, the figure, the high end; JSON can hold it."""
 
+_INTRODUCTION = (
+    "A figure stands before its 95 % interval; n is told where not all answers count. Shares lie between 0 and 1, ratios "
+    "are of sums over the whole set."
+)
 FEW = 20  # answers below which the bootstrap's interval is too narrow
 ALL = "all"
 
@@ -70,7 +74,7 @@ def markdown(
         compared: what :func:`~hf_apar.evaluation.paired.compare` returned, by a title such as ``apar against plain``.
         plots: files of plots by their titles, as the report names them.
     """
-    lines = ["# Evaluation", "", "A figure stands before the interval that holds it in 95 % of experiments.", ""]
+    lines = ["# Evaluation", "", _INTRODUCTION, ""]
     if warned := warnings(rows):
         lines += ["## Read this first", "", *(f"- {one}" for one in warned), ""]
     for suite in dict.fromkeys(suite for by_suite in found.values() for suite in by_suite):
@@ -102,10 +106,19 @@ def should_be(name: str) -> str:
 
 def _table(rows: Rows, found: Figures, suite: str) -> list[str]:
     arms = [arm for arm in found if suite in found[arm]]
-    counts = (str(len(_of_suite(rows.get(arm, ()), suite))) for arm in arms)
-    body = [["answers (n)", "-", *counts]]
-    body += [[name, should_be(name), *(_cell(found[arm][suite], name) for arm in arms)] for name in _named(found, suite)]
+    groups = {arm: _of_suite(rows.get(arm, ()), suite) for arm in arms}
+    body = [["answers (n)", "-", *(str(len(group)) for group in groups.values())]]
+    body += [
+        [name, should_be(name), *(_cell(found[arm][suite], name) + _of(groups[arm], name) for arm in arms)]
+        for name in _named(found, suite)
+    ]
     return _lines(["figure", "should be", *arms], body)
+
+
+def _of(group: Sequence[Row], name: str) -> str:
+    """Return of how many answers a figure is where these are not all."""
+    count = len(METRICS[name].counted(group))
+    return f", n={count}{' (few)' if count < FEW else ''}" if 0 < count < len(group) else ""
 
 
 def _comparison(groups: Mapping[str, Comparison]) -> list[str]:
