@@ -9,7 +9,7 @@ from conftest import random_prompts, tiny_llama
 from hf_apar import AparConfig, enable_apar
 from hf_apar.evaluation.answers import Answered
 from hf_apar.evaluation.metrics import METRICS, Row, measured
-from hf_apar.evaluation.paired import Comparison, compare
+from hf_apar.evaluation.paired import Paired, compare
 from hf_apar.evaluation.plots import PLOTS, draw
 from hf_apar.evaluation.replay import kv_over_time
 from hf_apar.evaluation.report import figures, markdown, table
@@ -161,7 +161,7 @@ def test_the_report_is_the_same_for_the_same_input():
         "apar": {"all": {"ended": [0.0945, 0.5, 0.905], "seconds": [1.5, 1.5, 1.5]}},
         "plain": {"all": {"ended": [0.207, 1.0, 1.0], "seconds": [3.0, 3.0, 3.0]}},
     }
-    half = Comparison(1, Interval(0.5, 0.5, 0.5), None, (0.5, 0.5, 0.5))
+    half = Paired(1, Interval(0.5, 0.5, 0.5), None, (0.5, 0.5, 0.5))
     compared = {"apar against plain": {"all": half}}
     assert markdown(rows, found, compared=compared, plots={"Held": "held.png"}) == REPORT
 

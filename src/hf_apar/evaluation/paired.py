@@ -1,6 +1,6 @@
 """Wall clock of two arms over the same prompts: sums with intervals, medians and quartiles."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ Pairs = Sequence[tuple[Row, Row]]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Paired:
     """One arm's wall clock over another's, on the same prompts; below 1 it is faster.
 
     Attributes:
@@ -29,7 +29,7 @@ class Comparison:
     quartiles: tuple[float, float, float]
 
 
-def compare(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> dict[str, Comparison]:
+def compare(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> dict[str, Paired]:
     """Compare arm a with arm b over the prompts that both answered on the clock.
 
     Returns:
@@ -38,23 +38,22 @@ def compare(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> dict[str, Compariso
     """
     others = {row.prompt.key: row for row in rows_b if row.answered.seconds}
     pairs = [(row, others[row.prompt.key]) for row in rows_a if row.answered.seconds and row.prompt.key in others]
-    groups: dict[str, Callable[[Row], bool]] = {
-        "all": lambda row: True,
-        "forked": lambda row: row.forked,
-        "unforked": lambda row: not row.forked,
+    groups = {
+        "all": pairs,
+        "forked": [pair for pair in pairs if pair[0].forked],
+        "unforked": [pair for pair in pairs if not pair[0].forked],
     }
-    for category in dict.fromkeys(row.prompt.category for row, _ in pairs):
-        groups[f"category {category}"] = lambda row, wanted=category: row.prompt.category == wanted  # type: ignore[misc]
-    chosen = {name: [pair for pair in pairs if belongs(pair[0])] for name, belongs in groups.items()}
-    return {name: _compared(some) for name, some in chosen.items() if some}
+    for pair in pairs:
+        groups.setdefault(f"category {pair[0].prompt.category}", []).append(pair)
+    return {name: _compared(some) for name, some in groups.items() if some}
 
 
-def _compared(pairs: Pairs) -> Comparison:
+def _compared(pairs: Pairs) -> Paired:
     seconds = np.array([[row.answered.seconds for row in pair] for pair in pairs], dtype=np.float64)  # (prompts, 2)
     tokens = np.array([[row.answered.tokens for row in pair] for pair in pairs], dtype=np.float64)
     first, median, third = np.quantile(seconds[:, 0] / seconds[:, 1], [0.25, 0.5, 0.75])
     both = np.column_stack((seconds, tokens))
-    return Comparison(
+    return Paired(
         len(pairs),
         ratio(seconds[:, 0].tolist(), seconds[:, 1].tolist()),
         bootstrap(both, _per_token) if tokens.sum(axis=0).all() else None,

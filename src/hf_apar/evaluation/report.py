@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hf_apar.evaluation.metrics import METRICS, Row, measured
-from hf_apar.evaluation.paired import Comparison
+from hf_apar.evaluation.paired import Paired
 from hf_apar.evaluation.statistics import Interval
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def markdown(
     rows: Rows,
     found: Figures,
     *,
-    compared: Mapping[str, Mapping[str, Comparison]] | None = None,
+    compared: Mapping[str, Mapping[str, Paired]] | None = None,
     plots: Mapping[str, str] | None = None,
 ) -> str:
     """Return the report as Markdown: the same for the same input.
@@ -121,7 +121,7 @@ def _of(group: Sequence[Row], name: str) -> str:
     return f", n={count}{' (few)' if count < FEW else ''}" if 0 < count < len(group) else ""
 
 
-def _comparison(groups: Mapping[str, Comparison]) -> list[str]:
+def _comparison(groups: Mapping[str, Paired]) -> list[str]:
     """Return a table of ratios of seconds; below 1 the first arm is faster."""
     body = [
         [
