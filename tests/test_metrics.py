@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from conftest import random_prompts, tiny_llama
+from conftest import EOS, random_prompts, tiny_llama
 from hf_apar import AparConfig, enable_apar
 from hf_apar.evaluation.answers import Answered
-from hf_apar.evaluation.metrics import METRICS, Row, measured
+from hf_apar.evaluation.metrics import METRICS, Row, measured, rows_by_arm
 from hf_apar.evaluation.paired import Paired, compare
 from hf_apar.evaluation.plots import PLOTS, draw
 from hf_apar.evaluation.replay import kv_over_time
@@ -67,6 +67,24 @@ def test_nothing_to_count_is_no_figure():
     assert not {"redundancy", "relevance"} & measured(ROWS).keys()
     assert measured([]) == {}
     assert "ended" in measured([row("x")]) and "forks" not in measured([row("x", text="of an arm without threads")])
+
+
+def test_rows_follow_the_prompts_and_leave_out_what_was_not_answered():
+    answers = {(one.prompt.key, arm): one.answered for one in ROWS for arm in ("apar", "plain")}
+    del answers["2", "plain"]
+    prompts = [one.prompt for one in reversed(ROWS)]
+    found = rows_by_arm(prompts, answers, {"apar": TOKENIZER}, {("1", "apar"): {"nll": 1.0}, ("3", "apar"): {"nll": 2.0}})
+    assert found["apar"] == [*reversed(ROWS)]
+    assert [one.prompt.key for one in found["plain"]] == ["5", "4", "3", "1"]
+
+
+def test_a_title_without_a_word_is_none():
+    assert not row("x", tree=tree((1, [5]), (2, [6]))).malformed
+    assert row("x", tree=tree((1, [5]), (1, [6]))).malformed
+    assert row("x", tree=tree((0, [5]))).malformed
+    blank = tree((1, [5]))
+    blank["threads"][0]["tokens"][0] = EOS  # special, so it reads as nothing
+    assert row("x", tree=blank).malformed
 
 
 def test_pairs_are_compared_over_the_prompts_that_both_answered():

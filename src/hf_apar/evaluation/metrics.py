@@ -3,6 +3,7 @@
 To add one, write a line of :data:`METRICS`; what must be measured apart from the answer goes into :attr:`Row.extras`.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,12 +14,13 @@ import numpy as np
 
 from hf_apar.data.extraction.markdown import extract
 from hf_apar.data.extraction.repetition import repeated_share
-from hf_apar.evaluation.answers import Answered
+from hf_apar.evaluation.answers import Answered, Key
 from hf_apar.evaluation.statistics import Interval, Statistic, bootstrap, mean, ratio, wilson
 from hf_apar.evaluation.suites import Prompt
 from hf_apar.training.quality import distinct, false_forks
 from hf_apar.tree.threads import Decodes, ParagraphTree
 
+_WORD = re.compile(r"\w")
 LOOP = 0.3  # of its runs of five words that an answer repeats
 
 
@@ -59,14 +61,19 @@ class Row:
 
     @property
     def malformed(self) -> bool:
-        """Does a thread fork with nothing written since its start or its last fork, so that a detail has no title?"""
+        """Does a thread fork with no word written since its start or its last fork, so that a detail has no title?"""
         if self.tree is None:
             return False
         for parent in self.tree.threads:
             places = [0, *(child.fork_position for child in self.tree.children(parent))]
-            if any(start == end for start, end in pairwise(places)):
+            if any(self._is_blank(parent.tokens[start:end]) for start, end in pairwise(places)):
                 return True
         return False
+
+    def _is_blank(self, tokens: list[int]) -> bool:
+        return not tokens or (
+            self.tokenizer is not None and not _WORD.search(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        )
 
 
 Holds = Callable[[Row], bool]
@@ -259,3 +266,27 @@ def measured(rows: Sequence[Row]) -> dict[str, Interval]:
     """Return :data:`METRICS` of the rows of one arm, those that mean something there."""
     found = {name: metric.of(rows) for name, metric in METRICS.items()}
     return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def rows_by_arm(
+    prompts: Sequence[Prompt],
+    answers: Mapping[Key, Answered],
+    tokenizers: Mapping[str, Decodes] | None = None,
+    extras: Mapping[Key, Mapping[str, float]] | None = None,
+) -> dict[str, list[Row]]:
+    """Return the rows of each arm in the order of ``prompts``; what has no answer is left out.
+
+    Args:
+        answers: of :func:`~hf_apar.evaluation.run.answer_all`, or of several files of answers.
+        tokenizers: the arms' by their names.
+        extras: see :attr:`Row.extras`.
+    """
+    tokenizers, extras = tokenizers or {}, extras or {}
+    return {
+        arm: [
+            Row(prompt, answers[key], tokenizers.get(arm), extras.get(key, {}))
+            for prompt in prompts
+            if (key := (prompt.key, arm)) in answers
+        ]
+        for arm in dict.fromkeys(arm for _, arm in answers)
+    }
