@@ -137,7 +137,7 @@ REPORT = """\
 # Evaluation
 
 A figure stands before its 95 % interval; n is told where not all answers count. Shares lie between 0 and 1, ratios \
-are of sums over the whole set.
+are of sums over the whole set; where a ratio's interval has no width, no answer differed, which others may.
 
 ## Read this first
 
