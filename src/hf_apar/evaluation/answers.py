@@ -1,0 +1,96 @@
+"""What arms made of prompts: a line of JSON each, kept as it comes, so that an evaluation goes on where it stopped."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TextIO
+
+from hf_apar.errors import DataError
+
+Key = tuple[str, str]
+"""A prompt's key and an arm's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """An answer, and what it cost.
+
+    Attributes:
+        key: of the prompt.
+        arm: its name.
+        text: as it reads.
+        ended: did every thread end by itself?
+        seconds: from the prompt to the last token; ``None`` where no clock ran.
+        tree: of an answer in threads, as :meth:`~hf_apar.ParagraphTree.to_dict` tells it.
+        tokens, steps, critical_path, peak_threads, peak_kv, kv_if_sequential, attended, attended_if_sequential, drafts,
+            proposed, accepted: as in :class:`~hf_apar.AparStats`.
+    """
+
+    key: str
+    arm: str
+    text: str
+    ended: bool
+    seconds: float | None = None
+    tree: Mapping[str, Any] | None = None
+    tokens: int = 0
+    steps: int = 0
+    critical_path: int = 0
+    peak_threads: int = 1
+    peak_kv: int = 0
+    kv_if_sequential: int = 0
+    attended: int = 0
+    attended_if_sequential: int = 0
+    drafts: int = 0
+    proposed: int = 0
+    accepted: int = 0
+
+    @property
+    def counted_steps(self) -> int:
+        """The steps; an answer that does not end by itself counts as one token a step, so that loops earn nothing."""
+        return self.steps if self.ended else max(self.tokens, self.steps)
+
+
+def read_answers(path: Path) -> dict[Key, Answered]:
+    """Return the answers in a file, the latest of each prompt and arm; none if there is no file.
+
+    A last line that was torn when its writer was killed is left out.
+
+    Raises:
+        DataError: for any other line that is no answer.
+    """
+    found: dict[Key, Answered] = {}
+    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    known = {field.name for field in fields(Answered)}
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            record = json.loads(line)
+            one = Answered(**{name: value for name, value in record.items() if name in known})
+        except (ValueError, TypeError, AttributeError) as error:
+            if number == len(lines):
+                break
+            raise DataError(f"{path}, line {number} is no answer ({error}); remove it") from error
+        found[one.key, one.arm] = one
+    return found
+
+
+@contextmanager
+def opened_for_more(path: Path) -> Iterator[TextIO]:
+    """Open a file of answers to go on with; a torn last line is cut off."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        file.seek(0)
+        text = file.read()
+        whole = text.rfind("\n") + 1
+        if whole < len(text):
+            file.truncate(len(text[:whole].encode()))
+        yield file
+
+
+def write_answer(file: TextIO, one: Answered) -> None:
+    """Add an answer, and see to it that it is on the disk."""
+    file.write(json.dumps(asdict(one), ensure_ascii=False) + "\n")
+    file.flush()

@@ -1,0 +1,292 @@
+"""Figures of answers: what each is, what it says, and how it is computed of the rows of one arm, in one place.
+
+To add one, write a line of :data:`METRICS`; what must be measured apart from the answer goes into :attr:`Row.extras`.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+
+from hf_apar.data.extraction.markdown import extract
+from hf_apar.data.extraction.repetition import repeated_share
+from hf_apar.evaluation.answers import Answered, Key
+from hf_apar.evaluation.statistics import Interval, Statistic, bootstrap, mean, ratio, wilson
+from hf_apar.evaluation.suites import Prompt
+from hf_apar.training.quality import distinct, false_forks
+from hf_apar.tree.threads import Decodes, ParagraphTree
+
+_WORD = re.compile(r"\w")
+LOOP = 0.3  # of its runs of five words that an answer repeats
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt, and what an arm made of it.
+
+    Attributes:
+        tokenizer: the arm's, which reads single threads; without it nothing is said of them.
+        extras: numbers that were measured of the answer apart, by name, such as ``nll``.
+    """
+
+    prompt: Prompt
+    answered: Answered
+    tokenizer: Decodes | None = None
+    extras: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def tree(self) -> ParagraphTree | None:
+        """The threads; ``None`` of an arm that has none."""
+        return None if self.answered.tree is None else ParagraphTree.from_dict(self.answered.tree)
+
+    @property
+    def forks(self) -> int:
+        """How many threads were forked."""
+        return 0 if self.tree is None else len(self.tree.threads) - 1
+
+    @property
+    def forked(self) -> bool:
+        """Was any?"""
+        return self.forks > 0
+
+    @cached_property
+    def items(self) -> int:
+        """Parts at the first level: threads that the root forked, of an answer in one thread what its Markdown has."""
+        forked = self.tree.children(self.tree.threads[0]) if self.tree is not None else ()
+        return len(forked or extract(self.answered.text).children)
+
+    @property
+    def malformed(self) -> bool:
+        """Does a thread fork with no word written since its start or its last fork, so that a detail has no title?"""
+        if self.tree is None:
+            return False
+        for parent in self.tree.threads:
+            places = [0, *(child.fork_position for child in self.tree.children(parent))]
+            if any(self._is_blank(parent.tokens[start:end]) for start, end in pairwise(places)):
+                return True
+        return False
+
+    def _is_blank(self, tokens: list[int]) -> bool:
+        return not tokens or (
+            self.tokenizer is not None and not _WORD.search(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        )
+
+
+Holds = Callable[[Row], bool]
+Number = Callable[[Row], float]
+Compute = Callable[[Sequence[Row]], Interval | None]
+
+
+def _any(row: Row) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure.
+
+    Attributes:
+        says: what it is, and of which answers.
+        better: which way; ``None`` where neither is.
+        compute: the figure of rows that count, one at least; ``None`` where it is not defined.
+        counts: does a row?
+    """
+
+    says: str
+    better: Literal["higher", "lower"] | None
+    compute: Compute
+    counts: Holds = _any
+
+    def counted(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows that count."""
+        return [row for row in rows if self.counts(row)]
+
+    def of(self, rows: Sequence[Row]) -> Interval | None:
+        """Return the figure of the rows that count; ``None`` where nothing does."""
+        counted = self.counted(rows)
+        return self.compute(counted) if counted else None
+
+
+def _share(holds: Holds) -> Compute:
+    return lambda rows: wilson(sum(map(holds, rows)), len(rows))
+
+
+def _ratio(part: Number, whole: Number) -> Compute:
+    """Return the sum of parts over that of wholes: over the whole set, so long answers weigh more."""
+
+    def compute(rows: Sequence[Row]) -> Interval | None:
+        wholes = list(map(whole, rows))
+        return ratio(list(map(part, rows)), wholes) if sum(wholes) else None
+
+    return compute
+
+
+def _drawn(value: Number, statistic: Statistic = mean) -> Compute:
+    return lambda rows: bootstrap(list(map(value, rows)), statistic)
+
+
+def _quantile(share: float) -> Statistic:
+    return lambda values: float(np.quantile(values, share))
+
+
+def _cost(part: str, whole: str) -> Compute:
+    """Return a ratio of two numbers of :class:`~hf_apar.evaluation.answers.Answered`."""
+    return _ratio(lambda row: getattr(row.answered, part), lambda row: getattr(row.answered, whole))
+
+
+def _expects(expected: str) -> Holds:
+    return lambda row: row.tree is not None and row.prompt.expected == expected
+
+
+def _forked(row: Row) -> bool:
+    return row.forked
+
+
+def _unforked(row: Row) -> bool:
+    return not row.forked
+
+
+def _timed(row: Row) -> bool:
+    return row.answered.seconds is not None
+
+
+def _seconds(row: Row) -> float:
+    assert row.answered.seconds is not None
+    return row.answered.seconds
+
+
+def _false_forks(row: Row) -> int:
+    assert row.tree is not None and row.tokenizer is not None
+    return false_forks(row.tree, row.tokenizer)
+
+
+def _distinct(length: int, says: str) -> Metric:
+    return Metric(
+        says, "higher", _drawn(lambda row: distinct([row.answered.text], length)),
+        lambda row: len(row.answered.text.split()) >= length,
+    )  # fmt: skip
+
+
+def _extra(name: str, better: Literal["higher", "lower"], says: str) -> Metric:
+    return Metric(says, better, _drawn(lambda row: row.extras[name]), lambda row: name in row.extras)
+
+
+_SECONDS_PER_TOKEN = _ratio(_seconds, lambda row: row.answered.tokens)
+
+METRICS: Mapping[str, Metric] = {
+    "forks_in_parts": Metric(
+        "share of the prompts that ask for parts whose answer forks (recall)", "higher", _share(_forked), _expects("parts")
+    ),
+    "missed_forks": Metric(
+        "share of the prompts that ask for parts whose answer does not fork", "lower", _share(_unforked), _expects("parts")
+    ),
+    "false_forks": Metric(
+        "share of the prompts whose answer should be whole that forks", "lower", _share(_forked), _expects("whole")
+    ),
+    "forks_either": Metric("share that forks of the prompts that either suits", None, _share(_forked), _expects("either")),
+    "forks": Metric("share of all answers that fork", None, _share(_forked), lambda row: row.tree is not None),
+    "malformed": Metric(
+        "share of the answers that fork with a detail that has no title", "lower", _share(lambda row: row.malformed), _forked
+    ),
+    "empty_or_repeated": Metric(
+        "share of the forked threads that are empty or repeat a sibling", "lower",
+        _ratio(_false_forks, lambda row: row.forks), lambda row: row.forked and row.tokenizer is not None,
+    ),
+    "items_right": Metric(
+        "share of the prompts that name a number of parts whose answer has as many", "higher",
+        _share(lambda row: row.items == row.prompt.items), lambda row: row.prompt.items is not None,
+    ),
+    "items_ratio": Metric(
+        "parts written over parts asked for, where a number is named; 1 is best", None,
+        _ratio(lambda row: row.items, lambda row: row.prompt.items or 0), lambda row: row.prompt.items is not None,
+    ),
+    "ended": Metric(
+        "share of the answers all of whose threads end by themselves", "higher", _share(lambda row: row.answered.ended)
+    ),
+    "looped": Metric(
+        f"share of the answers that repeat more than {LOOP} of their runs of five words", "lower",
+        _share(lambda row: repeated_share(row.answered.text) > LOOP),
+    ),
+    "right": Metric(
+        "share of the answers with a check that hold its pattern: it looks for a pattern, and nothing else", "higher",
+        _share(lambda row: bool(row.prompt.is_right(row.answered.text))), lambda row: row.prompt.check is not None,
+    ),
+    "tokens_per_step": Metric(
+        "tokens per step, as measured; what does not end counts one token a step; plain decoding has 1 at most", "higher",
+        _cost("tokens", "counted_steps"),
+    ),
+    "tokens_per_step_forked": Metric(
+        "the same of the answers that fork", "higher", _cost("tokens", "counted_steps"), _forked
+    ),
+    "total_over_critical_path": Metric(
+        "total over critical path: tokens per step without drafts and with unbounded threads", "higher",
+        _cost("tokens", "critical_path"),
+    ),
+    "steps": Metric("forward passes of an answer, on average", "lower", _drawn(lambda row: row.answered.steps)),
+    "tokens": Metric("length of an answer in tokens, on average", None, _drawn(lambda row: row.answered.tokens)),
+    "distinct_2": _distinct(2, "share of different runs of two words, each answer by itself"),
+    "distinct_4": _distinct(4, "share of different runs of four words, each answer by itself"),
+    "seconds": Metric("wall clock of an answer, on average", "lower", _drawn(_seconds), _timed),
+    "seconds_first_quartile": Metric(
+        "wall clock of an answer that a quarter of them stay below", "lower", _drawn(_seconds, _quantile(0.25)), _timed
+    ),
+    "seconds_median": Metric(
+        "wall clock of an answer that half of them stay below", "lower", _drawn(_seconds, _quantile(0.5)), _timed
+    ),
+    "seconds_third_quartile": Metric(
+        "wall clock of an answer that three quarters stay below", "lower", _drawn(_seconds, _quantile(0.75)), _timed
+    ),
+    "seconds_per_token": Metric("wall clock of a token: sums over the whole set", "lower", _SECONDS_PER_TOKEN, _timed),
+    "seconds_per_token_forked": Metric(
+        "the same of the answers that fork", "lower", _SECONDS_PER_TOKEN, lambda row: _timed(row) and row.forked
+    ),
+    "seconds_per_token_unforked": Metric(
+        "the same of those that do not", "lower", _SECONDS_PER_TOKEN, lambda row: _timed(row) and not row.forked
+    ),
+    "peak_kv": Metric(
+        "peak of held cache slots over those of the same text in sequence", "lower", _cost("peak_kv", "kv_if_sequential")
+    ),
+    "attended": Metric(
+        "slots that tokens attend to over those of the same text in sequence", "lower",
+        _cost("attended", "attended_if_sequential"),
+    ),
+    "accepted": Metric("share of the draft tokens that are kept", "higher", _cost("accepted", "proposed")),
+    "nll": _extra("nll", "lower", "nats that the base model gives a token, answers weighing alike"),
+    "redundancy": _extra("redundancy", "lower", "likeness of sibling details, by sentence embeddings"),
+    "relevance": _extra("relevance", "higher", "likeness of a detail to its title, by sentence embeddings"),
+}  # fmt: skip
+"""By name; shares are between 0 and 1. Shares have Wilson's interval, all others the bootstrap's over prompts."""
+
+
+def measured(rows: Sequence[Row]) -> dict[str, Interval]:
+    """Return :data:`METRICS` of the rows of one arm, those that mean something there."""
+    found = {name: metric.of(rows) for name, metric in METRICS.items()}
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def rows_by_arm(
+    prompts: Sequence[Prompt],
+    answers: Mapping[Key, Answered],
+    tokenizers: Mapping[str, Decodes] | None = None,
+    extras: Mapping[Key, Mapping[str, float]] | None = None,
+) -> dict[str, list[Row]]:
+    """Return the rows of each arm in the order of ``prompts``; what has no answer is left out.
+
+    Args:
+        answers: of :func:`~hf_apar.evaluation.run.answer_all`, or of several files of answers.
+        tokenizers: the arms' by their names.
+        extras: see :attr:`Row.extras`.
+    """
+    tokenizers, extras = tokenizers or {}, extras or {}
+    return {
+        arm: [
+            Row(prompt, answers[key], tokenizers.get(arm), extras.get(key, {}))
+            for prompt in prompts
+            if (key := (prompt.key, arm)) in answers
+        ]
+        for arm in dict.fromkeys(arm for _, arm in answers)
+    }

@@ -1,0 +1,106 @@
+"""The models of an evaluation, each loaded once."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_apar.checkpoints.default_model import DEFAULT_ADAPTER, DEFAULT_BASE, load_default_model
+from hf_apar.checkpoints.loading import AparModelForCausalLM, load_base, load_tokenizer
+from hf_apar.checkpoints.sources import find_source
+from hf_apar.errors import ConfigurationError
+from hf_apar.evaluation.suites import Prompt
+from hf_apar.speculation.medusa import heads_in
+from hf_apar.text.chat import encode_chat
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model and its tokenizer.
+
+    Attributes:
+        name: where it came from.
+        heads: the folder of the heads that lie with it, if any do.
+    """
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    heads: Path | None = None
+    chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
+
+    def encoded(self, prompt: Prompt) -> list[int]:
+        """Return the chat of a prompt as token ids."""
+        return encode_chat(self.tokenizer, [*prompt.messages], chat_template_kwargs=self.chat_template_kwargs)
+
+
+@dataclass
+class Models:
+    """Loads what arms ask for.
+
+    Attributes:
+        checkpoint: the APAR checkpoint; ``None`` for the model that ships.
+        base: the model before its tuning; ``None`` for the one that the checkpoint names.
+        options: of ``generate``, for all arms.
+    """
+
+    checkpoint: str | None = None
+    base: str | None = None
+    dtype: torch.dtype = torch.bfloat16
+    device: str = "cpu"
+    options: dict[str, Any] = field(default_factory=dict)
+    chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
+    _loaded: dict[tuple[str, bool], Loaded] = field(default_factory=dict)
+
+    def apar(self, name: str = "") -> Loaded:
+        """Return a checkpoint that forks: ``name``, or the one that is evaluated."""
+        return self._once(name or self.checkpoint or "", True)
+
+    def plain(self, name: str = "") -> Loaded:
+        """Return a model that need not fork: ``name``, or the base of the checkpoint that is evaluated.
+
+        Raises:
+            ConfigurationError: if the checkpoint does not tell its base.
+        """
+        return self._once(name or self.base or self._named_base(), False)
+
+    def _once(self, name: str, forks: bool) -> Loaded:
+        if (name, forks) not in self._loaded:
+            self._loaded[name, forks] = self._load(name, forks)
+        return self._loaded[name, forks]
+
+    def _load(self, name: str, forks: bool) -> Loaded:
+        folder = Path(name) if name else DEFAULT_ADAPTER
+        if not forks:
+            model, tokenizer = load_base(name, dtype=self.dtype)
+        elif not name:
+            model, tokenizer = load_default_model(dtype=self.dtype)
+        else:
+            model = AparModelForCausalLM.from_pretrained(name, dtype=self.dtype)
+            tokenizer = load_tokenizer(name)
+        heads = heads_in(folder)
+        model.to(torch.device(self.device))  # type: ignore[arg-type]
+        model.eval()
+        return Loaded(name or DEFAULT_ADAPTER.name, model, tokenizer, heads and folder, self.chat_template_kwargs)
+
+    def _named_base(self) -> str:
+        if self.checkpoint is None:
+            return DEFAULT_BASE
+        if (file := find_source(self.checkpoint).file("adapter_config.json")) is None:
+            raise ConfigurationError(f"{self.checkpoint} is no adapter and does not tell its base; give --base")
+        return str(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"])
+
+
+def padded(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]], device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Return ``rows`` as a batch (rows, longest), padded on the left, by any token where the tokenizer names none."""
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    longest = max(map(len, rows))
+    ids = [[padding] * (longest - len(row)) + [*row] for row in rows]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}

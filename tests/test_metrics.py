@@ -1,0 +1,203 @@
+"""Metrics on literal tables; the replay against the loop itself."""
+
+import json
+
+import pytest
+import torch
+
+from conftest import EOS, random_prompts, tiny_llama
+from hf_apar import AparConfig, enable_apar
+from hf_apar.evaluation.answers import Answered
+from hf_apar.evaluation.metrics import METRICS, Row, measured, rows_by_arm
+from hf_apar.evaluation.paired import Paired, compare
+from hf_apar.evaluation.plots import PLOTS, draw
+from hf_apar.evaluation.replay import kv_over_time
+from hf_apar.evaluation.report import figures, markdown, table
+from hf_apar.evaluation.statistics import Interval
+from hf_apar.evaluation.suites import Prompt
+from hf_apar.tree.threads import ParagraphTree, Thread
+from letter_tokenizer import letter_tokenizer
+
+TOKENIZER = letter_tokenizer()
+
+
+def tree(*children, written=3):
+    """A root that forks a child for each of ``children``, (place, tokens)."""
+    root = Thread(0, None, 0, 1, [1], tokens=[1] * written)
+    threads = [Thread(number, 0, place, 2, [1], tokens=tokens) for number, (place, tokens) in enumerate(children, start=1)]
+    return ParagraphTree([root, *threads]).to_dict()
+
+
+def row(key, *, expected=None, category="a", items=None, check=None, text="", extras=None, **answered):
+    prompt = Prompt(key, "own", category, expected, ({"role": "user", "content": "?"},), items=items, check=check)
+    answer = Answered(**{"key": key, "arm": "apar", "text": text, "ended": True} | answered)
+    return Row(prompt, answer, TOKENIZER, extras or {})
+
+
+ROWS = [
+    row("1", expected="parts", items=2, tree=tree((1, [5, 6]), (2, [7, 8])), tokens=30, steps=10, critical_path=9,
+        seconds=2.0, peak_kv=8, kv_if_sequential=16, attended=30, attended_if_sequential=60, extras={"nll": 1.0}),
+    row("2", expected="parts", items=3, tree=tree(), text="1 2", tokens=10, steps=20, critical_path=20,
+        ended=False, seconds=1.0, peak_kv=4, kv_if_sequential=4, attended=10,
+        attended_if_sequential=20, drafts=2, proposed=4, accepted=1),
+    row("3", expected="whole", category="b", tree=tree((1, [5]), (1, [5])), check="four", text="It is Four.", tokens=20,
+        steps=10, critical_path=10, seconds=3.0, extras={"nll": 2.0}),
+    row("4", expected="whole", category="b", check="^five", text="one two three four five " * 4, tree=tree(), tokens=20,
+        steps=20, critical_path=20),
+    row("5", expected="either", tree=tree((2, []), written=2), tokens=4, steps=4, critical_path=4),
+]  # fmt: skip
+TABLE = {
+    "forks_in_parts": 1 / 2, "missed_forks": 1 / 2, "false_forks": 1 / 2, "forks_either": 1.0, "forks": 3 / 5,
+    "malformed": 1 / 3, "empty_or_repeated": 2 / 5, "items_right": 1 / 2, "items_ratio": 2 / 5, "ended": 4 / 5,
+    "looped": 1 / 5, "right": 1 / 2, "tokens_per_step": 84 / 64, "total_over_critical_path": 84 / 63, "steps": 64 / 5,
+    "tokens": 84 / 5, "seconds": 2.0, "seconds_per_token": 6 / 60, "peak_kv": 12 / 20, "attended": 40 / 80,
+    "accepted": 1 / 4, "seconds_first_quartile": 1.5, "seconds_median": 2.0, "seconds_third_quartile": 2.5,
+    "tokens_per_step_forked": 54 / 24, "seconds_per_token_forked": 5 / 50, "seconds_per_token_unforked": 1 / 10, "nll": 1.5,
+    "distinct_2": (1 + 1 + 5 / 19) / 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), TABLE.items())
+def test_metrics_of_a_literal_table(name, value):
+    figure = METRICS[name].of(ROWS)
+    assert figure.value == pytest.approx(value) and figure.low <= figure.value <= figure.high
+
+
+def test_nothing_to_count_is_no_figure():
+    assert not {"redundancy", "relevance"} & measured(ROWS).keys()
+    assert measured([]) == {}
+    assert "ended" in measured([row("x")]) and "forks" not in measured([row("x", text="of an arm without threads")])
+
+
+def test_rows_follow_the_prompts_and_leave_out_what_was_not_answered():
+    answers = {(one.prompt.key, arm): one.answered for one in ROWS for arm in ("apar", "plain")}
+    del answers["2", "plain"]
+    prompts = [one.prompt for one in reversed(ROWS)]
+    found = rows_by_arm(prompts, answers, {"apar": TOKENIZER}, {("1", "apar"): {"nll": 1.0}, ("3", "apar"): {"nll": 2.0}})
+    assert found["apar"] == [*reversed(ROWS)]
+    assert [one.prompt.key for one in found["plain"]] == ["5", "4", "3", "1"]
+
+
+def test_a_title_without_a_word_is_none():
+    assert not row("x", tree=tree((1, [5]), (2, [6]))).malformed
+    assert row("x", tree=tree((1, [5]), (1, [6]))).malformed
+    assert row("x", tree=tree((0, [5]))).malformed
+    blank = tree((1, [5]))
+    blank["threads"][0]["tokens"][0] = EOS  # special, so it reads as nothing
+    assert row("x", tree=blank).malformed
+
+
+def test_pairs_are_compared_over_the_prompts_that_both_answered():
+    slow = [row(key, seconds=seconds, tokens=10) for key, seconds in (("1", 4.0), ("2", 4.0), ("3", 1.0), ("9", 50.0))]
+    found = compare(ROWS, slow)
+    assert list(found) == ["all", "forked", "unforked", "category a", "category b"]
+    assert [one.count for one in found.values()] == [3, 2, 1, 2, 1]
+    assert found["all"].seconds.value == pytest.approx(6 / 9)
+    assert found["all"].seconds_per_token.value == pytest.approx((6 / 60) / (9 / 30))
+    assert found["all"].quartiles == pytest.approx((0.375, 0.5, 1.75))
+    assert found["unforked"].seconds.value == pytest.approx(1 / 4)
+    same = compare(ROWS, ROWS)["all"]
+    assert (same.seconds.low, same.seconds.high) == (1.0, 1.0)
+
+
+def answered(model, prompt, **settings):
+    out = model.generate(
+        torch.tensor([prompt]), apar=AparConfig(**settings), max_new_tokens=150, return_dict_in_generate=True
+    )
+    return out.trees[0], out.stats[0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_replay_holds_what_the_loop_held(seed):
+    model = enable_apar(tiny_llama(seed=seed))
+    forks = 0
+    for prompt in random_prompts(3, seed=seed):
+        whole, stats = answered(model, prompt, max_threads=512)
+        held = kv_over_time(ParagraphTree.from_dict(whole.to_dict()))
+        assert len(held) == stats.steps
+        assert max(one.reach for one in held) == stats.peak_kv
+        assert all(one.slots <= one.reach for one in held)
+        narrow, _ = answered(model, prompt, max_threads=2)
+        if whole.closing_ids and narrow.closing_ids:  # else the limit cut them at different places
+            assert kv_over_time(narrow) == held
+        forks += len(whole.threads) - 1
+    assert forks
+
+
+def test_figures_by_arm_and_suite_are_json():
+    found = json.loads(json.dumps(figures({"apar": ROWS})))
+    assert list(found) == ["apar"] and list(found["apar"]) == ["all", "own"]
+    assert found["apar"]["all"] == found["apar"]["own"] == {
+        name: [one.low, one.value, one.high] for name, one in measured(ROWS).items()
+    }  # fmt: skip
+    assert list(figures({"apar": ROWS}, [])["apar"]) == ["all"]
+
+
+REPORT = """\
+# Evaluation
+
+A figure stands before its 95 % interval; n is told where not all answers count. Shares lie between 0 and 1, ratios \
+are of sums over the whole set; where a ratio's interval has no width, no answer differed, which others may.
+
+## Read this first
+
+- The arms did not answer the same prompts: compare no figures across them, only pairs.
+- apar: 1 of 2 answers were cut by the limit; their length and wall clock are the limit's, and each counts one token a step.
+- apar: fewer than 20 answers in own (2); the intervals there are too narrow.
+- plain: fewer than 20 answers in own (1); the intervals there are too narrow.
+
+## All suites
+
+| figure | should be | apar | plain |
+| --- | --- | --- | --- |
+| answers (n) | - | 2 | 1 |
+| ended | high | 0.5 (0.0945 to 0.905) | 1 (0.207 to 1) |
+| seconds | low | 1.5 (1.5 to 1.5), n=1 (few) | 3 (3 to 3) |
+
+## Wall clock: apar against plain
+
+Ratios: below 1 the first arm is faster.
+
+| answers | n | seconds, sum over sum | seconds per token | quartiles of single ratios |
+| --- | --- | --- | --- | --- |
+| all | 1 (few) | 0.5 (0.5 to 0.5) | - | 0.5 / 0.5 / 0.5 |
+
+## Held
+
+![Held](held.png)
+
+## What the figures are
+
+- `ended`: share of the answers all of whose threads end by themselves.
+- `seconds`: wall clock of an answer, on average.
+"""
+
+
+def test_the_report_is_the_same_for_the_same_input():
+    rows = {"apar": [row("1", seconds=1.5), row("2", ended=False)], "plain": [row("1", seconds=3.0)]}
+    found = {
+        "apar": {"all": {"ended": [0.0945, 0.5, 0.905], "seconds": [1.5, 1.5, 1.5]}},
+        "plain": {"all": {"ended": [0.207, 1.0, 1.0], "seconds": [3.0, 3.0, 3.0]}},
+    }
+    half = Paired(1, Interval(0.5, 0.5, 0.5), None, (0.5, 0.5, 0.5))
+    compared = {"apar against plain": {"all": half}}
+    assert markdown(rows, found, compared=compared, plots={"Held": "held.png"}) == REPORT
+
+
+def test_plots_are_drawn_where_they_show_something(apar_llama, tmp_path):
+    assert draw({"plain": [row("1")]}, tmp_path) == {}
+    whole, stats = answered(apar_llama, random_prompts(1, seed=1)[0], max_threads=512)
+    assert len(whole.threads) > 1
+    made = row("1", tree=whole.to_dict(), **vars(stats))
+    files = draw({"apar": [made], "plain": [row("1", tokens=10, steps=10, seconds=1.0)]}, tmp_path)
+    assert list(files) == list(PLOTS)
+    for name in files.values():
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_terminals_table_has_a_line_for_each_figure():
+    found = figures({"apar": ROWS}, [])
+    made = table(found)
+    assert [column.header for column in made.columns] == ["figure", "should be", "apar"]
+    assert list(made.columns[0].cells) == list(found["apar"]["all"])
+    assert set(TABLE) <= set(made.columns[0].cells)
