@@ -1,0 +1,204 @@
+"""Faults strike where they say and nowhere else, guards bound what they say: on random models that fork and end often."""
+
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import torch
+
+from conftest import CHILD, EOS, FORK, VOCABULARY, left_padded, random_prompts
+from hf_apar import AparConfig, apar_decode
+from hf_apar.errors import ConfigurationError
+from hf_apar.evaluation.faults import FAULTS, SHORTEST, Fault, faulty, last_item
+from hf_apar.evaluation.strategies import STRATEGIES, Strategy
+from hf_apar.evaluation.written import Signs
+from hf_apar.protocol import ControlTokens
+from scripted_model import CHILD as LETTER_CHILD
+from scripted_model import FORK as LETTER_FORK
+from scripted_model import ScriptConfig, ScriptedModel
+
+SIGNS = Signs(
+    FORK, CHILD, (EOS,), EOS,
+    clauses=frozenset(range(1, 9)), words=frozenset(range(9, 30)), lines=frozenset({30, 31}),
+)  # fmt: skip
+LETTER_SIGNS = Signs(
+    LETTER_FORK, LETTER_CHILD, (EOS,), EOS, clauses=frozenset({1, 2, 3}), words=frozenset({4, 5, 6}), lines=frozenset({7})
+)
+PROMPTS = random_prompts(6)
+LENGTH = max(map(len, PROMPTS))
+LIMIT = 400
+
+
+def tiny_answers(model, processors=(), prompts=PROMPTS, **options):
+    out = model.generate(
+        **left_padded(prompts), apar=True, logits_processor=[*processors], max_new_tokens=LIMIT,
+        return_dict_in_generate=True, do_sample=False, **options,
+    )  # fmt: skip
+    return out.trees
+
+
+def scripted_answers(processors=(), seeds=range(8), max_depth=3, **options):
+    """Each seed is a model of its own, and has a prompt of its own."""
+    ids = {"fork_token_id": LETTER_FORK, "child_token_id": LETTER_CHILD, "eos_token_ids": frozenset({EOS})}
+    rules = ControlTokens(**ids, max_depth=max_depth)
+    decode = partial(apar_decode, apar=AparConfig(max_threads=4), protocol=rules)
+    options = {"max_new_tokens": LIMIT, "return_dict_in_generate": True, "do_sample": False} | options
+    return [
+        ScriptedModel(ScriptConfig(seed=seed)).generate(
+            torch.tensor([[1 + seed % 10, 2, 3]]), custom_generate=decode, logits_processor=[*processors], **options
+        ).trees[0]
+        for seed in seeds
+    ]  # fmt: skip
+
+
+def told(trees):
+    return [[(thread.parent, thread.fork_position, thread.sampled_ids) for thread in tree.threads] for tree in trees]
+
+
+def letter_fault(kind, p, seed=0, bound=40):
+    return Fault(kind, p, seed, LETTER_SIGNS, 3, bound)
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_fault_that_never_strikes_changes_nothing(kind, apar_llama):
+    options = faulty(kind, 0.0, signs=SIGNS, prompt_length=LENGTH)
+    assert told(tiny_answers(apar_llama, options["logits_processor"])) == told(tiny_answers(apar_llama))
+    assert told(scripted_answers([letter_fault(kind, 0.0)])) == told(scripted_answers())
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_fault_strikes_at_the_same_places_in_any_batch_and_schedule(kind, apar_llama):
+    together = tiny_answers(apar_llama, [Fault(kind, 0.5, 3, SIGNS, LENGTH, 20)])
+    alone = [tiny_answers(apar_llama, [Fault(kind, 0.5, 3, SIGNS, len(prompt), 20)], [prompt])[0] for prompt in PROMPTS]
+    assert [tree.token_ids for tree in together if tree.closing_ids] == [
+        tree.token_ids for tree, other in zip(alone, together, strict=True) if other.closing_ids
+    ]
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_fault_strikes_and_the_seed_says_where(kind):
+    first, again, other = (told(scripted_answers([letter_fault(kind, 0.5, seed)], range(20))) for seed in (1, 1, 2))
+    assert first == again != other
+    assert first != told(scripted_answers(seeds=range(20)))
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_every_answer_ends(kind):
+    for tree in scripted_answers([letter_fault(kind, 0.5)], max_new_tokens=3000):
+        assert tree.closing_ids == [EOS]
+
+
+def test_without_forks_all_is_written_inline():
+    assert any(len(tree.threads) > 1 for tree in scripted_answers())
+    assert all(len(tree.threads) == 1 for tree in scripted_answers([letter_fault("missed", 1.0)]))
+
+
+def test_needless_forks_come_after_each_border_where_a_fork_is_allowed():
+    forked = 0
+    for tree in scripted_answers([letter_fault("missed", 1.0), letter_fault("needless", 1.0)], max_depth=2):
+        assert len(tree.threads) == 1, "a fork that is banned is not forced"
+    for tree in scripted_answers([letter_fault("needless", 1.0)], max_depth=2):
+        root = tree.threads[0].sampled_ids
+        for last, token in pairwise(root):
+            assert last not in LETTER_SIGNS.clauses or token == LETTER_FORK
+            forked += last in LETTER_SIGNS.clauses
+        assert all(LETTER_FORK not in thread.sampled_ids for thread in tree.threads[1:])
+    assert forked
+
+
+def test_short_children_end_at_the_first_border_after_their_length():
+    plain = {
+        tuple(thread.path_ids[: thread.start]): thread for tree in scripted_answers(max_depth=2) for thread in tree.threads
+    }
+    for tree in scripted_answers([letter_fault("short", 1.0)], max_depth=2):
+        for thread in tree.threads[1:]:
+            own = thread.sampled_ids
+            before = plain.get(tuple(thread.path_ids[: thread.start]))
+            assert own[-1] == EOS
+            assert all(token not in LETTER_SIGNS.clauses for token in own[SHORTEST - 1 : -2])
+            assert before is None or own[:-1] == before.sampled_ids[: len(own) - 1]
+
+
+@pytest.mark.parametrize(("kind", "strikes_root"), [("endless", False), ("unending", True)])
+def test_an_end_is_withheld_up_to_the_bound(kind, strikes_root):
+    for tree in scripted_answers([letter_fault(kind, 1.0, bound=12)], range(4), max_new_tokens=3000):
+        for thread in tree.threads:
+            if (thread.parent is None) == strikes_root:
+                assert len(thread.sampled_ids) > 12
+    plain, struck = scripted_answers(seeds=[1]), scripted_answers([letter_fault(kind, 1.0, bound=0)], seeds=[1])
+    assert told(plain) == told(struck)
+
+
+def test_each_title_comes_twice():
+    repeats = 0
+    for tree in scripted_answers([letter_fault("repeated", 1.0)], range(20), max_depth=2):
+        root = tuple(tree.threads[0].sampled_ids)
+        forks = [place for place, token in enumerate(root) if token == LETTER_FORK]
+        items = [last_item(root[:place], LETTER_SIGNS) for place in forks]
+        between = [root[one + 1 : other] for one, other in pairwise(forks)]
+        fresh = True
+        for item, other, text in zip(items, items[1:], between, strict=False):
+            if fresh and item:
+                assert item == other == text
+                repeats += 1
+            fresh = not fresh or not item or item != other
+    assert repeats
+
+
+@pytest.mark.parametrize(
+    ("own", "item"),
+    [((5, 7, 6), (7, 6)), ((6, 4), (6, 4)), ((1, 11, 7, 4), (7, 4)), ((1, 11, 4), (4,)), ((7, 4, 7), (7, 4, 7)), ((), ())],
+)
+def test_a_title_is_the_last_line(own, item):
+    assert last_item(own, LETTER_SIGNS) == item
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("threshold", 0.0), ("most-tokens", LIMIT), ("most-forks", LIMIT), ("loops", LIMIT)]
+)
+def test_a_strategy_that_asks_for_nothing_changes_nothing(name, value, apar_llama):
+    assert told(tiny_answers(apar_llama, [Strategy(name, value, SIGNS, LENGTH)])) == told(tiny_answers(apar_llama))
+
+
+def test_no_fork_is_certain():
+    assert all(len(tree.threads) == 1 for tree in scripted_answers([Strategy("threshold", 1.0, LETTER_SIGNS, 3)]))
+
+
+def test_a_threshold_leaves_the_forks_that_reach_it():
+    trees = scripted_answers([Strategy("threshold", 0.15, LETTER_SIGNS, 3)], range(20), output_logits=True)
+    reached = [
+        float(logits.softmax(-1)[LETTER_FORK])
+        for tree in trees
+        for thread in tree.threads
+        for token, logits in zip(thread.sampled_ids, thread.logits, strict=True)
+        if token == LETTER_FORK
+    ]
+    assert reached and min(reached) >= 0.13  # the bans come before it, and only make a fork likelier
+    assert max(map(len, (tree.threads for tree in trees))) > 1
+
+
+@pytest.mark.parametrize("bound", [1, 3, 6])
+def test_guards_bound_tokens_and_forks(bound):
+    fault = letter_fault("endless", 1.0)
+    for tree in scripted_answers([fault, letter_fault("unending", 1.0), Strategy("most-forks", bound, LETTER_SIGNS, 3)]):
+        assert all(thread.sampled_ids.count(LETTER_FORK) <= bound for thread in tree.threads)
+    for tree in scripted_answers([Strategy("most-tokens", bound, LETTER_SIGNS, 3)]):
+        assert all(len(thread.sampled_ids) <= bound + 1 for thread in tree.threads) and tree.closing_ids
+
+
+def test_a_loop_ends_where_it_closes():
+    scores = torch.zeros(1, VOCABULARY)
+    guard = Strategy("loops", 2, SIGNS, 2)
+    assert guard(torch.tensor([[9, 9, 4, 5, 6, 4, 5]]), scores).argmax() == EOS
+    assert torch.equal(guard(torch.tensor([[4, 5, 4, 6, 5, 4, 7]]), scores), scores), "the prompt does not count"
+    assert torch.equal(guard(torch.tensor([[9, 9, 4, 5, FORK, CHILD, 4, 5]]), scores), scores), "nor does a prefix"
+
+
+def test_what_does_not_exist_is_refused():
+    with pytest.raises(ConfigurationError, match="there is no fault 'wrong'; take one of missed, needless"):
+        Fault("wrong", 0.1, 0, SIGNS, 3)
+    with pytest.raises(ConfigurationError, match=r"the fault missed has the probability 1\.5; give one from 0 to 1"):
+        Fault("missed", 1.5, 0, SIGNS, 3)
+    with pytest.raises(ConfigurationError, match="there is no strategy 'hope'; take one of threshold"):
+        Strategy("hope", 0.1, SIGNS, 3)
+    assert set(STRATEGIES) == {"threshold", "most-tokens", "most-forks", "loops"}
