@@ -6,11 +6,16 @@ from itertools import pairwise
 import pytest
 import torch
 
-from conftest import CHILD, EOS, FORK, VOCABULARY, left_padded, random_prompts
-from hf_apar import AparConfig, apar_decode
+from byte_tokenizer import byte_tokenizer
+from conftest import CHILD, EOS, FORK, VOCABULARY, left_padded, random_prompts, tiny_llama
+from hf_apar import AparConfig, apar_decode, enable_apar
 from hf_apar.errors import ConfigurationError
 from hf_apar.evaluation.faults import FAULTS, SHORTEST, Fault, faulty, last_item
+from hf_apar.evaluation.models import Loaded, Models
+from hf_apar.evaluation.modified import modified_arm
+from hf_apar.evaluation.rewriting import review, rewrite
 from hf_apar.evaluation.strategies import STRATEGIES, Strategy
+from hf_apar.evaluation.suites import Prompt
 from hf_apar.evaluation.written import Signs
 from hf_apar.protocol import ControlTokens
 from scripted_model import CHILD as LETTER_CHILD
@@ -202,3 +207,119 @@ def test_what_does_not_exist_is_refused():
     with pytest.raises(ConfigurationError, match="there is no strategy 'hope'; take one of threshold"):
         Strategy("hope", 0.1, SIGNS, 3)
     assert set(STRATEGIES) == {"threshold", "most-tokens", "most-forks", "loops"}
+
+
+def leaves(tree):
+    return [thread.index for thread in tree.threads[1:] if thread.tokens and not tree.children(thread)]
+
+
+@pytest.fixture(scope="module")
+def finished(apar_llama):
+    """Answers that ended and forked, with what their threads saw, and their prompts."""
+    trees = [tiny_answers(apar_llama, prompts=[prompt], output_scores=True)[0] for prompt in random_prompts(12, seed=5)]
+    found = [(prompt, tree) for prompt, tree in zip(random_prompts(12, seed=5), trees, strict=True) if tree.closing_ids]
+    found = [(prompt, tree) for prompt, tree in found if len(leaves(tree)) > 1 and len(tree.token_ids) < 200]
+    assert found
+    return found
+
+
+@torch.no_grad()
+def test_a_review_has_the_likelihood_of_each_detail_in_reading_order(apar_llama, finished):
+    for prompt, tree in finished:
+        reviews = review(apar_llama, prompt, tree, SIGNS)
+        assert sorted(one.index for one in reviews) == leaves(tree)
+        before, expected = list(prompt), {}
+        for index, tokens in tree.reading_order():
+            for token in tokens:
+                logits = apar_llama(input_ids=torch.tensor([before])).logits[0, -1]
+                logits[[FORK, CHILD]] = -torch.inf
+                expected.setdefault(index, []).append(float(logits.log_softmax(-1)[token]))
+                before.append(token)
+        for one in reviews:
+            assert one.in_order == pytest.approx(sum(expected[one.index]) / len(expected[one.index]), abs=1e-4)
+            own = tree.threads[one.index].logprobs[:-1]
+            assert one.alone == pytest.approx(sum(own) / len(own))
+
+
+def test_nothing_is_written_again_where_all_fits(apar_llama, finished):
+    for prompt, tree in finished:
+        new = rewrite(apar_llama, prompt, tree, SIGNS, threshold=-torch.inf)
+        assert (new.tree.token_ids, new.indices, new.steps) == (tree.token_ids, (), 1)
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_the_worst_details_are_written_again_after_all_before_them_and_all_else_stays(apar_llama, finished, most):
+    count = 0
+    for prompt, tree in finished:
+        new = rewrite(apar_llama, prompt, tree, SIGNS, most=most, threshold=torch.inf, max_new_tokens=60)
+        worst = [one.index for one in sorted(new.reviews, key=lambda one: one.fit)[:most]]
+        assert set(new.indices) <= set(worst)
+        before, steps = list(prompt), 1
+        for thread, tokens, _ in new.tree.segments():
+            if thread.index in worst:
+                ids = torch.tensor([[*before, FORK, CHILD]])
+                out = apar_llama.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=60)
+                out = out[0, ids.shape[1] :].tolist()
+                steps += len(out)
+                assert thread.index not in new.indices or [*tokens, EOS] == thread.sampled_ids == out
+                count += thread.index in new.indices
+            if thread.index not in new.indices:
+                assert thread is tree.threads[thread.index]
+            before += tokens
+        assert new.steps == steps
+    assert count
+
+
+ASKED = Prompt("one", "own", "any", None, ({"role": "user", "content": "which trees grow?"},))
+
+
+@pytest.fixture(scope="module")
+def models():
+    """The tiny model with the bytes of ``O`` and ``P`` as control tokens, which no prompt here has."""
+    loaded = Loaded("tiny", enable_apar(tiny_llama(vocab_size=260)), byte_tokenizer())
+    return Models(checkpoint="tiny", _loaded={("tiny", True): loaded})
+
+
+def test_signs_are_read_off_a_vocabulary(models):
+    loaded = models.apar()
+    signs, tokenizer = Signs.of(loaded.model, loaded.tokenizer), loaded.tokenizer
+    assert (signs.fork, signs.child, signs.ends, signs.pad) == (FORK, CHILD, (EOS,), EOS)
+    assert sorted(tokenizer.decode([token]) for token in signs.clauses) == [",", ".", ":", ";", "?"]  # ! is the EOS here
+    assert signs.lines == {*tokenizer("\n")["input_ids"]}
+    assert signs.words == {*tokenizer(" \n")["input_ids"]}
+
+
+def test_an_arm_without_changes_answers_as_the_arm_does(models):
+    plain = modified_arm("apar", models).answer(ASKED, 200)
+    assert plain.tree is not None and len(plain.tree["threads"]) > 1
+    for text in ("apar!missed=0", "apar!threshold=0", "apar!missed=0!most-forks=1000"):
+        one = modified_arm(text, models).answer(ASKED, 200)
+        assert (one.arm, one.text, one.tree, one.steps) == (text, plain.text, plain.tree, plain.steps)
+
+
+def test_an_arm_does_what_its_name_says(models):
+    inline = modified_arm("apar!missed=1", models).answer(ASKED, 200)
+    assert len(inline.tree["threads"]) == 1
+    once = modified_arm("apar!most-forks=1", models).answer(ASKED, 200)
+    assert all(thread["path_ids"][thread["start"] :].count(FORK) <= 1 for thread in once.tree["threads"])
+    assert len(once.tree["threads"]) > 1
+
+
+def test_what_is_written_again_is_paid_for(models):
+    before = modified_arm("apar", models).answer(ASKED, 200)
+    after = modified_arm("apar!rewrite=2", models).answer(ASKED, 200)
+    assert after.steps > before.steps and after.critical_path - before.critical_path == after.steps - before.steps
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("apar!wrong=1", "there is no 'wrong'; take one of missed, needless"),
+        ("apar!missed=often", "'missed=often' has no number; give missed=NUMBER"),
+        ("apar!missed=2", "the fault missed has the probability 2"),
+        ("plain!missed=1", "the arm plain does not write in threads"),
+    ],
+)
+def test_a_name_that_says_nothing_is_refused(models, text, message):
+    with pytest.raises(ConfigurationError, match=message):
+        modified_arm(text, models)
