@@ -60,7 +60,7 @@ def told(trees):
     return [[(thread.parent, thread.fork_position, thread.sampled_ids) for thread in tree.threads] for tree in trees]
 
 
-def letter_fault(kind, p, seed=0, bound=40):
+def letter_fault(kind, p, seed=0, bound=15):
     return Fault(kind, p, seed, LETTER_SIGNS, 3, bound)
 
 
