@@ -53,7 +53,7 @@ def _missed(fault: Fault, written: Written, scores: Tensor) -> None:
 
 
 def _needless(fault: Fault, written: Written, scores: Tensor) -> None:
-    if written.own and written.own[-1] in fault.signs.clauses and fault.strikes(written.path):
+    if written.ends_clause and fault.strikes(written.path):
         force(scores, fault.signs.fork)
 
 
@@ -61,8 +61,7 @@ def _short(fault: Fault, written: Written, scores: Tensor) -> None:
     if written.is_root or not fault.strikes(written.given):
         return
     length = 1 + int(fault.number(written.given, "length") * SHORTEST)
-    ended = written.own[-1:] and written.own[-1] in fault.signs.clauses
-    if len(written.own) >= length and (ended or int(scores.argmax()) in fault.signs.words):
+    if len(written.own) >= length and (written.ends_clause or int(scores.argmax()) in fault.signs.words):
         force(scores, fault.signs.ends[0])
 
 

@@ -28,6 +28,7 @@ class Signs:
         clauses: a sentence or a clause ends with them.
         words: a word begins with them.
         lines: hold a line break.
+        digits: numbers, after which a full stop or a comma ends nothing.
     """
 
     fork: int
@@ -37,6 +38,7 @@ class Signs:
     clauses: frozenset[int] = frozenset()
     words: frozenset[int] = frozenset()
     lines: frozenset[int] = frozenset()
+    digits: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Self:
@@ -55,6 +57,7 @@ class Signs:
             clauses=frozenset(token for token, text in texts.items() if text.rstrip().endswith(_CLAUSES)),
             words=frozenset(token for token, piece in pieces.items() if piece.startswith(_WORDS)),
             lines=frozenset(token for token, text in texts.items() if "\n" in text),
+            digits=frozenset(token for token, text in texts.items() if text.strip().isdecimal()),
         )  # fmt: skip
 
 
@@ -79,6 +82,12 @@ class Written:
     def own(self) -> tuple[int, ...]:
         """What the thread itself has written."""
         return self.new[self.start :]
+
+    @property
+    def ends_clause(self) -> bool:
+        """Has the thread just ended a sentence or clause?"""
+        *before, last = (None, None, *self.own)
+        return last in self.signs.clauses and before[-1] not in self.signs.digits
 
     @property
     def path(self) -> tuple[int, ...]:
