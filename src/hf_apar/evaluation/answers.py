@@ -1,13 +1,14 @@
 """What arms made of prompts: a line of JSON each, kept as it comes, so that an evaluation goes on where it stopped."""
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from hf_apar.errors import DataError
+from hf_apar.evaluation.lines import whole_lines
+from hf_apar.evaluation.suites import Prompt
 
 Key = tuple[str, str]
 """A prompt's key and an arm's name."""
@@ -52,7 +53,7 @@ class Answered:
         return self.steps if self.ended else max(self.tokens, self.steps)
 
 
-def read_answers(path: Path) -> dict[Key, Answered]:
+def answers_in(path: Path) -> dict[Key, Answered]:
     """Return the answers in a file, the latest of each prompt and arm; none if there is no file.
 
     A last line that was torn when its writer was killed is left out.
@@ -61,36 +62,16 @@ def read_answers(path: Path) -> dict[Key, Answered]:
         DataError: for any other line that is no answer.
     """
     found: dict[Key, Answered] = {}
-    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
     known = {field.name for field in fields(Answered)}
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
+    for number, line in enumerate(whole_lines(path), start=1):
         try:
-            record = json.loads(line)
-            one = Answered(**{name: value for name, value in record.items() if name in known})
+            one = Answered(**{name: value for name, value in json.loads(line).items() if name in known})
         except (ValueError, TypeError, AttributeError) as error:
-            if number == len(lines):
-                break
             raise DataError(f"{path}, line {number} is no answer ({error}); remove it") from error
         found[one.key, one.arm] = one
     return found
 
 
-@contextmanager
-def opened_for_more(path: Path) -> Iterator[TextIO]:
-    """Open a file of answers to go on with; a torn last line is cut off."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        file.seek(0)
-        text = file.read()
-        whole = text.rfind("\n") + 1
-        if whole < len(text):
-            file.truncate(len(text[:whole].encode()))
-        yield file
-
-
-def write_answer(file: TextIO, one: Answered) -> None:
-    """Add an answer, and see to it that it is on the disk."""
-    file.write(json.dumps(asdict(one), ensure_ascii=False) + "\n")
-    file.flush()
+def as_asked(prompt: Prompt, arm: str, answers: Mapping[Key, Answered]) -> Prompt:
+    """Return ``prompt`` as ``arm`` was asked: after its own answer to the prompt that it goes on from, if it goes on."""
+    return prompt if prompt.after is None else prompt.going_on(answers[prompt.after, arm].text)
