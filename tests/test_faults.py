@@ -11,9 +11,9 @@ from byte_tokenizer import byte_tokenizer
 from conftest import CHILD, EOS, FORK, VOCABULARY, left_padded, random_prompts, tiny_llama
 from hf_apar import AparConfig, apar_decode, enable_apar
 from hf_apar.errors import ConfigurationError
-from hf_apar.evaluation.faults import FAULTS, SHORTEST, Fault, faulty, last_item
+from hf_apar.evaluation.arms import arm_named
+from hf_apar.evaluation.faults import FAULTS, SHORTEST, Fault, last_item
 from hf_apar.evaluation.models import Loaded, Models
-from hf_apar.evaluation.modified import modified_arm
 from hf_apar.evaluation.rewriting import review, rewrite
 from hf_apar.evaluation.strategies import STRATEGIES, Strategy
 from hf_apar.evaluation.suites import Prompt
@@ -67,8 +67,7 @@ def letter_fault(kind, p, seed=0, bound=12):
 
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_fault_that_never_strikes_changes_nothing(kind, apar_llama):
-    options = faulty(kind, 0.0, signs=SIGNS, prompt_length=LENGTH)
-    assert told(tiny_answers(apar_llama, options["logits_processor"])) == told(tiny_answers(apar_llama))
+    assert told(tiny_answers(apar_llama, [Fault(kind, 0.0, 0, SIGNS, LENGTH)])) == told(tiny_answers(apar_llama))
     assert told(scripted_answers([letter_fault(kind, 0.0)])) == told(scripted_answers())
 
 
@@ -303,31 +302,31 @@ def test_signs_are_read_off_a_vocabulary(models):
 
 
 def test_an_arm_without_changes_answers_as_the_arm_does(models):
-    plain = modified_arm("apar", models).answer(ASKED, 200)
+    plain = arm_named("apar", models).answer(ASKED, 200)
     assert plain.tree is not None and len(plain.tree["threads"]) > 1
     for text in ("apar!missed=0", "apar!threshold=0", "apar!missed=0!most-forks=1000"):
-        one = modified_arm(text, models).answer(ASKED, 200)
+        one = arm_named(text, models).answer(ASKED, 200)
         assert (one.arm, one.text, one.tree, one.steps) == (text, plain.text, plain.tree, plain.steps)
 
 
 def test_an_arm_does_what_its_name_says(models):
-    inline = modified_arm("apar!missed=1", models).answer(ASKED, 200)
+    inline = arm_named("apar!missed=1", models).answer(ASKED, 200)
     assert len(inline.tree["threads"]) == 1
-    once = modified_arm("apar!most-forks=1", models).answer(ASKED, 200)
+    once = arm_named("apar!most-forks=1", models).answer(ASKED, 200)
     assert all(thread["path_ids"][thread["start"] :].count(FORK) <= 1 for thread in once.tree["threads"])
     assert len(once.tree["threads"]) > 1
 
 
 def test_what_is_written_again_is_paid_for(models):
-    before = modified_arm("apar", models).answer(ASKED, 200)
-    after = modified_arm("apar!rewrite=2", models).answer(ASKED, 200)
+    before = arm_named("apar", models).answer(ASKED, 200)
+    after = arm_named("apar!rewrite=2", models).answer(ASKED, 200)
     assert after.steps > before.steps and after.critical_path - before.critical_path == after.steps - before.steps
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("apar!wrong=1", "there is no 'wrong'; take one of missed, needless"),
+        ("apar!wrong=1", "there is no change 'wrong'; take one of fork-bias, repetition-penalty, missed, needless"),
         ("apar!missed=often", "'missed=often' has no number; give missed=NUMBER"),
         ("apar!missed=2", "the fault missed has the probability 2"),
         ("plain!missed=1", "the arm plain does not write in threads"),
@@ -335,4 +334,4 @@ def test_what_is_written_again_is_paid_for(models):
 )
 def test_a_name_that_says_nothing_is_refused(models, text, message):
     with pytest.raises(ConfigurationError, match=message):
-        modified_arm(text, models)
+        arm_named(text, models)

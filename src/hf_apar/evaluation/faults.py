@@ -7,7 +7,6 @@ seed and the thread's path alone: it strikes again at the same places, in any ba
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -118,8 +117,3 @@ FAULTS: Mapping[str, _Kind] = {
     "unending": _Kind("the root does not end before its bound", _unending),
 }
 """By name: what goes wrong. ``short``, ``endless`` and ``unending`` strike threads, the others places."""
-
-
-def faulty(kind: str, p: float, seed: int = 0, *, signs: Signs, prompt_length: int, bound: int = 256) -> Mapping[str, Any]:
-    """Return the options of ``generate`` beside ``apar=True`` with which a fault strikes; see :class:`Fault`."""
-    return {"logits_processor": [Fault(kind, p, seed, signs, prompt_length, bound)]}

@@ -4,12 +4,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_apar.checkpoints.default_model import DEFAULT_ADAPTER, DEFAULT_BASE, load_default_model
+from hf_apar.checkpoints.default_model import DEFAULT_ADAPTER, DEFAULT_BASE, load_default_base, load_default_model
 from hf_apar.checkpoints.loading import AparModelForCausalLM, load_base, load_tokenizer
 from hf_apar.checkpoints.sources import find_source
 from hf_apar.errors import ConfigurationError
@@ -44,15 +45,14 @@ class Models:
 
     Attributes:
         checkpoint: the APAR checkpoint; ``None`` for the model that ships.
-        base: the model before its tuning; ``None`` for the one that the checkpoint names.
-        options: of ``generate``, for all arms.
+        base: the model before its tuning, on which the checkpoint is put where it is an adapter; ``None`` for the one that
+            the checkpoint names.
     """
 
     checkpoint: str | None = None
     base: str | None = None
-    dtype: torch.dtype = torch.bfloat16
+    dtype: torch.dtype | str = torch.bfloat16
     device: str = "cpu"
-    options: dict[str, Any] = field(default_factory=dict)
     chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
     _loaded: dict[tuple[str, bool], Loaded] = field(default_factory=dict)
 
@@ -68,6 +68,22 @@ class Models:
         """
         return self._once(name or self.base or self._named_base(), False)
 
+    def settings(self) -> dict[str, object]:
+        """Return what answers depend on, as JSON can hold it."""
+        return {
+            "model": self.checkpoint or DEFAULT_ADAPTER.name,
+            "base": self.base,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": self.device,
+            "chat_template_kwargs": dict(self.chat_template_kwargs),
+        }
+
+    @property
+    def penalty(self) -> float:
+        """The repetition penalty that the checkpoint decodes with."""
+        generation = self.apar().model.generation_config
+        return (generation and generation.repetition_penalty) or 1.0
+
     def _once(self, name: str, forks: bool) -> Loaded:
         if (name, forks) not in self._loaded:
             self._loaded[name, forks] = self._load(name, forks)
@@ -77,27 +93,49 @@ class Models:
         folder = Path(name) if name else DEFAULT_ADAPTER
         if not forks:
             model, tokenizer = load_base(name, dtype=self.dtype)
+            if name == self.base:
+                self._check_vocabulary(tokenizer)
         elif not name:
             model, tokenizer = load_default_model(dtype=self.dtype)
         else:
-            model = AparModelForCausalLM.from_pretrained(name, dtype=self.dtype)
-            tokenizer = load_tokenizer(name)
+            base = self.base if _recorded_base(name) is not None else None
+            if base is not None:
+                self._check_vocabulary(load_tokenizer(base))
+            model = AparModelForCausalLM.from_pretrained(name, base=base, dtype=self.dtype)
+            tokenizer = load_tokenizer(name, base=base)
         heads = heads_in(folder)
-        model.to(torch.device(self.device))  # type: ignore[arg-type]
+        cast(torch.nn.Module, model).to(self.device)
         model.eval()
         return Loaded(name or DEFAULT_ADAPTER.name, model, tokenizer, heads and folder, self.chat_template_kwargs)
+
+    def _check_vocabulary(self, base: PreTrainedTokenizerBase) -> None:
+        """Refuse a base whose vocabulary is not that of the checkpoint before the control tokens came."""
+        if self.checkpoint is None:
+            _, tuned = load_default_base()
+        else:
+            tuned = load_tokenizer(self.checkpoint, base=self.base if _recorded_base(self.checkpoint) is not None else None)
+        if not base.get_vocab().items() <= tuned.get_vocab().items():
+            raise ConfigurationError(
+                f"the base {self.base} has another vocabulary than {self.checkpoint or DEFAULT_ADAPTER.name}; name the "
+                "model that it was made from"
+            )
 
     def _named_base(self) -> str:
         if self.checkpoint is None:
             return DEFAULT_BASE
-        if (file := find_source(self.checkpoint).file("adapter_config.json")) is None:
+        if (base := _recorded_base(self.checkpoint)) is None:
             raise ConfigurationError(f"{self.checkpoint} is no adapter and does not tell its base; give --base")
-        return str(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"])
+        return base
 
 
-def padded(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]], device: torch.device
-) -> dict[str, torch.Tensor]:
+def _recorded_base(name: str) -> str | None:
+    """Return what an adapter names as its base; ``None`` if it is none."""
+    if (file := find_source(name).file("adapter_config.json")) is None:
+        return None
+    return str(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"])
+
+
+def padded(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]], device: torch.device) -> dict[str, Tensor]:
     """Return ``rows`` as a batch (rows, longest), padded on the left, by any token where the tokenizer names none."""
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     longest = max(map(len, rows))
