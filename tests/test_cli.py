@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 import hf_apar
@@ -23,8 +23,8 @@ from hf_apar.config import AparConfig
 from hf_apar.data.distillation.distill import TextAnswer, _Limits, in_batches, read_answers
 from hf_apar.data.distillation.questions import template_questions
 from hf_apar.data.settings import AnswerLimits, Elaboration, Engine, PromptChoice, Sampling, TreeLimits
-from hf_apar.training.evaluation import PROMPTS, likelihoods, plain_answers
-from hf_apar.training.figures import Judged
+from hf_apar.evaluation.answers import answers_in
+from hf_apar.evaluation.folder import prompts_of
 from hf_apar.training.recipe import EXAMPLE, Recipe, read_recipe, written
 from hf_apar.training.tuning import HeadsTuning, Selection, Tuning
 from hf_apar.tree.threads import ParagraphTree, Thread
@@ -321,16 +321,19 @@ def test_the_recipe_goes_through_all_stages_and_on_from_where_it_stopped(untuned
     made = {file.name: file.stat().st_mtime for file in adapter.iterdir()}
     lines = {file.name: file.read_bytes() for file in tmp_path.glob("*.jsonl")}
     assert {"adapter_model.safetensors", "metrics.json", "medusa.safetensors"} <= made.keys()
-    evaluation = json.loads((adapter / "evaluation.json").read_text())
-    assert len(evaluation["answers"]) == 40 and f"{evaluation['summary']['tokens_per_step']:.3f}" in first.stdout
-    base, tokenizer = AutoModelForCausalLM.from_pretrained(untuned), AutoTokenizer.from_pretrained(adapter)
-    judged = [Judged(**answer) for answer in evaluation["answers"]]
-    own = plain_answers(base, tokenizer, PROMPTS)
-    expected = likelihoods(judged, base, tokenizer, own)
-    assert {name: evaluation["summary"][name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    evaluation = json.loads((adapter / "evaluation" / "figures.json").read_text())
+    assert {arm: sum(one["suites"].values()) for one in [evaluation] for arm in one["arms"]} == {"plain": 20, "apar": 20}
+    answers = answers_in(adapter / "evaluation" / "answers.jsonl")
+    assert {key for key, _ in answers} == {prompt.key for prompt in prompts_of(["own"], sample=20)} and len(answers) == 40
+    for arm, found in evaluation["figures"].items():
+        own = [one for (_, name), one in answers.items() if name == arm]
+        expected = sum(one.tokens for one in own) / sum(one.counted_steps for one in own)
+        assert found["all"]["tokens_per_step"]["value"] == pytest.approx(expected) and f"{expected:.3g} (" in first.stdout
+    base = AutoModelForCausalLM.from_pretrained(untuned)
     base.save_pretrained(tmp_path / "stranger")
     byte_tokenizer().save_pretrained(tmp_path / "stranger")
-    stranger = run("evaluate", "--model", str(adapter), "--base", str(tmp_path / "stranger"))
+    elsewhere = ("--output", str(tmp_path / "elsewhere"))
+    stranger = run("evaluate", "--model", str(adapter), "--base", str(tmp_path / "stranger"), *elsewhere)
     assert stranger.exit_code == 2 and "another vocabulary" in stranger.stderr
     assert "8" in first.stdout and "66.7%" in first.stdout, "the share that is structured"
     again = run(*asked)

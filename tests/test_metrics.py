@@ -1,18 +1,23 @@
 """Metrics on literal tables; the replay against the loop itself."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from conftest import EOS, random_prompts, tiny_llama
 from hf_apar import AparConfig, enable_apar
+from hf_apar.evaluation.agreement import Agreement, Judged
 from hf_apar.evaluation.answers import Answered
-from hf_apar.evaluation.metrics import METRICS, Row, measured, rows_by_arm
+from hf_apar.evaluation.figures import figures, warnings
+from hf_apar.evaluation.metrics import METRICS, measured
 from hf_apar.evaluation.paired import Paired, compare
 from hf_apar.evaluation.plots import PLOTS, draw
+from hf_apar.evaluation.preference import Comparison
 from hf_apar.evaluation.replay import kv_over_time
-from hf_apar.evaluation.report import figures, markdown, table
+from hf_apar.evaluation.report import Report, markdown, table
+from hf_apar.evaluation.rows import Row, rows_by_arm
 from hf_apar.evaluation.statistics import Interval
 from hf_apar.evaluation.suites import Prompt
 from hf_apar.tree.threads import ParagraphTree, Thread
@@ -36,7 +41,8 @@ def row(key, *, expected=None, category="a", items=None, check=None, text="", ex
 
 ROWS = [
     row("1", expected="parts", items=2, tree=tree((1, [5, 6]), (2, [7, 8])), tokens=30, steps=10, critical_path=9,
-        seconds=2.0, peak_kv=8, kv_if_sequential=16, attended=30, attended_if_sequential=60, extras={"nll": 1.0}),
+        seconds=2.0, peak_kv=8, kv_if_sequential=16, attended=30, attended_if_sequential=60, extras={"nll": 1.0},
+        text="- A: a b c d e\n- B: f g h i j\n- C: k l m n o"),
     row("2", expected="parts", items=3, tree=tree(), text="1 2", tokens=10, steps=20, critical_path=20,
         ended=False, seconds=1.0, peak_kv=4, kv_if_sequential=4, attended=10,
         attended_if_sequential=20, drafts=2, proposed=4, accepted=1),
@@ -47,13 +53,14 @@ ROWS = [
     row("5", expected="either", tree=tree((2, []), written=2), tokens=4, steps=4, critical_path=4),
 ]  # fmt: skip
 TABLE = {
-    "forks_in_parts": 1 / 2, "missed_forks": 1 / 2, "false_forks": 1 / 2, "forks_either": 1.0, "forks": 3 / 5,
+    "forks_in_parts": 1 / 2, "missed_forks": 1 / 2, "in_parts": 1 / 2, "false_forks": 1 / 2, "forks_either": 1.0,
+    "forks": 3 / 5,
     "malformed": 1 / 3, "empty_or_repeated": 2 / 5, "items_right": 1 / 2, "items_ratio": 2 / 5, "ended": 4 / 5,
     "looped": 1 / 5, "right": 1 / 2, "tokens_per_step": 84 / 64, "total_over_critical_path": 84 / 63, "steps": 64 / 5,
     "tokens": 84 / 5, "seconds": 2.0, "seconds_per_token": 6 / 60, "peak_kv": 12 / 20, "attended": 40 / 80,
     "accepted": 1 / 4, "seconds_first_quartile": 1.5, "seconds_median": 2.0, "seconds_third_quartile": 2.5,
     "tokens_per_step_forked": 54 / 24, "seconds_per_token_forked": 5 / 50, "seconds_per_token_unforked": 1 / 10, "nll": 1.5,
-    "distinct_2": (1 + 1 + 5 / 19) / 3,
+    "distinct_2": (1 + 1 + 1 + 5 / 19) / 4,
 }  # fmt: skip
 
 
@@ -128,8 +135,10 @@ def test_figures_by_arm_and_suite_are_json():
     found = json.loads(json.dumps(figures({"apar": ROWS})))
     assert list(found) == ["apar"] and list(found["apar"]) == ["all", "own"]
     assert found["apar"]["all"] == found["apar"]["own"] == {
-        name: [one.low, one.value, one.high] for name, one in measured(ROWS).items()
-    }  # fmt: skip
+        name: {"low": one.low, "value": one.value, "high": one.high, "n": len(METRICS[name].counted(ROWS))}
+        for name, one in measured(ROWS).items()
+    }
+    assert [found["apar"]["all"][name]["n"] for name in ("ended", "forks_in_parts", "malformed")] == [5, 2, 3]
     assert list(figures({"apar": ROWS}, [])["apar"]) == ["all"]
 
 
@@ -139,20 +148,25 @@ REPORT = """\
 A figure stands before its 95 % interval; n is told where not all answers count. Shares lie between 0 and 1, ratios \
 are of sums over the whole set; where a ratio's interval has no width, no answer differed, which others may.
 
+Made with model m, cores 2. Suites, with their prompts: own (2). Arms:
+
+- `apar`: in threads.
+- `plain`: without.
+
 ## Read this first
 
 - The arms did not answer the same prompts: compare no figures across them, only pairs.
-- apar: 1 of 2 answers were cut by the limit; their length and wall clock are the limit's, and each counts one token a step.
+- apar: 1 of 2 answers were cut by the limit; their length and wall clock are the limit's, and each counts one token a \
+step; the figures of this arm are no result: allow more tokens.
 - apar: fewer than 20 answers in own (2); the intervals there are too narrow.
 - plain: fewer than 20 answers in own (1); the intervals there are too narrow.
 
-## All suites
+## All suites (2 prompts)
 
 | figure | should be | apar | plain |
 | --- | --- | --- | --- |
-| answers (n) | - | 2 | 1 |
-| ended | high | 0.5 (0.0945 to 0.905) | 1 (0.207 to 1) |
-| seconds | low | 1.5 (1.5 to 1.5), n=1 (few) | 3 (3 to 3) |
+| ended | high | 0.5 (0.0945 to 0.905) | 1 (0.207 to 1), n=1 (few) |
+| seconds | low | 1.5 (1.5 to 1.5), n=1 (few) | - |
 
 ## Wall clock: apar against plain
 
@@ -161,6 +175,10 @@ Ratios: below 1 the first arm is faster.
 | answers | n | seconds, sum over sum | seconds per token | quartiles of single ratios |
 | --- | --- | --- | --- | --- |
 | all | 1 (few) | 0.5 (0.5 to 0.5) | - | 0.5 / 0.5 / 0.5 |
+
+## Which answers a judge prefers
+
+{judged}
 
 ## Held
 
@@ -171,17 +189,52 @@ Ratios: below 1 the first arm is faster.
 - `ended`: share of the answers all of whose threads end by themselves.
 - `seconds`: wall clock of an answer, on average.
 """
+UNJUDGED = (
+    "No judge compared the answers: what stands here says how they were written and what they cost, and, but for what is "
+    "checked by a pattern, not whether they are right or good."
+)
+JUDGED = """\
+### apar against plain
+
+| judge | pairs judged | win_rate | length_controlled | win | tie | loss | longer | consistency | first_place |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| strict 12ab | 2 | 0.5 (0 to 1) | - | 0.5 (0 to 1) | 0 (0 to 0) | 0.5 (0 to 1) | 1 (1 to 1) | 1 (0.342 to 1) | \
+0.5 (0.5 to 0.5) |
+
+- strict 12ab: The judge says the same in both orders for 1 (0.342 to 1) of the pairs, and one who tosses a coin for 0.5: \
+its verdicts mean nothing here.
+- strict 12ab: One arm's answers are always the longer ones: what is due to length cannot be told.
+- Two judges agree on 0.5 (0.0945 to 0.905) of 2 pairs; Cohen's kappa -."""
 
 
 def test_the_report_is_the_same_for_the_same_input():
     rows = {"apar": [row("1", seconds=1.5), row("2", ended=False)], "plain": [row("1", seconds=3.0)]}
-    found = {
-        "apar": {"all": {"ended": [0.0945, 0.5, 0.905], "seconds": [1.5, 1.5, 1.5]}},
-        "plain": {"all": {"ended": [0.207, 1.0, 1.0], "seconds": [3.0, 3.0, 3.0]}},
-    }
-    half = Paired(1, Interval(0.5, 0.5, 0.5), None, (0.5, 0.5, 0.5))
-    compared = {"apar against plain": {"all": half}}
-    assert markdown(rows, found, compared=compared, plots={"Held": "held.png"}) == REPORT
+    half, third = Interval(0.0, 0.5, 1.0), Interval(0.0945, 0.5, 0.905)
+    report = Report(
+        made_with={"model": "m", "base": None, "chat_template_kwargs": {}, "cores": 2},
+        arms={"apar": "in threads", "plain": "without"},
+        suites={"own": 2},
+        warnings=warnings(rows),
+        figures={
+            "apar": {
+                "all": {
+                    "ended": {"low": 0.0945, "value": 0.5, "high": 0.905, "n": 2},
+                    "seconds": {"low": 1.5, "value": 1.5, "high": 1.5, "n": 1},
+                }
+            },
+            "plain": {"all": {"ended": {"low": 0.207, "value": 1.0, "high": 1.0, "n": 1}}},
+        },
+        compared={"apar against plain": {"all": Paired(1, Interval(0.5, 0.5, 0.5), None, (0.5, 0.5, 0.5))}},
+        plots={"Held": "held.png"},
+    )
+    assert markdown(report) == REPORT.format(judged=UNJUDGED)
+    said = Comparison(
+        judge="strict 12ab", pairs=2, alike=0, judged=2, not_given=0, no_verdict=0, win=half, tie=Interval(0, 0, 0),
+        loss=half, win_rate=half, length_controlled=None, longer=Interval(1, 1, 1), consistency=Interval(0.342, 1, 1),
+        first_place=Interval(0.5, 0.5, 0.5),
+    )  # fmt: skip
+    judged = Judged((said,), Agreement(2, ((1, 0, 0), (1, 0, 0), (0, 0, 0)), third, None))
+    assert markdown(replace(report, judged={"apar against plain": judged})) == REPORT.format(judged=JUDGED)
 
 
 def test_plots_are_drawn_where_they_show_something(apar_llama, tmp_path):
@@ -189,15 +242,21 @@ def test_plots_are_drawn_where_they_show_something(apar_llama, tmp_path):
     whole, stats = answered(apar_llama, random_prompts(1, seed=1)[0], max_threads=512)
     assert len(whole.threads) > 1
     made = row("1", tree=whole.to_dict(), **vars(stats))
-    files = draw({"apar": [made], "plain": [row("1", tokens=10, steps=10, seconds=1.0)]}, tmp_path)
-    assert list(files) == list(PLOTS)
+    plain = row("1", tokens=10, steps=10, seconds=1.0)
+    files = draw({"apar": [made], "plain": [plain]}, tmp_path)
+    assert list(files) == [title for title in PLOTS if "faults" not in title]
+    files = draw({"apar": [made], "plain": [plain], "apar!missed=0.5": [plain], "apar!rewrite=2": [plain]}, tmp_path)
+    assert [title for title in files if "faults" in title] == [
+        f"Under faults: {metric}" for metric in ("tokens_per_step", "tokens", "ended", "looped")
+    ]
+    assert files["Under faults: tokens_per_step"] == "under-faults-tokens_per_step.png"
     for name in files.values():
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_terminals_table_has_a_line_for_each_figure():
-    found = figures({"apar": ROWS}, [])
-    made = table(found)
+    found = figures({"apar": ROWS, "plain": ROWS}, [])
+    made = table(found, ["apar"])
     assert [column.header for column in made.columns] == ["figure", "should be", "apar"]
     assert list(made.columns[0].cells) == list(found["apar"]["all"])
     assert set(TABLE) <= set(made.columns[0].cells)

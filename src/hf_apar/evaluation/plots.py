@@ -1,17 +1,28 @@
 """Plots of an evaluation, a function each; a file each beside the report."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from hf_apar.errors import MissingPackageError
 
+try:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise MissingPackageError("plots need matplotlib; run pip install 'hf-apar[evaluate]'") from error
+
+from hf_apar.evaluation.faults import FAULTS
+from hf_apar.evaluation.figures import Rows
 from hf_apar.evaluation.metrics import METRICS
 from hf_apar.evaluation.replay import kv_over_time
-from hf_apar.evaluation.report import Rows
 from hf_apar.evaluation.statistics import Interval
 
 SHOWN = 4  # answers whose cache is drawn
+UNDER_FAULTS = (
+    "tokens_per_step", "tokens", "ended", "looped", "empty_or_repeated", "right", "nll", "redundancy", "relevance",
+)  # fmt: skip
 
 
 def tokens_per_step(rows: Rows, axes: Axes) -> bool:
@@ -66,11 +77,32 @@ def attended(rows: Rows, axes: Axes) -> bool:
     return highest > 0
 
 
+def under_faults(metric: str, rows: Rows, axes: Axes) -> bool:
+    """Draw a metric over the probability of each fault, of arms such as ``apar!missed=0.1``; return whether there is any."""
+    lines: dict[str, dict[float, Interval]] = {}
+    for arm, some in rows.items():
+        head, *changes = arm.split("!")
+        kind, _, chance = changes[0].partition("=") if len(changes) == 1 else ("", "", "")
+        if kind in FAULTS:
+            at_chances = {0.0: rows.get(head, ()), float(chance): some}
+            found = {p: METRICS[metric].of(there) for p, there in at_chances.items()}
+            lines.setdefault(kind, {}).update({p: one for p, one in found.items() if one is not None})
+    for kind, points in lines.items():
+        chances = sorted(points)
+        middle = [points[p] for p in chances]
+        axes.errorbar(chances, [one.value for one in middle], yerr=_ends(middle), capsize=2, marker=".", label=kind)
+    axes.set(xlabel="probability of the fault", ylabel=metric)
+    if lines:
+        axes.legend()
+    return any(len(points) > 1 for points in lines.values())
+
+
 PLOTS: Mapping[str, Callable[[Rows, Axes], bool]] = {
     "Tokens per step by category": tokens_per_step,
     "KV cache held over time": kv_held,
     "Attended tokens": attended,
     "Seconds per token": seconds_per_token,
+    **{f"Under faults: {metric}": partial(under_faults, metric) for metric in UNDER_FAULTS},
 }
 """By title."""
 
@@ -84,7 +116,7 @@ def draw(rows: Rows, folder: Path) -> dict[str, str]:
         axes = figure.subplots()
         if plot(rows, axes):
             axes.set_title(title)
-            made[title] = f"{title.lower().replace(' ', '-')}.png"
+            made[title] = f"{re.sub('[^a-z_]+', '-', title.lower())}.png"
             figure.savefig(folder / made[title], dpi=100)
     return made
 
@@ -104,5 +136,9 @@ def _bars(bars: Mapping[str, Mapping[str, Interval]], axes: Axes) -> bool:
 
 
 def _drawn(some: Sequence[Interval], places: Sequence[float], height: float, series: str, axes: Axes) -> None:
-    ends = [[one.value - one.low for one in some], [one.high - one.value for one in some]]
-    axes.barh(places, [one.value for one in some], height=height, xerr=ends, capsize=2, label=series)
+    axes.barh(places, [one.value for one in some], height=height, xerr=_ends(some), capsize=2, label=series)
+
+
+def _ends(some: Sequence[Interval]) -> list[list[float]]:
+    """Return how far the intervals reach, downwards and upwards."""
+    return [[one.value - one.low for one in some], [one.high - one.value for one in some]]
