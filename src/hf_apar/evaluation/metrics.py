@@ -1,79 +1,22 @@
 """Figures of answers: what each is, what it says, and how it is computed of the rows of one arm, in one place.
 
-To add one, write a line of :data:`METRICS`; what must be measured apart from the answer goes into :attr:`Row.extras`.
+To add one, write a line of :data:`METRICS`; what must be measured apart from the answer goes into
+:attr:`~hf_apar.evaluation.rows.Row.extras`.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import pairwise
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from hf_apar.data.extraction.markdown import extract
 from hf_apar.data.extraction.repetition import repeated_share
-from hf_apar.evaluation.answers import Answered, Key
+from hf_apar.evaluation.rows import Row
 from hf_apar.evaluation.statistics import Interval, Statistic, bootstrap, mean, ratio, wilson
-from hf_apar.evaluation.suites import Prompt
 from hf_apar.training.quality import distinct, false_forks
-from hf_apar.tree.threads import Decodes, ParagraphTree
 
-_WORD = re.compile(r"\w")
 LOOP = 0.3  # of its runs of five words that an answer repeats
-
-
-@dataclass(frozen=True)
-class Row:
-    """A prompt, and what an arm made of it.
-
-    Attributes:
-        tokenizer: the arm's, which reads single threads; without it nothing is said of them.
-        extras: numbers that were measured of the answer apart, by name, such as ``nll``.
-    """
-
-    prompt: Prompt
-    answered: Answered
-    tokenizer: Decodes | None = None
-    extras: Mapping[str, float] = field(default_factory=dict)
-
-    @cached_property
-    def tree(self) -> ParagraphTree | None:
-        """The threads; ``None`` of an arm that has none."""
-        return None if self.answered.tree is None else ParagraphTree.from_dict(self.answered.tree)
-
-    @property
-    def forks(self) -> int:
-        """How many threads were forked."""
-        return 0 if self.tree is None else len(self.tree.threads) - 1
-
-    @property
-    def forked(self) -> bool:
-        """Was any?"""
-        return self.forks > 0
-
-    @cached_property
-    def items(self) -> int:
-        """Parts at the first level: threads that the root forked, of an answer in one thread what its Markdown has."""
-        forked = self.tree.children(self.tree.threads[0]) if self.tree is not None else ()
-        return len(forked or extract(self.answered.text).children)
-
-    @property
-    def malformed(self) -> bool:
-        """Does a thread fork with no word written since its start or its last fork, so that a detail has no title?"""
-        if self.tree is None:
-            return False
-        for parent in self.tree.threads:
-            places = [0, *(child.fork_position for child in self.tree.children(parent))]
-            if any(self._is_blank(parent.tokens[start:end]) for start, end in pairwise(places)):
-                return True
-        return False
-
-    def _is_blank(self, tokens: list[int]) -> bool:
-        return not tokens or (
-            self.tokenizer is not None and not _WORD.search(self.tokenizer.decode(tokens, skip_special_tokens=True))
-        )
 
 
 Holds = Callable[[Row], bool]
@@ -167,12 +110,12 @@ def _false_forks(row: Row) -> int:
 def _distinct(length: int, says: str) -> Metric:
     return Metric(
         says, "higher", _drawn(lambda row: distinct([row.answered.text], length)),
-        lambda row: len(row.answered.text.split()) >= length,
+        lambda row: len(re.findall(r"\w+", row.answered.text)) >= length,
     )  # fmt: skip
 
 
-def _extra(name: str, better: Literal["higher", "lower"], says: str) -> Metric:
-    return Metric(says, better, _drawn(lambda row: row.extras[name]), lambda row: name in row.extras)
+def _extra(name: str, better: Literal["higher", "lower"] | None, says: str, counts: Holds = _any) -> Metric:
+    return Metric(says, better, _drawn(lambda row: row.extras[name]), lambda row: name in row.extras and counts(row))
 
 
 _SECONDS_PER_TOKEN = _ratio(_seconds, lambda row: row.answered.tokens)
@@ -223,14 +166,20 @@ METRICS: Mapping[str, Metric] = {
         "the same of the answers that fork", "higher", _cost("tokens", "counted_steps"), _forked
     ),
     "total_over_critical_path": Metric(
-        "total over critical path: tokens per step without drafts and with unbounded threads", "higher",
-        _cost("tokens", "critical_path"),
+        "total over critical path: tokens per step without drafts and with unbounded threads; cut answers likewise",
+        "higher", _cost("tokens", "counted_path"),
     ),
     "steps": Metric("forward passes of an answer, on average", "lower", _drawn(lambda row: row.answered.steps)),
     "tokens": Metric("length of an answer in tokens, on average", None, _drawn(lambda row: row.answered.tokens)),
     "distinct_2": _distinct(2, "share of different runs of two words, each answer by itself"),
     "distinct_4": _distinct(4, "share of different runs of four words, each answer by itself"),
     "seconds": Metric("wall clock of an answer, on average", "lower", _drawn(_seconds), _timed),
+    "seconds_forked": Metric(
+        "the same of the answers that fork", "lower", _drawn(_seconds), lambda row: _timed(row) and row.forked
+    ),
+    "seconds_unforked": Metric(
+        "the same of those that do not", "lower", _drawn(_seconds), lambda row: _timed(row) and not row.forked
+    ),
     "seconds_first_quartile": Metric(
         "wall clock of an answer that a quarter of them stay below", "lower", _drawn(_seconds, _quantile(0.25)), _timed
     ),
@@ -254,10 +203,31 @@ METRICS: Mapping[str, Metric] = {
         "slots that tokens attend to over those of the same text in sequence", "lower",
         _cost("attended", "attended_if_sequential"),
     ),
+    "peak_slots": Metric(
+        "cache slots of one layer that an answer holds at its peak, on average", "lower",
+        _drawn(lambda row: row.answered.peak_kv), lambda row: row.answered.peak_kv > 0,
+    ),
+    "attended_per_token": Metric(
+        "slots that a token attends to, over the whole set", "lower", _cost("attended", "tokens"),
+        lambda row: row.answered.attended > 0,
+    ),
+    "peak_threads": Metric(
+        "threads that live at once at the peak of an answer that forks, on average", None,
+        _drawn(lambda row: row.answered.peak_threads), _forked,
+    ),
     "accepted": Metric("share of the draft tokens that are kept", "higher", _cost("accepted", "proposed")),
-    "nll": _extra("nll", "lower", "nats that the base model gives a token, answers weighing alike"),
+    "nll": _extra("nll", "lower", "nats that the base model gives a token as the answer reads, answers weighing alike"),
+    "nll_forked": _extra("nll", "lower", "the same of the answers that fork", _forked),
+    "sibling_overlap": Metric(
+        "share of the runs of three words in details that an earlier sibling has too; plain answers by their Markdown",
+        "lower", _ratio(lambda row: row.sibling_runs[0], lambda row: row.sibling_runs[1]),
+        lambda row: row.sibling_runs[1] > 0,
+    ),
     "redundancy": _extra("redundancy", "lower", "likeness of sibling details, by sentence embeddings"),
     "relevance": _extra("relevance", "higher", "likeness of a detail to its title, by sentence embeddings"),
+    "answers_question": _extra(
+        "answers_question", "higher", "likeness of an answer to its question, by sentence embeddings"
+    ),
 }  # fmt: skip
 """By name; shares are between 0 and 1. Shares have Wilson's interval, all others the bootstrap's over prompts."""
 
@@ -266,27 +236,3 @@ def measured(rows: Sequence[Row]) -> dict[str, Interval]:
     """Return :data:`METRICS` of the rows of one arm, those that mean something there."""
     found = {name: metric.of(rows) for name, metric in METRICS.items()}
     return {name: figure for name, figure in found.items() if figure is not None}
-
-
-def rows_by_arm(
-    prompts: Sequence[Prompt],
-    answers: Mapping[Key, Answered],
-    tokenizers: Mapping[str, Decodes] | None = None,
-    extras: Mapping[Key, Mapping[str, float]] | None = None,
-) -> dict[str, list[Row]]:
-    """Return the rows of each arm in the order of ``prompts``; what has no answer is left out.
-
-    Args:
-        answers: of :func:`~hf_apar.evaluation.run.answer_all`, or of several files of answers.
-        tokenizers: the arms' by their names.
-        extras: see :attr:`Row.extras`.
-    """
-    tokenizers, extras = tokenizers or {}, extras or {}
-    return {
-        arm: [
-            Row(prompt, answers[key], tokenizers.get(arm), extras.get(key, {}))
-            for prompt in prompts
-            if (key := (prompt.key, arm)) in answers
-        ]
-        for arm in dict.fromkeys(arm for _, arm in answers)
-    }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_apar.evaluation.metrics import Row
+from hf_apar.evaluation.rows import Row
 from hf_apar.evaluation.statistics import Interval, bootstrap, ratio
 
 Pairs = Sequence[tuple[Row, Row]]

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from hf_apar.evaluation.metrics import METRICS, Row, measured
+from hf_apar.evaluation.metrics import METRICS, measured
 from hf_apar.evaluation.paired import Paired
+from hf_apar.evaluation.rows import Row
 from hf_apar.evaluation.statistics import Interval
 
 if TYPE_CHECKING:
