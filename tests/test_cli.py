@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 import hf_apar
@@ -25,6 +25,9 @@ from hf_apar.data.distillation.questions import template_questions
 from hf_apar.data.settings import AnswerLimits, Elaboration, Engine, PromptChoice, Sampling, TreeLimits
 from hf_apar.evaluation.answers import answers_in
 from hf_apar.evaluation.folder import prompts_of
+from hf_apar.text.chat import encode_chat
+from hf_apar.text.encoding import encode_answer
+from hf_apar.training.likelihood import mean_nll
 from hf_apar.training.recipe import EXAMPLE, Recipe, read_recipe, written
 from hf_apar.training.tuning import HeadsTuning, Selection, Tuning
 from hf_apar.tree.threads import ParagraphTree, Thread
@@ -329,7 +332,14 @@ def test_the_recipe_goes_through_all_stages_and_on_from_where_it_stopped(untuned
         own = [one for (_, name), one in answers.items() if name == arm]
         expected = sum(one.tokens for one in own) / sum(one.counted_steps for one in own)
         assert found["all"]["tokens_per_step"]["value"] == pytest.approx(expected) and f"{expected:.3g} (" in first.stdout
-    base = AutoModelForCausalLM.from_pretrained(untuned)
+    base, tokenizer = AutoModelForCausalLM.from_pretrained(untuned), AutoTokenizer.from_pretrained(untuned)
+    prompts = {prompt.key: encode_chat(tokenizer, [*prompt.messages]) for prompt in prompts_of(["own"], sample=20)}
+    nats = [
+        mean_nll(base, [prompts[key]], [encode_answer(tokenizer, prompts[key], one.text)])
+        for (key, arm), one in answers.items()
+        if arm == "apar" and one.text.strip()
+    ]
+    assert evaluation["figures"]["apar"]["all"]["nll"]["value"] == pytest.approx(sum(nats) / len(nats), rel=1e-4)
     base.save_pretrained(tmp_path / "stranger")
     byte_tokenizer().save_pretrained(tmp_path / "stranger")
     elsewhere = ("--output", str(tmp_path / "elsewhere"))

@@ -170,7 +170,8 @@ def test_a_title_is_the_last_line(own, item):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("threshold", 0.0), ("most-tokens", LIMIT), ("most-forks", LIMIT), ("loops", LIMIT)]
+    ("name", "value"),
+    [("threshold", 0.0), ("most-tokens", LIMIT), ("most-forks", LIMIT), ("siblings", LIMIT), ("loops", LIMIT)],
 )
 def test_a_strategy_that_asks_for_nothing_changes_nothing(name, value, apar_llama):
     assert told(tiny_answers(apar_llama, [Strategy(name, value, SIGNS, LENGTH)])) == told(tiny_answers(apar_llama))
@@ -210,6 +211,38 @@ def test_a_loop_ends_where_it_closes():
     assert torch.equal(guard(torch.tensor([[9, 9, 4, 5, FORK, CHILD, 4, 5]]), scores), scores), "nor does a prefix"
 
 
+def shared_runs(tree, length):
+    """The runs of sampled tokens, without ends, that two siblings have."""
+    found = []
+    for parent in tree.threads:
+        known = set()
+        for child in tree.children(parent):
+            own = [token for token in child.sampled_ids if token != EOS]
+            runs = {tuple(own[start : start + length]) for start in range(len(own) - length + 1)}
+            found += runs & known
+            known |= runs
+    return found
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_siblings_that_write_one_after_the_other_share_no_run(length):
+    plain = scripted_answers(seeds=range(20), max_threads=1)
+    guarded = scripted_answers([Strategy("siblings", length, LETTER_SIGNS, 3)], range(20), max_threads=1)
+    assert any(shared_runs(tree, length) for tree in plain)
+    assert not any(shared_runs(tree, length) for tree in guarded)
+    assert all(tree.closing_ids for tree in guarded) and any(len(tree.threads) > 2 for tree in guarded)
+
+
+def test_who_writes_a_run_later_is_kept_from_it():
+    guard, scores = Strategy("siblings", 2, SIGNS, 1), torch.zeros(1, VOCABULARY)
+    before = [9, 8, FORK, CHILD]
+    assert torch.equal(guard(torch.tensor([[*before, 4, 5]]), scores), scores)
+    changed = guard(torch.tensor([[9, 8, FORK, 7, FORK, CHILD, 6, 4]]), scores)
+    assert changed.isinf().nonzero().tolist() == [[0, 5]], "the sibling that forked later"
+    for other in ([9, 8, FORK, CHILD, 4], [9, 8, 4], [9, 3, FORK, CHILD, FORK, CHILD, 4], [3, FORK, CHILD, 4]):
+        assert torch.equal(guard(torch.tensor([other]), scores), scores), "itself, its parent, a nephew, another answer"
+
+
 def test_what_does_not_exist_is_refused():
     with pytest.raises(ConfigurationError, match="there is no fault 'wrong'; take one of missed, needless"):
         Fault("wrong", 0.1, 0, SIGNS, 3)
@@ -217,7 +250,7 @@ def test_what_does_not_exist_is_refused():
         Fault("missed", 1.5, 0, SIGNS, 3)
     with pytest.raises(ConfigurationError, match="there is no strategy 'hope'; take one of threshold"):
         Strategy("hope", 0.1, SIGNS, 3)
-    assert set(STRATEGIES) == {"threshold", "most-tokens", "most-forks", "loops"}
+    assert set(STRATEGIES) == {"threshold", "most-tokens", "most-forks", "siblings", "loops"}
 
 
 def leaves(tree):

@@ -17,7 +17,7 @@ from hf_apar.evaluation.plots import PLOTS, draw
 from hf_apar.evaluation.preference import Comparison
 from hf_apar.evaluation.replay import kv_over_time
 from hf_apar.evaluation.report import Report, markdown, table
-from hf_apar.evaluation.rows import Row, rows_by_arm
+from hf_apar.evaluation.rows import Detail, Row, rows_by_arm
 from hf_apar.evaluation.statistics import Interval
 from hf_apar.evaluation.suites import Prompt
 from hf_apar.tree.threads import ParagraphTree, Thread
@@ -41,15 +41,15 @@ def row(key, *, expected=None, category="a", items=None, check=None, text="", ex
 
 ROWS = [
     row("1", expected="parts", items=2, tree=tree((1, [5, 6]), (2, [7, 8])), tokens=30, steps=10, critical_path=9,
-        seconds=2.0, peak_kv=8, kv_if_sequential=16, attended=30, attended_if_sequential=60, extras={"nll": 1.0},
-        text="- A: a b c d e\n- B: f g h i j\n- C: k l m n o"),
+        seconds=2.0, peak_kv=8, kv_if_sequential=16, attended=30, attended_if_sequential=60, peak_threads=3,
+        extras={"nll": 1.0}, text="- A: a b c d e\n- B: f g h i j\n- C: k l m n o"),
     row("2", expected="parts", items=3, tree=tree(), text="1 2", tokens=10, steps=20, critical_path=20,
         ended=False, seconds=1.0, peak_kv=4, kv_if_sequential=4, attended=10,
         attended_if_sequential=20, drafts=2, proposed=4, accepted=1),
     row("3", expected="whole", category="b", tree=tree((1, [5]), (1, [5])), check="four", text="It is Four.", tokens=20,
-        steps=10, critical_path=10, seconds=3.0, extras={"nll": 2.0}),
+        steps=10, critical_path=10, seconds=3.0, peak_threads=2, extras={"nll": 2.0, "answers_question": 0.5}),
     row("4", expected="whole", category="b", check="^five", text="one two three four five " * 4, tree=tree(), tokens=20,
-        steps=20, critical_path=20),
+        steps=20, critical_path=20, extras={"nll": 6.0, "redundancy": 0.25, "relevance": 0.75}),
     row("5", expected="either", tree=tree((2, []), written=2), tokens=4, steps=4, critical_path=4),
 ]  # fmt: skip
 TABLE = {
@@ -59,8 +59,10 @@ TABLE = {
     "looped": 1 / 5, "right": 1 / 2, "tokens_per_step": 84 / 64, "total_over_critical_path": 84 / 63, "steps": 64 / 5,
     "tokens": 84 / 5, "seconds": 2.0, "seconds_per_token": 6 / 60, "peak_kv": 12 / 20, "attended": 40 / 80,
     "accepted": 1 / 4, "seconds_first_quartile": 1.5, "seconds_median": 2.0, "seconds_third_quartile": 2.5,
-    "tokens_per_step_forked": 54 / 24, "seconds_per_token_forked": 5 / 50, "seconds_per_token_unforked": 1 / 10, "nll": 1.5,
-    "distinct_2": (1 + 1 + 1 + 5 / 19) / 4,
+    "tokens_per_step_forked": 54 / 24, "seconds_per_token_forked": 5 / 50, "seconds_per_token_unforked": 1 / 10, "nll": 3.0,
+    "nll_forked": 1.5, "distinct_2": (1 + 1 + 1 + 5 / 19) / 4,
+    "seconds_forked": 2.5, "seconds_unforked": 1.0, "peak_slots": 6.0,
+    "attended_per_token": 1.0, "peak_threads": 2.0, "redundancy": 0.25, "relevance": 0.75, "answers_question": 0.5,
 }  # fmt: skip
 
 
@@ -71,7 +73,7 @@ def test_metrics_of_a_literal_table(name, value):
 
 
 def test_nothing_to_count_is_no_figure():
-    assert not {"redundancy", "relevance"} & measured(ROWS).keys()
+    assert {name for name, metric in METRICS.items() if metric.of(ROWS) is None} == {"sibling_overlap"}
     assert measured([]) == {}
     assert "ended" in measured([row("x")]) and "forks" not in measured([row("x", text="of an arm without threads")])
 
@@ -92,6 +94,62 @@ def test_a_title_without_a_word_is_none():
     blank = tree((1, [5]))
     blank["threads"][0]["tokens"][0] = EOS  # special, so it reads as nothing
     assert row("x", tree=blank).malformed
+
+
+def letters(text):
+    return TOKENIZER(text)["input_ids"]
+
+
+def test_parts_are_what_threads_wrote_and_the_last_line_before_them_is_their_title():
+    root = Thread(0, None, 0, 1, [1], tokens=letters("abcd"))
+    threads = [root, Thread(1, 0, 2, 2, [1], tokens=letters("efg")), Thread(2, 1, 1, 3, [1], tokens=letters("hi"))]
+    threads += [Thread(3, 0, 4, 2, [1], tokens=letters("jk")), Thread(4, 0, 4, 2, [1], tokens=[])]
+    nested = row("x", text="abehifgcdjk", tree=ParagraphTree(threads).to_dict())
+    assert nested.parts.to_json() == ["ab", ["e", ["hi"], "fg"], "cd", ["jk"], "", [""], ""]
+    assert nested.siblings == [
+        [Detail("ab", "ehifg"), Detail("cd", "jk"), Detail("", "")], [Detail("e", "hi")], [], [], [],
+    ]  # fmt: skip
+    plain = row("x", text="Do this:\n- Oak: it grows very slowly indeed\n- Ash: b c d e f\n- Elm: g h i j k")
+    assert plain.siblings[0][0] == Detail("- Oak:", " it grows very slowly indeed")
+    assert plain.items == 3 and nested.items == 3
+
+
+class Codes:
+    def decode(self, token_ids, *, skip_special_tokens):
+        return "".join(map(chr, token_ids))
+
+
+def with_details(*details):
+    threads = tree(*((1, [*map(ord, detail)]) for detail in details))
+    return replace(row("x", tree=threads), tokenizer=Codes())
+
+
+@pytest.mark.parametrize(
+    ("details", "shared", "total"),
+    [
+        (["it is good for you", "It is good, for me"], 2, 3),
+        (["it is good for you", "quite another thing", "it is good"], 1, 2),
+        (["it is good", "it is"], 0, 0),
+        (["it is good, it is good"], 0, 0),
+    ],
+)
+def test_siblings_share_runs_of_three_words(details, shared, total):
+    assert with_details(*details).sibling_runs == (shared, total)
+
+
+def test_overlap_is_over_all_runs_that_could_be_shared():
+    rows = [with_details("a b c d", "a b c d"), with_details("a b c", "x y z a b c"), with_details("a b c")]
+    assert METRICS["sibling_overlap"].of(rows).value == pytest.approx(3 / 6)
+    assert METRICS["sibling_overlap"].of(rows[2:]) is None
+
+
+def test_a_cut_answer_earns_nothing_by_threads_that_go_on():
+    cut = row("x", ended=False, tokens=100, steps=10, critical_path=10)
+    assert [METRICS[name].of([cut]).value for name in ("tokens_per_step", "total_over_critical_path")] == [1.0, 1.0]
+
+
+def test_signs_are_no_words_whose_variety_counts():
+    assert METRICS["distinct_2"].of([row("x", text="- - -")]) is None
 
 
 def test_pairs_are_compared_over_the_prompts_that_both_answered():
@@ -176,6 +234,10 @@ Ratios: below 1 the first arm is faster.
 | --- | --- | --- | --- | --- |
 | all | 1 (few) | 0.5 (0.5 to 0.5) | - | 0.5 / 0.5 / 0.5 |
 
+## How likely the base finds a token
+
+- apar against plain: 0.5 (0 to 1) times as likely.
+
 ## Which answers a judge prefers
 
 {judged}
@@ -225,6 +287,7 @@ def test_the_report_is_the_same_for_the_same_input():
             "plain": {"all": {"ended": {"low": 0.207, "value": 1.0, "high": 1.0, "n": 1}}},
         },
         compared={"apar against plain": {"all": Paired(1, Interval(0.5, 0.5, 0.5), None, (0.5, 0.5, 0.5))}},
+        likelier={"apar against plain": half},
         plots={"Held": "held.png"},
     )
     assert markdown(report) == REPORT.format(judged=UNJUDGED)

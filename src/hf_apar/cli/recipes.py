@@ -150,7 +150,8 @@ class RecipeRun:
 
                 loading = {"dtype": chosen_dtype(self.dtype), "device": chosen_device("auto")}
                 models = Models(str(self.adapter), base or DEFAULT_BASE, **loading, chat_template_kwargs=variables or {})
-                show(measured(models, ARMS, prompts_of(["own"], sample=EVALUATED), self.adapter / "evaluation"))
+                prompts = prompts_of(["own"], sample=EVALUATED)
+                show(measured(models, ARMS, prompts, self.adapter / "evaluation", likelihood=True))
 
 
 def _tell(number: int, what: str, wanted: bool) -> bool:

@@ -52,6 +52,11 @@ class Answered:
         """The steps; an answer that does not end by itself counts as one token a step, so that loops earn nothing."""
         return self.steps if self.ended else max(self.tokens, self.steps)
 
+    @property
+    def counted_path(self) -> int:
+        """The critical path, counted likewise."""
+        return self.critical_path if self.ended else max(self.tokens, self.critical_path)
+
 
 def answers_in(path: Path) -> dict[Key, Answered]:
     """Return the answers in a file, the latest of each prompt and arm; none if there is no file.

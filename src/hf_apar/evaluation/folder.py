@@ -5,7 +5,7 @@ import os
 import platform
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -20,7 +20,9 @@ from hf_apar.evaluation.agreement import Judged
 from hf_apar.evaluation.alpaca_format import write_alpaca
 from hf_apar.evaluation.answers import Answered, Key
 from hf_apar.evaluation.arms import AnyArm
+from hf_apar.evaluation.extras import Measure, measure_all
 from hf_apar.evaluation.figures import Rows, figures, warnings
+from hf_apar.evaluation.likelihood import likelier
 from hf_apar.evaluation.paired import compare
 from hf_apar.evaluation.report import Report, markdown
 from hf_apar.evaluation.rows import rows_by_arm
@@ -31,10 +33,6 @@ from hf_apar.tree.threads import Decodes
 
 if TYPE_CHECKING:
     from hf_apar.evaluation.judge import JudgeServer
-
-Measure = Callable[[Rows], Mapping[Key, Mapping[str, float]]]
-"""Measures something of answers that the arm did not tell: numbers by name (:attr:`~hf_apar.evaluation.rows.Row.extras`)."""
-
 
 def prompts_of(suites: Sequence[str], *, sample: int | None = None, seed: int = 0, turns: int = 1) -> list[Prompt]:
     """Return the prompts of all ``suites``, each once; see :func:`~hf_apar.evaluation.suites.suite_named`.
@@ -61,18 +59,19 @@ def evaluate(
     measures: Sequence[Measure] = (),
     judges: "Sequence[JudgeServer]" = (),
     progress: Told | None = None,
+    measure_progress: Told | None = None,
     judge_progress: Told | None = None,
 ) -> Report:
     """Let ``arms`` answer ``prompts``, and write what came of it into ``folder``; go on where a call before stopped.
 
-    There are ``answers.jsonl``, ``verdicts.jsonl`` of judges, ``figures.json``, ``report.md`` with its plots, and
-    ``alpaca/``, the answers of each arm for alpaca_eval. Later calls may name more arms and other prompts: what a call does
-    not name stays in the files and does not count. All arms are compared with the first.
+    There are ``answers.jsonl``, ``extras.jsonl`` of what was measured of them, ``verdicts.jsonl`` of judges, ``figures.json``,
+    ``report.md`` with its plots, and ``alpaca/``, the answers of each arm for alpaca_eval. Later calls may name more arms
+    and other prompts: what a call does not name stays in the files and does not count. All arms are compared with the first.
 
     Args:
         settings: that the answers depend on, :meth:`~hf_apar.evaluation.models.Models.settings` and a seed.
         measures: of what is not known of an answer by itself, such as its likelihood.
-        progress, judge_progress: told of answers and of verdicts.
+        progress, measure_progress, judge_progress: told of answers, of what is measured of them, and of verdicts.
 
     Raises:
         ConfigurationError: if the folder has answers that were made with other settings, versions or machine,
@@ -82,7 +81,11 @@ def evaluate(
     made_with = {**settings, "max_new_tokens": max_new_tokens, **_surroundings()}
     _agree(folder, made_with, prompts)
     answers = answer_all(arms, prompts, folder / "answers.jsonl", max_new_tokens=max_new_tokens, progress=progress)
-    rows = _rows(arms, prompts, answers, measures)
+    tokenizers = {arm.name: cast(Decodes, arm.loaded.tokenizer) for arm in arms}
+    rows = rows_by_arm(prompts, answers, tokenizers)
+    if measures:
+        extras = measure_all(measures, rows, folder / "extras.jsonl", progress=measure_progress)
+        rows = rows_by_arm(prompts, answers, tokenizers, extras)
     first, *others = [arm.name for arm in arms]
     two = {f"{other} against {first}": (other, first) for other in others}
     judged: Mapping[str, Judged] = {}
@@ -99,6 +102,7 @@ def evaluate(
         warnings=warnings(rows),
         figures=figures(rows),
         compared={title: compare(rows[one], rows[other]) for title, (one, other) in two.items()},
+        likelier={title: found for title, (one, other) in two.items() if (found := likelier(rows[one], rows[other]))},
         judged=judged,
         plots=_plots(rows, folder),
     )
@@ -125,19 +129,6 @@ def _agree(folder: Path, made_with: Mapping[str, object], prompts: Sequence[Prom
                 f"the prompt {prompt.key} is another one than what was answered in {folder}; name another folder"
             )
     note(file, {"made_with": made_with, "prompts": known})
-
-
-def _rows(
-    arms: Sequence[AnyArm], prompts: Sequence[Prompt], answers: Mapping[Key, Answered], measures: Sequence[Measure]
-) -> Rows:
-    """Return prompts and answers by arm, with what ``measures`` make of them."""
-    tokenizers = {arm.name: cast(Decodes, arm.loaded.tokenizer) for arm in arms}
-    rows = rows_by_arm(prompts, answers, tokenizers)
-    extras: dict[Key, dict[str, float]] = {}
-    for measure in measures:
-        for key, numbers in measure(rows).items():
-            extras.setdefault(key, {}).update(numbers)
-    return rows_by_arm(prompts, answers, tokenizers, extras) if extras else rows
 
 
 def _surroundings() -> dict[str, object]:

@@ -4,6 +4,7 @@ To add one, write a line of :data:`METRICS`; what must be measured apart from th
 :attr:`~hf_apar.evaluation.rows.Row.extras`.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -110,12 +111,12 @@ def _false_forks(row: Row) -> int:
 def _distinct(length: int, says: str) -> Metric:
     return Metric(
         says, "higher", _mean(lambda row: distinct([row.answered.text], length)),
-        lambda row: len(row.answered.text.split()) >= length,
+        lambda row: len(re.findall(r"\w+", row.answered.text)) >= length,
     )  # fmt: skip
 
 
-def _extra(name: str, better: Literal["higher", "lower"], says: str) -> Metric:
-    return Metric(says, better, _mean(lambda row: row.extras[name]), lambda row: name in row.extras)
+def _extra(name: str, better: Literal["higher", "lower"] | None, says: str, counts: Holds = _any) -> Metric:
+    return Metric(says, better, _mean(lambda row: row.extras[name]), lambda row: name in row.extras and counts(row))
 
 
 _SECONDS_PER_TOKEN = _ratio(_seconds, lambda row: row.answered.tokens)
@@ -170,14 +171,20 @@ METRICS: Mapping[str, Metric] = {
         "the same of the answers that fork", "higher", _cost("tokens", "counted_steps"), _forked
     ),
     "total_over_critical_path": Metric(
-        "total over critical path: tokens per step without drafts and with unbounded threads", "higher",
-        _cost("tokens", "critical_path"),
+        "total over critical path: tokens per step without drafts and with unbounded threads; cut answers likewise",
+        "higher", _cost("tokens", "counted_path"),
     ),
     "steps": Metric("forward passes of an answer, on average", "lower", _mean(lambda row: row.answered.steps)),
     "tokens": Metric("length of an answer in tokens, on average", None, _mean(lambda row: row.answered.tokens)),
     "distinct_2": _distinct(2, "share of different runs of two words, each answer by itself"),
     "distinct_4": _distinct(4, "share of different runs of four words, each answer by itself"),
     "seconds": Metric("wall clock of an answer, on average", "lower", _mean(_seconds), _timed),
+    "seconds_forked": Metric(
+        "the same of the answers that fork", "lower", _mean(_seconds), lambda row: _timed(row) and row.forked
+    ),
+    "seconds_unforked": Metric(
+        "the same of those that do not", "lower", _mean(_seconds), lambda row: _timed(row) and not row.forked
+    ),
     "seconds_first_quartile": Metric(
         "wall clock of an answer that a quarter of them stay below", "lower", _quantile(_seconds, 0.25), _timed
     ),
@@ -201,10 +208,31 @@ METRICS: Mapping[str, Metric] = {
         "slots that tokens attend to over those of the same text in sequence", "lower",
         _cost("attended", "attended_if_sequential"),
     ),
+    "peak_slots": Metric(
+        "cache slots of one layer that an answer holds at its peak, on average", "lower",
+        _mean(lambda row: row.answered.peak_kv), lambda row: row.answered.peak_kv > 0,
+    ),
+    "attended_per_token": Metric(
+        "slots that a token attends to, over the whole set", "lower", _cost("attended", "tokens"),
+        lambda row: row.answered.attended > 0,
+    ),
+    "peak_threads": Metric(
+        "threads that live at once at the peak of an answer that forks, on average", None,
+        _mean(lambda row: row.answered.peak_threads), _forked,
+    ),
     "accepted": Metric("share of the draft tokens that are kept", "higher", _cost("accepted", "proposed")),
-    "nll": _extra("nll", "lower", "nats that the base model gives a token, answers weighing alike"),
+    "nll": _extra("nll", "lower", "nats that the base model gives a token as the answer reads, answers weighing alike"),
+    "nll_forked": _extra("nll", "lower", "the same of the answers that fork", _forked),
+    "sibling_overlap": Metric(
+        "share of the runs of three words in details that an earlier sibling has too; plain answers by their Markdown",
+        "lower", _ratio(lambda row: row.sibling_runs[0], lambda row: row.sibling_runs[1]),
+        lambda row: row.sibling_runs[1] > 0,
+    ),
     "redundancy": _extra("redundancy", "lower", "likeness of sibling details, by sentence embeddings"),
     "relevance": _extra("relevance", "higher", "likeness of a detail to its title, by sentence embeddings"),
+    "answers_question": _extra(
+        "answers_question", "higher", "likeness of an answer to its question, by sentence embeddings"
+    ),
 }  # fmt: skip
 """By name; shares are between 0 and 1. Shares have Wilson's interval, all others the bootstrap's over prompts."""
 

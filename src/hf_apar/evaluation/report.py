@@ -33,6 +33,7 @@ class Report:
         suites: how many prompts each has.
         warnings: what takes meaning from figures.
         compared: wall clocks by a title such as ``apar against plain``.
+        likelier: how likely the base finds a token of one arm over one of the other, by the same titles.
         judged: what judges say, by the same titles.
         plots: files of plots by their titles; none where matplotlib is missing.
     """
@@ -43,6 +44,7 @@ class Report:
     warnings: Sequence[str]
     figures: Figures
     compared: Mapping[str, Mapping[str, Paired]] = field(default_factory=dict)
+    likelier: Mapping[str, Interval] = field(default_factory=dict)
     judged: Mapping[str, Judged] = field(default_factory=dict)
     plots: Mapping[str, str] = field(default_factory=dict)
 
@@ -58,6 +60,9 @@ def markdown(report: Report) -> str:
         lines += [f"## {title} ({count} prompts)", "", *_table(report.figures, suite, count), ""]
     for title, groups in report.compared.items():
         lines += [f"## Wall clock: {title}", "", *_comparison(groups), ""]
+    if report.likelier:
+        said = [f"- {title}: {one} times as likely." for title, one in report.likelier.items()]
+        lines += ["## How likely the base finds a token", "", *said, ""]
     lines += _judged(report.judged)
     for title, file in report.plots.items():
         lines += [f"## {title}", "", f"![{title}]({file})", ""]

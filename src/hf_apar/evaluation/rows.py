@@ -1,4 +1,4 @@
-"""A prompt beside what an arm made of it: what figures are computed of."""
+"""Answers beside their prompts, read part by part: what figures are computed of."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,11 +7,20 @@ from functools import cached_property
 from itertools import pairwise
 
 from hf_apar.data.extraction.markdown import extract
+from hf_apar.data.extraction.text_tree import TextThread
 from hf_apar.evaluation.answers import Answered, Key, as_asked
 from hf_apar.evaluation.suites import Prompt
-from hf_apar.tree.threads import Decodes, ParagraphTree
+from hf_apar.tree.threads import Decodes, ParagraphTree, Thread
 
-_WORD = re.compile(r"\w")
+_RUN = 3  # words that siblings share
+
+
+@dataclass(frozen=True)
+class Detail:
+    """A part that stands under a title, with the parts below it; the title is the last line before it."""
+
+    title: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -44,10 +53,41 @@ class Row:
         return self.forks > 0
 
     @cached_property
+    def parts(self) -> TextThread:
+        """The answer with its parts apart: as threads wrote them, of an answer in one thread as its Markdown has them."""
+        if self.tree is None or self.tokenizer is None or not self.forked:
+            return extract(self.answered.text)
+        return _read(self.tree, self.tree.threads[0], self.tokenizer)
+
+    @cached_property
     def items(self) -> int:
         """Parts at the first level: threads that the root forked, of an answer in one thread what its Markdown has."""
         forked = self.tree.children(self.tree.threads[0]) if self.tree is not None else ()
-        return len(forked or extract(self.answered.text).children)
+        return len(forked or self.parts.children)
+
+    @cached_property
+    def siblings(self) -> list[list[Detail]]:
+        """The details of each thread of :attr:`parts`, the root's first."""
+        return [
+            [
+                Detail(before.rstrip().rsplit("\n", 1)[-1] if isinstance(before, str) else "", piece.text)
+                for before, piece in pairwise(("", *thread.pieces))
+                if isinstance(piece, TextThread)
+            ]
+            for thread in self.parts.walk()
+        ]
+
+    @cached_property
+    def sibling_runs(self) -> tuple[int, int]:
+        """Of the runs of three words in details, how many an earlier sibling has too, and how many could be."""
+        shared = total = 0
+        for details in self.siblings:
+            known = set[tuple[str, ...]]()
+            for place, detail in enumerate(details):
+                runs = _runs(detail.text)
+                shared, total = shared + len(runs & known), total + len(runs) * (place > 0)
+                known |= runs
+        return shared, total
 
     @property
     def malformed(self) -> bool:
@@ -62,8 +102,28 @@ class Row:
 
     def _is_blank(self, tokens: list[int]) -> bool:
         return not tokens or (
-            self.tokenizer is not None and not _WORD.search(self.tokenizer.decode(tokens, skip_special_tokens=True))
+            self.tokenizer is not None and not has_word(self.tokenizer.decode(tokens, skip_special_tokens=True))
         )
+
+
+def has_word(text: str) -> bool:
+    """Is there anything to read?"""
+    return bool(re.search(r"\w", text))
+
+
+def _runs(text: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"\w[\w']*", text.lower())
+    return {tuple(words[start : start + _RUN]) for start in range(len(words) - _RUN + 1)}
+
+
+def _read(tree: ParagraphTree, thread: Thread, tokenizer: Decodes) -> TextThread:
+    pieces: list[str | TextThread] = []
+    start = 0
+    for child in tree.children(thread):
+        pieces.append(tokenizer.decode(thread.tokens[start : child.fork_position], skip_special_tokens=True))
+        pieces.append(_read(tree, child, tokenizer))
+        start = child.fork_position
+    return TextThread((*pieces, tokenizer.decode(thread.tokens[start:], skip_special_tokens=True)))
 
 
 def rows_by_arm(

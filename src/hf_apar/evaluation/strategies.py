@@ -22,6 +22,8 @@ class Strategy(PathProcessor):
             raise ConfigurationError(f"there is no strategy {name!r}; take one of {', '.join(STRATEGIES)}")
         super().__init__(signs, prompt_length)
         self.name, self.value = name, value
+        # by parent and the beginning of a run: its last token, and the child that wrote it first
+        self.told: dict[tuple[tuple[int, ...], tuple[int, ...]], dict[int, tuple[int, ...]]] = {}
 
     def edit(self, written: Written, scores: Tensor) -> None:
         STRATEGIES[self.name].edit(self, written, scores)
@@ -50,6 +52,17 @@ def _loops(strategy: Strategy, written: Written, scores: Tensor) -> None:
         force(scores, strategy.signs.ends[0])
 
 
+def _siblings(strategy: Strategy, written: Written, scores: Tensor) -> None:
+    length, own = int(strategy.value), written.own
+    if written.is_root:
+        return
+    if len(own) >= length:
+        strategy.told.setdefault((written.parent, own[-length:-1]), {}).setdefault(own[-1], written.given)
+    begun = own[max(len(own) - length + 1, 0) :]
+    firsts = strategy.told.get((written.parent, begun), {})
+    withhold(scores, [token for token, first in firsts.items() if first != written.given])
+
+
 @dataclass(frozen=True)
 class _Guard:
     says: str
@@ -60,6 +73,11 @@ STRATEGIES: Mapping[str, _Guard] = {
     "threshold": _Guard("a fork only where its probability is at least so much", _threshold),
     "most-tokens": _Guard("a thread ends once it has written so many tokens, forks included", _most_tokens),
     "most-forks": _Guard("a thread forks at most so often", _most_forks),
+    "siblings": _Guard(
+        "a thread may not write a run of so many tokens that a sibling has; it alone looks beyond the path, so what comes "
+        "of it depends on who is first: on max_threads, and on drafts, whose guesses count as written",
+        _siblings,
+    ),
     "loops": _Guard("a thread ends once it has written a run of so many tokens twice", _loops),
 }
 """By name: what it does with its value."""

@@ -90,6 +90,13 @@ class Written:
         return last in self.signs.clauses and before[-1] not in self.signs.digits
 
     @property
+    def parent(self) -> tuple[int, ...]:
+        """The path with which the thread's parent began: siblings alone share it. A root has none."""
+        before = self.new[: max(self.start - 1, 0)]
+        start = max((place for place, token in enumerate(before, start=1) if token == self.signs.child), default=0)
+        return () if self.is_root else self.prompt + self.new[:start]
+
+    @property
     def path(self) -> tuple[int, ...]:
         return self.prompt + self.new
 
