@@ -149,7 +149,7 @@ def test_other_settings_are_not_mixed_in(finished, models, tmp_path, options, ch
 
 
 def test_answers_of_which_nobody_knows_how_they_were_made(models, suite, tmp_path):
-    (tmp_path / "answers.jsonl").write_text("")
+    (tmp_path / "answers.jsonl").write_text("{}\n")
     result = evaluated(tmp_path, models, suite)
     assert result.exit_code == 2 and "has answers and no settings.json" in " ".join(result.stderr.split())
 

@@ -141,7 +141,7 @@ def evaluate_command(
 
     prompts = prompts_of(suite or ["own"], sample=sample if suite or sample else SAMPLE, seed=seed, turns=turns)
     models = Models(model, base, chosen_dtype(dtype), chosen_device(device), template_arguments(chat_template_kwargs) or {})
-    report = measured(
+    report = run_evaluation(
         models, arm or ARMS, prompts, output, seed=seed, max_new_tokens=max_new_tokens, likelihood=likelihood,
         embeddings=embeddings, judges=judges,
     )  # fmt: skip
@@ -152,7 +152,7 @@ def evaluate_command(
     say(f"the report is {output / 'report.md'}")
 
 
-def measured(
+def run_evaluation(
     models: "Models",
     arms: Sequence[str],
     prompts: Sequence[Any],
@@ -178,11 +178,10 @@ def measured(
         refuse_own_judge(judge.model, [one.loaded.name for one in loaded])
     measures = _measures(models, likelihood, embeddings)
     say(f"{counted(len(loaded), 'arm')}, {counted(len(prompts), 'prompt')}: answers one at a time, on the clock")
-    with _telling() as told:
+    with _telling() as telling:
         return evaluate(
             loaded, prompts, output, settings={**models.settings(), "seed": seed}, max_new_tokens=max_new_tokens,
-            measures=measures, judges=judges, progress=told("answers"), measure_progress=told("answers measured"),
-            judge_progress=told("verdicts"),
+            measures=measures, judges=judges, telling=telling,
         )  # fmt: skip
 
 

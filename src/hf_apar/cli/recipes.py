@@ -8,7 +8,7 @@ import typer
 
 from hf_apar.cli.common import Dtype, ModelOption, app, chosen_device, chosen_dtype, errors_in_one_line, load, load_untuned
 from hf_apar.cli.data import TextWriter, answer_prompts, elaborate_answers, extract_trees
-from hf_apar.cli.evaluate import ARMS, measured, show
+from hf_apar.cli.evaluate import ARMS, run_evaluation, show
 from hf_apar.cli.stages import Stages
 from hf_apar.cli.training import tell_metrics
 from hf_apar.data.described import not_free
@@ -151,7 +151,7 @@ class RecipeRun:
                 loading = {"dtype": chosen_dtype(self.dtype), "device": chosen_device("auto")}
                 models = Models(str(self.adapter), base or DEFAULT_BASE, **loading, chat_template_kwargs=variables or {})
                 prompts = prompts_of(["own"], sample=EVALUATED)
-                show(measured(models, ARMS, prompts, self.adapter / "evaluation", likelihood=True))
+                show(run_evaluation(models, ARMS, prompts, self.adapter / "evaluation", likelihood=True))
 
 
 def _tell(number: int, what: str, wanted: bool) -> bool:

@@ -5,7 +5,7 @@ import os
 import platform
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -23,16 +23,18 @@ from hf_apar.evaluation.arms import AnyArm
 from hf_apar.evaluation.extras import Measure, measure_all
 from hf_apar.evaluation.figures import Rows, figures, warnings
 from hf_apar.evaluation.likelihood import likelier
+from hf_apar.evaluation.lines import whole_lines
 from hf_apar.evaluation.paired import compare
 from hf_apar.evaluation.report import Report, markdown
 from hf_apar.evaluation.rows import rows_by_arm
 from hf_apar.evaluation.run import Told, answer_all
 from hf_apar.evaluation.suites import Prompt, suite_named
-from hf_apar.evaluation.verdicts import asked
+from hf_apar.evaluation.verdicts import shown_prompt
 from hf_apar.tree.threads import Decodes
 
 if TYPE_CHECKING:
     from hf_apar.evaluation.judge import JudgeServer
+
 
 def prompts_of(suites: Sequence[str], *, sample: int | None = None, seed: int = 0, turns: int = 1) -> list[Prompt]:
     """Return the prompts of all ``suites``, each once; see :func:`~hf_apar.evaluation.suites.suite_named`.
@@ -58,20 +60,19 @@ def evaluate(
     max_new_tokens: int = 512,
     measures: Sequence[Measure] = (),
     judges: "Sequence[JudgeServer]" = (),
-    progress: Told | None = None,
-    measure_progress: Told | None = None,
-    judge_progress: Told | None = None,
+    telling: Callable[[str], Told] = lambda what: _nobody,
 ) -> Report:
-    """Let ``arms`` answer ``prompts``, and write what came of it into ``folder``; go on where a call before stopped.
+    """Let ``arms`` answer ``prompts``, and write what came of it into ``folder``; go on where it was stopped.
 
-    There are ``answers.jsonl``, ``extras.jsonl`` of what was measured of them, ``verdicts.jsonl`` of judges, ``figures.json``,
-    ``report.md`` with its plots, and ``alpaca/``, the answers of each arm for alpaca_eval. Later calls may name more arms
-    and other prompts: what a call does not name stays in the files and does not count. All arms are compared with the first.
+    There are ``answers.jsonl``, ``extras.jsonl`` of what was measured of them, ``verdicts.jsonl`` of judges,
+    ``figures.json``, ``report.md`` with its plots, and ``alpaca/``, the answers of each arm for alpaca_eval. Later calls may
+    name more arms and other prompts: what a call does not name stays in the files and does not count. All arms are compared
+    with the first.
 
     Args:
         settings: that the answers depend on, :meth:`~hf_apar.evaluation.models.Models.settings` and a seed.
         measures: of what is not known of an answer by itself, such as its likelihood.
-        progress, measure_progress, judge_progress: told of answers, of what is measured of them, and of verdicts.
+        telling: returns who is told of the answers, of the answers measured and of the verdicts, by these words.
 
     Raises:
         ConfigurationError: if the folder has answers that were made with other settings, versions or machine,
@@ -80,21 +81,14 @@ def evaluate(
     """
     made_with = {**settings, "max_new_tokens": max_new_tokens, **_surroundings()}
     _agree(folder, made_with, prompts)
-    answers = answer_all(arms, prompts, folder / "answers.jsonl", max_new_tokens=max_new_tokens, progress=progress)
+    answers = answer_all(arms, prompts, folder / "answers.jsonl", max_new_tokens=max_new_tokens, progress=telling("answers"))
     tokenizers = {arm.name: cast(Decodes, arm.loaded.tokenizer) for arm in arms}
     rows = rows_by_arm(prompts, answers, tokenizers)
     if measures:
-        extras = measure_all(measures, rows, folder / "extras.jsonl", progress=measure_progress)
+        extras = measure_all(measures, rows, folder / "extras.jsonl", progress=telling("answers measured"))
         rows = rows_by_arm(prompts, answers, tokenizers, extras)
     first, *others = [arm.name for arm in arms]
     two = {f"{other} against {first}": (other, first) for other in others}
-    judged: Mapping[str, Judged] = {}
-    if judges:
-        from hf_apar.evaluation.judging import judge_arms  # needs the extra evaluate
-
-        models = [arm.loaded.name for arm in arms]
-        verdicts = folder / "verdicts.jsonl"
-        judged = judge_arms(judges, prompts, answers, two, verdicts, models=models, progress=judge_progress)
     report = Report(
         made_with=made_with,
         arms={arm.name: arm.says for arm in arms},
@@ -103,7 +97,7 @@ def evaluate(
         figures=figures(rows),
         compared={title: compare(rows[one], rows[other]) for title, (one, other) in two.items()},
         likelier={title: found for title, (one, other) in two.items() if (found := likelier(rows[one], rows[other]))},
-        judged=judged,
+        judged=_judged(judges, arms, prompts, answers, two, folder / "verdicts.jsonl", telling("verdicts")),
         plots=_plots(rows, folder),
     )
     _write(report, prompts, answers, folder)
@@ -112,11 +106,13 @@ def evaluate(
 
 def _agree(folder: Path, made_with: Mapping[str, object], prompts: Sequence[Prompt]) -> None:
     """Note what answers are made with, and refuse to mix them with those that were made otherwise."""
-    file = folder / "settings.json"
-    before = noted(file)
-    if before is None and (folder / "answers.jsonl").exists():
-        raise ConfigurationError(f"{folder} has answers and no {file.name} that says how they were made; name another one")
-    before = before or {"made_with": made_with, "prompts": {}}
+    file, before = folder / "settings.json", {"made_with": made_with, "prompts": {}}
+    if whole_lines(folder / "answers.jsonl"):
+        if (found := noted(file)) is None:
+            raise ConfigurationError(
+                f"{folder} has answers and no {file.name} that says how they were made; name another one"
+            )
+        before = found
     if other := differences(cast(Mapping[str, object], before["made_with"]), made_with):
         raise ConfigurationError(
             f"the answers in {folder} were made with {', '.join(other.values())}; go on with that, or name another folder"
@@ -129,6 +125,27 @@ def _agree(folder: Path, made_with: Mapping[str, object], prompts: Sequence[Prom
                 f"the prompt {prompt.key} is another one than what was answered in {folder}; name another folder"
             )
     note(file, {"made_with": made_with, "prompts": known})
+
+
+def _nobody(done: int, total: int, left: float | None) -> None:
+    """Is told, and does not listen."""
+
+
+def _judged(
+    judges: "Sequence[JudgeServer]",
+    arms: Sequence[AnyArm],
+    prompts: Sequence[Prompt],
+    answers: Mapping[Key, Answered],
+    two: Mapping[str, tuple[str, str]],
+    file: Path,
+    progress: Told,
+) -> dict[str, Judged]:
+    if not judges:
+        return {}
+    from hf_apar.evaluation.judging import judge_arms  # needs the extra evaluate
+
+    models = [arm.loaded.name for arm in arms]
+    return judge_arms(judges, prompts, answers, two, file, models=models, progress=progress)
 
 
 def _surroundings() -> dict[str, object]:
@@ -152,5 +169,5 @@ def _write(report: Report, prompts: Sequence[Prompt], answers: Mapping[Key, Answ
     (folder / "report.md").write_text(markdown(report), encoding="utf-8")
     for arm in report.arms:
         file = folder / "alpaca" / (re.sub(r"[^\w.+=!-]", "_", arm) + ".json")
-        texts = {asked(prompt): answers[prompt.key, arm].text for prompt in prompts}
+        texts = {shown_prompt(prompt): answers[prompt.key, arm].text for prompt in prompts}
         write_alpaca(file, texts, generator=arm, dataset=" ".join(report.suites))

@@ -9,7 +9,7 @@ from hf_apar.evaluation.judge import JudgeServer, ask_judge
 from hf_apar.evaluation.preference import compare_pairs, preferences
 from hf_apar.evaluation.run import Told
 from hf_apar.evaluation.suites import Prompt
-from hf_apar.evaluation.verdicts import Pair, Preference, asked, written
+from hf_apar.evaluation.verdicts import Pair, Preference, shown_answer, shown_prompt
 
 
 def judge_arms(
@@ -33,7 +33,7 @@ def judge_arms(
         ConfigurationError, DataError, ServerError: as :func:`~hf_apar.evaluation.judge.ask_judge`.
     """
     pairs = {
-        title: [Pair(asked(prompt), *(written(prompt, arm, answers) for arm in two)) for prompt in prompts]
+        title: [Pair(shown_prompt(prompt), *(shown_answer(prompt, arm, answers) for arm in two)) for prompt in prompts]
         for title, two in pairs_of_arms.items()
     }
     all_pairs = [pair for some in pairs.values() for pair in some]

@@ -36,14 +36,14 @@ class Pair:
         return Pair(self.prompt, self.second, self.first)
 
 
-def asked(prompt: Prompt) -> str:
+def shown_prompt(prompt: Prompt) -> str:
     """Return what a judge is shown of a prompt: the message, or all of them where there are more."""
     if len(prompt.messages) == 1:
         return prompt.text
     return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in prompt.messages)
 
 
-def written(prompt: Prompt, arm: str, answers: Mapping[Key, Answered]) -> str:
+def shown_answer(prompt: Prompt, arm: str, answers: Mapping[Key, Answered]) -> str:
     """Return what a judge is shown of an answer: with the one before it, where the prompt goes on from that."""
     text = answers[prompt.key, arm].text
     return text if prompt.after is None else f"[first answer]\n{answers[prompt.after, arm].text}\n\n[last answer]\n{text}"
