@@ -145,7 +145,7 @@ def test_a_bias_is_a_change_of_an_arm(models):
 def test_the_second_turn_goes_on_from_the_arms_own_first_answer(models, tmp_path):
     path = tmp_path / "bench.jsonl"
     path.write_text(json.dumps({"question_id": 1, "category": "math", "turns": ["Add 1 and 2.", "And 3?"]}) + "\n")
-    arms = [arm_named(name, models) for name in ("apar", "plain")]
+    arms = [arm_named(name, models) for name in ("apar", "base")]
     first, second = read_fastchat(path, turns=2)
     found = answer_all(arms, [first, second], tmp_path / "answers.jsonl", max_new_tokens=LIMIT)
     for arm in arms:
@@ -154,4 +154,4 @@ def test_the_second_turn_goes_on_from_the_arms_own_first_answer(models, tmp_path
         assert found["bench-1-2", arm.name].text == expected.text
         (_, row) = rows_by_arm([first, second], found)[arm.name]
         assert [*row.prompt.messages] == chat
-    assert found["bench-1", "apar"].text != found["bench-1", "plain"].text
+    assert found["bench-1", "apar"].text != found["bench-1", "base"].text

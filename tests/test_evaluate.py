@@ -210,14 +210,14 @@ def test_second_turns_are_judged_with_the_first(models, tmp_path):
     folder = tmp_path / "out"
     with JudgeStandIn(prefers_longer) as server:
         judge = ["--judge-url", f"{server.url}/v1", "--judge-model", "long-winded"]
-        result = evaluated(folder, models, str(path), "--turns", "2", *judge, names=("plain", "apar"))
+        result = evaluated(folder, models, str(path), "--turns", "2", *judge, names=("plain", "base"))
         assert result.exit_code == 0, result.output
         asked = [body["messages"][0]["content"] for body in server.asked]
     answers = answers_in(folder / "answers.jsonl")
-    assert set(answers) == {(key, arm) for key in ("bench-1", "bench-1-2") for arm in ("plain", "apar")}
+    assert set(answers) == {(key, arm) for key in ("bench-1", "bench-1-2") for arm in ("plain", "base")}
     last = [text for text in asked if "[user]\nAdd 1 and 2.\n\n[user]\nAnd 3?" in text]
     assert len(asked) == 4 and len(last) == 2
-    for arm in ("plain", "apar"):
+    for arm in ("plain", "base"):
         both = f"[first answer]\n{answers['bench-1', arm].text}\n\n[last answer]\n{answers['bench-1-2', arm].text}"
         assert all(both in text for text in last)
 

@@ -231,7 +231,7 @@ def _judges(urls: Sequence[str], models: Sequence[str], variables: Sequence[str]
         return []
     from hf_apar.evaluation.judge import JudgeServer
 
-    keys = variables or [None] * len(urls)
+    keys: list[str | None] = [*variables] or [None] * len(urls)
     return [JudgeServer(url=url, model=model, key_variable=key) for url, model, key in zip(urls, models, keys, strict=True)]
 
 

@@ -148,8 +148,8 @@ class RecipeRun:
                 from hf_apar.evaluation.folder import prompts_of
                 from hf_apar.evaluation.models import Models
 
-                loading = {"dtype": chosen_dtype(self.dtype), "device": chosen_device("auto")}
-                models = Models(str(self.adapter), base or DEFAULT_BASE, **loading, chat_template_kwargs=variables or {})
+                dtype, device = chosen_dtype(self.dtype), chosen_device("auto")
+                models = Models(str(self.adapter), base or DEFAULT_BASE, dtype, device, variables or {})
                 prompts = prompts_of(["own"], sample=EVALUATED)
                 show(run_evaluation(models, ARMS, prompts, self.adapter / "evaluation", likelihood=True))
 

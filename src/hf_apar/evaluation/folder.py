@@ -106,7 +106,8 @@ def evaluate(
 
 def _agree(folder: Path, made_with: Mapping[str, object], prompts: Sequence[Prompt]) -> None:
     """Note what answers are made with, and refuse to mix them with those that were made otherwise."""
-    file, before = folder / "settings.json", {"made_with": made_with, "prompts": {}}
+    file = folder / "settings.json"
+    before: dict[str, object] = {"made_with": made_with, "prompts": {}}
     if whole_lines(folder / "answers.jsonl"):
         if (found := noted(file)) is None:
             raise ConfigurationError(

@@ -9,7 +9,7 @@ from hf_apar.evaluation.judge import JudgeServer, ask_judge
 from hf_apar.evaluation.preference import compare_pairs, preferences
 from hf_apar.evaluation.run import Told
 from hf_apar.evaluation.suites import Prompt
-from hf_apar.evaluation.verdicts import Pair, Preference, shown_answer, shown_prompt
+from hf_apar.evaluation.verdicts import Pair, Preference, Verdict, VerdictKey, shown_answer, shown_prompt
 
 
 def judge_arms(
@@ -38,7 +38,7 @@ def judge_arms(
     }
     all_pairs = [pair for some in pairs.values() for pair in some]
     tell = None if progress is None else lambda given, wanted: progress(given, wanted, None)
-    verdicts = {}
+    verdicts: dict[VerdictKey, Verdict] = {}
     for judge in judges:
         verdicts |= ask_judge(judge, all_pairs, path, arms=models, progress=tell)
     return {

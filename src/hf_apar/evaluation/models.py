@@ -82,7 +82,7 @@ class Models:
     def penalty(self) -> float:
         """The repetition penalty that the checkpoint decodes with."""
         generation = self.apar().model.generation_config
-        return (generation and generation.repetition_penalty) or 1.0
+        return float((generation and generation.repetition_penalty) or 1.0)
 
     def _once(self, name: str, forks: bool) -> Loaded:
         if (name, forks) not in self._loaded:

@@ -86,8 +86,8 @@ class Written:
     @property
     def ends_clause(self) -> bool:
         """Has the thread just ended a sentence or clause?"""
-        *before, last = (None, None, *self.own)
-        return last in self.signs.clauses and before[-1] not in self.signs.digits
+        own = self.own
+        return bool(own) and own[-1] in self.signs.clauses and not self.signs.digits.intersection(own[-2:-1])
 
     @property
     def parent(self) -> tuple[int, ...]:
