@@ -305,8 +305,9 @@ def test_heads_are_trained_and_used_and_change_no_text(checkpoint, tmp_path):
     assert missing.exit_code == 2 and "train-medusa" in missing.stderr
 
 
-def test_the_recipe_goes_through_all_stages_and_on_from_where_it_stopped(untuned, tmp_path):
-    """From answers that are there already: a random model's own would hold no list."""
+def test_the_recipe_goes_through_all_stages_and_on_from_where_it_stopped(untuned, tmp_path, monkeypatch):
+    """From answers that are there already: a random model's own would hold no list. Few prompts: no answer ends."""
+    monkeypatch.setattr("hf_apar.cli.recipes.EVALUATED", 6)
     texts = ["- A: a b c d e\n- B: f g h i j\n- C: k l m n o"] * 8 + ["no list"] * 4
     own = [TextAnswer(f"{place}?", text) for place, text in enumerate(texts)]
     limits = _Limits(new_tokens=384, whole_tokens=384, items=None)
@@ -325,15 +326,15 @@ def test_the_recipe_goes_through_all_stages_and_on_from_where_it_stopped(untuned
     lines = {file.name: file.read_bytes() for file in tmp_path.glob("*.jsonl")}
     assert {"adapter_model.safetensors", "metrics.json", "medusa.safetensors"} <= made.keys()
     evaluation = json.loads((adapter / "evaluation" / "figures.json").read_text())
-    assert {arm: sum(one["suites"].values()) for one in [evaluation] for arm in one["arms"]} == {"plain": 20, "apar": 20}
+    assert {arm: sum(one["suites"].values()) for one in [evaluation] for arm in one["arms"]} == {"plain": 6, "apar": 6}
     answers = answers_in(adapter / "evaluation" / "answers.jsonl")
-    assert {key for key, _ in answers} == {prompt.key for prompt in prompts_of(["own"], sample=20)} and len(answers) == 40
+    assert {key for key, _ in answers} == {prompt.key for prompt in prompts_of(["own"], sample=6)} and len(answers) == 12
     for arm, found in evaluation["figures"].items():
         own = [one for (_, name), one in answers.items() if name == arm]
         expected = sum(one.tokens for one in own) / sum(one.counted_steps for one in own)
         assert found["all"]["tokens_per_step"]["value"] == pytest.approx(expected) and f"{expected:.3g} (" in first.stdout
     base, tokenizer = AutoModelForCausalLM.from_pretrained(untuned), AutoTokenizer.from_pretrained(untuned)
-    prompts = {prompt.key: encode_chat(tokenizer, [*prompt.messages]) for prompt in prompts_of(["own"], sample=20)}
+    prompts = {prompt.key: encode_chat(tokenizer, [*prompt.messages]) for prompt in prompts_of(["own"], sample=6)}
     nats = [
         mean_nll(base, [prompts[key]], [encode_answer(tokenizer, prompts[key], one.text)])
         for (key, arm), one in answers.items()
