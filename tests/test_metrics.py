@@ -77,7 +77,8 @@ def test_rows_follow_the_prompts_and_leave_out_what_was_not_answered():
     answers = {(one.prompt.key, arm): one.answered for one in ROWS for arm in ("apar", "plain")}
     del answers["2", "plain"]
     prompts = [one.prompt for one in reversed(ROWS)]
-    found = rows_by_arm(prompts, answers, {"apar": TOKENIZER}, {("1", "apar"): {"nll": 1.0}, ("3", "apar"): {"nll": 2.0}})
+    extras = {(one.prompt.key, "apar"): one.extras for one in ROWS if one.extras}
+    found = rows_by_arm(prompts, answers, {"apar": TOKENIZER}, extras)
     assert found["apar"] == [*reversed(ROWS)]
     assert [one.prompt.key for one in found["plain"]] == ["5", "4", "3", "1"]
 
