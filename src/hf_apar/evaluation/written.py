@@ -86,8 +86,8 @@ class Written:
     @property
     def ends_clause(self) -> bool:
         """Has the thread just ended a sentence or clause?"""
-        own = self.own
-        return bool(own) and own[-1] in self.signs.clauses and not self.signs.digits.intersection(own[-2:-1])
+        own, signs = self.own, self.signs
+        return bool(own) and own[-1] in signs.clauses and not (len(own) > 1 and own[-2] in signs.digits)
 
     @property
     def parent(self) -> tuple[int, ...]:
