@@ -6,13 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_apar.cli.common import Dtype, ModelOption, app, errors_in_one_line, load, load_untuned
+from hf_apar.cli.common import Dtype, ModelOption, app, chosen_device, chosen_dtype, errors_in_one_line, load, load_untuned
 from hf_apar.cli.data import TextWriter, answer_prompts, elaborate_answers, extract_trees
-from hf_apar.cli.evaluate import Judge
+from hf_apar.cli.evaluate import ARMS, run_evaluation, show
 from hf_apar.cli.stages import Stages
 from hf_apar.cli.training import tell_metrics
 from hf_apar.data.described import not_free
 from hf_apar.training.recipe import DEFAULT_RECIPE, EXAMPLE, Recipe, read_recipe, written
+
+EVALUATED = 20  # prompts of the package's own suites that the last stage asks
 
 
 def _no_folder(prompts: Path | None) -> Path | None:
@@ -73,7 +75,7 @@ class RecipeRun:
         self.stages = Stages(output, {
             "answers": [self.answers, output / "answers.jsonl.done"], "longer": [self.longer, output / "longer.jsonl.done"],
             "trees": [self.trees], "adapter": [self.adapter], "heads": [self.adapter / name for name in heads],
-            "evaluation": [self.adapter / "evaluation.json"],
+            "evaluation": [self.adapter / "evaluation"],
         }, restart=restart)  # fmt: skip
 
     def run(self) -> None:
@@ -147,9 +149,13 @@ class RecipeRun:
         with self.stages.stage("evaluation", settings, [self.weights]) as wanted:
             if _tell(6, "it answers prompts that it has not seen", wanted):
                 from hf_apar.checkpoints.default_model import DEFAULT_BASE
+                from hf_apar.evaluation.folder import prompts_of
+                from hf_apar.evaluation.models import Models
 
-                judge = Judge(str(self.adapter), base or DEFAULT_BASE, self.dtype, "auto", variables)
-                judge.compare([None], [None], output=self.adapter / "evaluation.json")
+                dtype, device = chosen_dtype(self.dtype), chosen_device("auto")
+                models = Models(str(self.adapter), base or DEFAULT_BASE, dtype, device, variables or {})
+                prompts = prompts_of(["own"], sample=EVALUATED)
+                show(run_evaluation(models, ARMS, prompts, self.adapter / "evaluation", likelihood=True))
 
 
 def _tell(number: int, what: str, wanted: bool) -> bool:

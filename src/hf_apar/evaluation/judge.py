@@ -19,12 +19,17 @@ from itertools import count
 from pathlib import Path
 from threading import Event
 
-import httpx2
+from hf_apar.errors import ConfigurationError, MissingPackageError, ServerError
+
+try:
+    import httpx2
+except ImportError as error:
+    raise MissingPackageError("a judge needs httpx2; run pip install 'hf-apar[evaluate]'") from error
 
 from hf_apar.checkpoints.made_with import digest
-from hf_apar.errors import ConfigurationError, ServerError
 from hf_apar.evaluation.judge_prompt import QUESTION, preference_in, question
-from hf_apar.evaluation.verdicts import Pair, Verdict, VerdictKey, opened_for_more, read_verdicts, write_verdict
+from hf_apar.evaluation.lines import opened_for_more
+from hf_apar.evaluation.verdicts import Pair, Verdict, VerdictKey, read_verdicts, verdict_key, write_verdict
 
 logger = logging.getLogger(__name__)
 
@@ -87,11 +92,6 @@ class JudgeServer:
             timeout=httpx2.Timeout(self.timeout, connect=min(self.timeout, _CONNECT), pool=None),
             limits=httpx2.Limits(max_connections=self.concurrency),
         )
-
-
-def verdict_key(pair: Pair, judge: str) -> VerdictKey:
-    """Return what the verdict on ``pair`` in this order is kept under, of the :attr:`JudgeServer.identity` ``judge``."""
-    return VerdictKey(digest(pair.prompt), digest(pair.first), digest(pair.second), judge)
 
 
 def ask_judge(

@@ -17,10 +17,10 @@ from hf_apar.checkpoints.readiness import check_model
 from hf_apar.data.records.rejections import Rejections
 from hf_apar.generation_settings import end_as_taught
 from hf_apar.tokens import add_control_tokens
+from hf_apar.training.likelihood import mean_nll
 from hf_apar.training.lora import AdapterTrainer, add_lora, load_lora
 from hf_apar.training.metrics import best_tokens, metrics_for
 from hf_apar.training.mixture import Mixture, read_examples, training_mixture
-from hf_apar.training.quality import mean_nll
 from hf_apar.training.rows.collator import DataCollatorForApar, pack, padding_id
 from hf_apar.training.runs import last_checkpoint, training_arguments, write_metrics
 from hf_apar.training.tuning import DEFAULT_SELECTION, DEFAULT_TUNING, Selection, Tuning
