@@ -8,6 +8,7 @@ from hypothesis import settings
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_apar import enable_apar
+from tiny_chat_model import make_likely
 
 torch.set_num_threads(1)
 settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
@@ -17,17 +18,10 @@ VOCABULARY, EOS, FORK, CHILD = 48, 0, 46, 47
 
 
 def make_forks_likely(model, eos_scale=1.5):
-    """Give a random model sharp logits, and large rows of [Fork] and EOS in its head, so that both are drawn often."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1 and "router" not in name:
-                parameter.normal_(std=0.3)
-        head = model.get_output_embeddings().weight
-        head[FORK] *= 2.0
-        head[EOS] *= eos_scale
+    """Make [Fork] and EOS likely, and settle them as the control tokens of a checkpoint are."""
     model.generation_config.apar_config = {"fork_token_id": FORK, "child_token_id": CHILD}
     model.generation_config.suppress_tokens = [FORK, CHILD]
-    return model.eval()
+    return make_likely(model, FORK, EOS, eos_scale)
 
 
 def tiny_llama(**changes):

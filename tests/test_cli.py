@@ -23,8 +23,11 @@ from hf_apar.config import AparConfig
 from hf_apar.data.distillation.distill import TextAnswer, _Limits, in_batches, read_answers
 from hf_apar.data.distillation.questions import template_questions
 from hf_apar.data.settings import AnswerLimits, Elaboration, Engine, PromptChoice, Sampling, TreeLimits
-from hf_apar.training.evaluation import PROMPTS, likelihoods, plain_answers
-from hf_apar.training.figures import Judged
+from hf_apar.evaluation.answers import answers_in
+from hf_apar.evaluation.folder import prompts_of
+from hf_apar.text.chat import encode_chat
+from hf_apar.text.encoding import encode_answer
+from hf_apar.training.likelihood import mean_nll
 from hf_apar.training.recipe import EXAMPLE, Recipe, read_recipe, written
 from hf_apar.training.tuning import HeadsTuning, Selection, Tuning
 from hf_apar.tree.threads import ParagraphTree, Thread
@@ -302,8 +305,9 @@ def test_heads_are_trained_and_used_and_change_no_text(checkpoint, tmp_path):
     assert missing.exit_code == 2 and "train-medusa" in missing.stderr
 
 
-def test_the_recipe_goes_through_all_stages_and_on_from_where_it_stopped(untuned, tmp_path):
-    """From answers that are there already: a random model's own would hold no list."""
+def test_the_recipe_goes_through_all_stages_and_on_from_where_it_stopped(untuned, tmp_path, monkeypatch):
+    """From answers that are there already: a random model's own would hold no list. Few prompts: no answer ends."""
+    monkeypatch.setattr("hf_apar.cli.recipes.EVALUATED", 6)
     texts = ["- A: a b c d e\n- B: f g h i j\n- C: k l m n o"] * 8 + ["no list"] * 4
     own = [TextAnswer(f"{place}?", text) for place, text in enumerate(texts)]
     limits = _Limits(new_tokens=384, whole_tokens=384, items=None)
@@ -321,16 +325,26 @@ def test_the_recipe_goes_through_all_stages_and_on_from_where_it_stopped(untuned
     made = {file.name: file.stat().st_mtime for file in adapter.iterdir()}
     lines = {file.name: file.read_bytes() for file in tmp_path.glob("*.jsonl")}
     assert {"adapter_model.safetensors", "metrics.json", "medusa.safetensors"} <= made.keys()
-    evaluation = json.loads((adapter / "evaluation.json").read_text())
-    assert len(evaluation["answers"]) == 40 and f"{evaluation['summary']['tokens_per_step']:.3f}" in first.stdout
-    base, tokenizer = AutoModelForCausalLM.from_pretrained(untuned), AutoTokenizer.from_pretrained(adapter)
-    judged = [Judged(**answer) for answer in evaluation["answers"]]
-    own = plain_answers(base, tokenizer, PROMPTS)
-    expected = likelihoods(judged, base, tokenizer, own)
-    assert {name: evaluation["summary"][name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    evaluation = json.loads((adapter / "evaluation" / "figures.json").read_text())
+    assert {arm: sum(one["suites"].values()) for one in [evaluation] for arm in one["arms"]} == {"plain": 6, "apar": 6}
+    answers = answers_in(adapter / "evaluation" / "answers.jsonl")
+    assert {key for key, _ in answers} == {prompt.key for prompt in prompts_of(["own"], sample=6)} and len(answers) == 12
+    for arm, found in evaluation["figures"].items():
+        own = [one for (_, name), one in answers.items() if name == arm]
+        expected = sum(one.tokens for one in own) / sum(one.counted_steps for one in own)
+        assert found["all"]["tokens_per_step"]["value"] == pytest.approx(expected) and f"{expected:.3g} (" in first.stdout
+    base, tokenizer = AutoModelForCausalLM.from_pretrained(untuned), AutoTokenizer.from_pretrained(untuned)
+    prompts = {prompt.key: encode_chat(tokenizer, [*prompt.messages]) for prompt in prompts_of(["own"], sample=6)}
+    nats = [
+        mean_nll(base, [prompts[key]], [encode_answer(tokenizer, prompts[key], one.text)])
+        for (key, arm), one in answers.items()
+        if arm == "apar" and one.text.strip()
+    ]
+    assert evaluation["figures"]["apar"]["all"]["nll"]["value"] == pytest.approx(sum(nats) / len(nats), rel=1e-4)
     base.save_pretrained(tmp_path / "stranger")
     byte_tokenizer().save_pretrained(tmp_path / "stranger")
-    stranger = run("evaluate", "--model", str(adapter), "--base", str(tmp_path / "stranger"))
+    elsewhere = ("--output", str(tmp_path / "elsewhere"))
+    stranger = run("evaluate", "--model", str(adapter), "--base", str(tmp_path / "stranger"), *elsewhere)
     assert stranger.exit_code == 2 and "another vocabulary" in stranger.stderr
     assert "8" in first.stdout and "66.7%" in first.stdout, "the share that is structured"
     again = run(*asked)

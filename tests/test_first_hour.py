@@ -26,8 +26,7 @@ from hf_apar.cli import app
 from hf_apar.cli.application import IDLE_THREADS_SLEEP
 from hf_apar.cli.compare import Method
 from hf_apar.cli.live import CURSOR, LiveText, LiveTree
-from hf_apar.training.evaluation import likelihoods
-from hf_apar.training.figures import FIGURES, LIKELIHOODS, Judged, summary
+from hf_apar.evaluation.metrics import METRICS
 from hf_apar.tree.threads import ParagraphTree, Thread
 
 PROMPT = "Name two rivers."
@@ -501,34 +500,21 @@ def test_plain_text_is_shown_as_a_tree_of_one_thread():
     assert output.getvalue() == "a\r b\n"
 
 
-JUDGED = Judged(
-    prompt="?", text="a", should_fork=True, children=0, ended=True, looped=False, false_forks=0, tokens=1, steps=1,
-    plain="a", plain_ended=True,
-)  # fmt: skip
-
-
 def test_evaluate_explains_its_figures_and_says_when_they_are_worth_nothing(checkpoint, tmp_path):
     """FIELD: 13 names and figures in a line; 1.002 where all answers were cut at a low limit."""
-    arguments = ("evaluate", "--model", checkpoint, "--max-new-tokens", "4", "--fork-bias", "1", "--fork-bias", "2")
-    result = run(*arguments)
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "Why?"}\n{"prompt": "How?"}\n')
+    arms, folder = ("--arm", "apar", "--arm", "apar!fork-bias=2"), tmp_path / "out"
+    arguments = ("evaluate", "--model", checkpoint, "--max-new-tokens", "4", "--suite", str(tmp_path / "mine.jsonl"), *arms)
+    result = run(*arguments, "--output", str(folder))
     assert result.exit_code == 0, result.stderr
-    lines = [line for line in result.stdout.splitlines() if not line.startswith("fork_bias")]
-    figures = list(summary([JUDGED]))
-    assert [line.split()[0] for line in lines] == figures * 2
-    assert all(FIGURES[name].says in line for name, line in zip(figures, lines, strict=False))
-    assert result.stderr.count("40 of 40 answers") == 2 and "no result" in result.stderr
-    records = [json.loads(line) for line in run(*arguments, "--json").stdout.splitlines()]
-    assert [one["settings"]["fork_bias"] for one in records] == [1.0, 2.0]
-    assert all(one["cut"] == one["answers"] == 40 and list(one["figures"]) == figures for one in records)
-
-
-def test_every_figure_has_its_words():
-    judged = [JUDGED]
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = TEMPLATE
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
-        )
-    )
-    assert [*summary(judged), *likelihoods(judged, model, tokenizer, ["a"])] == [*FIGURES, *LIKELIHOODS]
+    record = json.loads((folder / "figures.json").read_text())
+    figures = {name for by_suite in record["figures"].values() for name in by_suite["all"]}
+    lines = {words[1]: words for line in result.stdout.splitlines() if len(words := re.split(r" *[│┃] *", line)) > 2}
+    assert figures <= lines.keys() and [*record["figures"]] == ["apar", "apar!fork-bias=2"]
+    wanted = {"higher": "high", "lower": "low", None: "-"}
+    assert all(lines[name][2] == wanted[METRICS[name].better] for name in figures)
+    report = (folder / "report.md").read_text()
+    assert all(f"- `{name}`: {METRICS[name].says}." in report for name in figures)
+    assert result.stderr.count("2 of 2 answers were cut by the limit") == result.stderr.count("are no result") == 2
+    again = run(*arguments, "--output", str(folder), "--json")
+    assert json.loads(again.stdout) == json.loads((folder / "figures.json").read_text()) == record

@@ -9,10 +9,10 @@ import pytest
 from hf_apar.errors import ConfigurationError, DataError, ServerError
 from hf_apar.evaluation.agreement import agreement, cohens_kappa
 from hf_apar.evaluation.alpaca_format import write_alpaca
-from hf_apar.evaluation.judge import JudgeServer, ask_judge, verdict_key
+from hf_apar.evaluation.judge import JudgeServer, ask_judge
 from hf_apar.evaluation.judge_prompt import preference_in, question
 from hf_apar.evaluation.preference import compare_pairs, preferences
-from hf_apar.evaluation.verdicts import Pair, Preference, Verdict, read_verdicts
+from hf_apar.evaluation.verdicts import Pair, Preference, Verdict, read_verdicts, verdict_key
 from judge_server import SHOWN, JudgeStandIn, prefers_arm, prefers_first_place, prefers_longer
 
 ARMS = ("apar", "plain")

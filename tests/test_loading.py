@@ -376,9 +376,11 @@ def test_l2_the_commands_plain_decoding_takes_a_model_of_the_hub_that_cannot_for
 def test_l3_evaluate_puts_an_adapter_of_the_hub_on_the_base_that_is_given(hub, base, tmp_path):
     record(tmp_path / "published", base_model_name_or_path="/models/that/moved")
     into_cache(hub, "some-org/moved", tmp_path / "published", commit="5" * 40)
-    options = ("evaluate", "--model", "some-org/moved", "--base", base, "--max-new-tokens", "2", "--json")
-    done = command(hub, *options)
-    assert done.returncode == 0 and "nll_base" in json.loads(done.stdout)["figures"], done.stderr
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "Why?"}\n')
+    options = ("evaluate", "--model", "some-org/moved", "--base", base, "--max-new-tokens", "2", "--json", "--arm", "apar")
+    suite = ("--suite", tmp_path / "mine.jsonl", "--output", tmp_path / "out")
+    done = command(hub, *options, "--arm", "base", *suite)
+    assert done.returncode == 0 and [*json.loads(done.stdout)["figures"]] == ["apar", "base"], done.stderr
 
 
 @pytest.mark.parametrize("tied", [True], indirect=True)

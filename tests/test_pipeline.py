@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, TextIteratorStreamer, pipeline
+from transformers import TextIteratorStreamer, pipeline
 
-from byte_tokenizer import byte_tokenizer
-from hf_apar import ControlTokenError, add_control_tokens, enable_apar, encode_chat
+from hf_apar import ControlTokenError, enable_apar, encode_chat
+from tiny_chat_model import tiny_chat_model
 
 QUESTIONS = ["Why?", "How many of them are there?", "When was it?"]
 OPTIONS = {"max_new_tokens": 60, "do_sample": False}
@@ -13,23 +13,8 @@ OPTIONS = {"max_new_tokens": 60, "do_sample": False}
 
 @pytest.fixture(scope="module")
 def both():
-    torch.manual_seed(0)
-    tokenizer = byte_tokenizer()
+    tokenizer, model = tiny_chat_model()
     tokenizer.padding_side = "left"
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        tie_word_embeddings=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config).eval()
-    fork, _ = add_control_tokens(model, tokenizer)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.3)
-        printable = tokenizer.convert_tokens_to_ids([chr(code) for code in range(ord("a"), ord("z") + 1)])
-        model.lm_head.weight[[row for row in range(fork) if row not in printable]] = 0.0
-        model.lm_head.weight[fork] = 2.5 * model.lm_head.weight[printable[0]] + model.lm_head.weight[printable[1]]
-        model.lm_head.weight[tokenizer.eos_token_id] = 2 * model.lm_head.weight[printable[2]]
     return enable_apar(model, tokenizer), tokenizer
 
 

@@ -17,7 +17,7 @@ from byte_tokenizer import byte_tokenizer
 from conftest import left_padded, nested, random_prompts
 from hf_apar import add_control_tokens, encode_chat
 from hf_apar.cli import app
-from hf_apar.cli.probe_view import show
+from hf_apar.cli.probe_view import show_probe
 from hf_apar.config import AparConfig
 from hf_apar.data.distillation.samplers import Continuation, TransformersSampler
 from hf_apar.data.extraction.text_tree import TextThread
@@ -228,7 +228,7 @@ def test_no_text_of_a_chat_acts_in_the_page():
 def test_no_text_of_a_chat_commands_the_terminal():
     out = io.StringIO()
     answers = [probed(ProbeAnswer(HOSTILE, text, "k")) for text in (HOSTILE, FORKING)]
-    show(report_of(answers=answers, source="[bold]\x1b[2J.jsonl"), Console(file=out, width=200))
+    show_probe(report_of(answers=answers, source="[bold]\x1b[2J.jsonl"), Console(file=out, width=200))
     assert all(words in out.getvalue() for words in ("of [bold][2J.jsonl", "[2J[red]</style>", "1. **< b>&1\"'**:"))
     assert all(letter.isprintable() or letter == "\n" for letter in out.getvalue())
 

@@ -1,5 +1,6 @@
 """The proxy over real HTTP, in front of a real tiny model: what it writes is what `generate` writes."""
 
+import asyncio
 import contextlib
 import json
 import signal
@@ -23,7 +24,8 @@ from hf_apar.serving.proxy.app import ProxySettings
 from hf_apar.serving.proxy.asked import parse
 from hf_apar.serving.proxy.errors import ApiError
 from hf_apar.serving.proxy.server import Upstreams
-from tiny_server import TinyServer, proxy_before, tiny_chat_model, until
+from tiny_chat_model import tiny_chat_model
+from tiny_server import RAW, TinyServer, proxy_before, until
 
 QUESTIONS = ["Why?", "x", "Name three birds.", "é字"]
 GREEDY = {"temperature": 0.0, "max_tokens": 120}
@@ -68,6 +70,7 @@ def running(upstream):
 def proxy(running, upstream):
     """A client of the proxy; afterwards nothing may be left behind."""
     upstream.fault, upstream.takes_bias = lambda number, made: None, True
+    running.proxy.pool.upstreams[0].dialect.by_words = False
     with httpx2.Client(base_url=running.url, timeout=60) as client:
         yield client
     upstream.fault = lambda number, made: None
@@ -309,6 +312,33 @@ def test_a_child_that_a_full_queue_refuses_is_asked_again(proxy, trees, tiny, up
     assert not upstream.refuse_next
 
 
+def test_tokens_that_a_stream_does_not_name_are_asked_for_until_the_server_has_time(trees, tiny, folder):
+    with (
+        TinyServer(*tiny, root=str(folder)) as other,
+        client_of([other], folder, dialect="llama.cpp", policy=Eager()) as client,
+    ):
+        question, tree = max(trees, key=lambda one: len(one[1].token_ids))
+        other.refuse_whole = [503, 429]
+        assert ask(client, question, max_tokens=None)["choices"][0]["message"]["content"] == tree.text(tiny[0])
+        assert not other.refuse_whole
+
+
+def test_a_server_that_is_busy_leaves_an_answer_to_another(tiny, folder, upstream):
+    with (
+        TinyServer(*tiny, root=str(folder)) as other,
+        client_of([upstream, other], folder) as client,
+    ):
+        for options in ({}, {"apar": 0}):
+            upstream.refuse_next = [429]
+            texts = [ask(client, "x", **options)["choices"][0]["message"]["content"] for _ in range(2)]
+            assert texts[0] == texts[1] and not upstream.refuse_next
+            upstream.refuse_next, other.refuse_next = [429], [503]
+            refused = client.post("/v1/chat/completions", json=chat("x", **options))
+            assert refused.status_code in (429, 503) and refused.headers["retry-after"] == "7"
+            assert refused.json()["error"]["code"] == refused.status_code
+            assert not upstream.refuse_next and not other.refuse_next
+
+
 @pytest.mark.parametrize("fault", ["die", "half", "garbage", "error", "end"])
 def test_an_upstream_that_fails_in_the_midst_ends_the_answer_with_an_error(proxy, trees, upstream, fault):
     question, _ = max(trees, key=lambda one: len(one[1].threads[0].tokens))
@@ -352,10 +382,96 @@ def test_who_hangs_up_ends_all_threads(proxy, upstream):
 
 def test_other_paths_are_passed_on_untouched(proxy):
     answer = proxy.post("/v1/embeddings?a=1&b=%20c", content=b"\x00anything", headers={"authorization": "Bearer s"})
-    assert answer.status_code == 201 and answer.json() == {"got": "\x00anything", "query": "a=1&b=%20c"}
+    assert answer.status_code == 201 and answer.json()["got"] == "\x00anything"
+    assert answer.json()["target"] == "/v1/embeddings?a=1&b=%20c"
     models = proxy.get("/v1/models")
     assert models.json()["data"][0]["id"] == "tiny" and models.headers["x-own"] == "yes"
     assert proxy.get("/v1/no-such").status_code == 404 and proxy.get("/elsewhere").status_code == 404
+
+
+@pytest.mark.parametrize("target", [
+    b"/v1/echo/a%2Fb?", b"/v1/echo/%252e/x?", b"/v1/echo/%e9%FF/%7e~?q=%2B+&%zz", b"/v1/echo/a;b=c/'(x)'/\"<>|^?{}?",
+    b"/v1/echo/./x//y/?", b"/v1/echo/%?",
+])  # fmt: skip
+def test_a_path_reaches_the_server_as_it_came(proxy, target):
+    answer = proxy.post("/", extensions={"target": target})
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["target"].encode("latin-1") == target
+
+
+def test_no_path_leads_out_of_the_api(proxy, upstream):
+    for target in (b"/v1/../x", b"/v1/echo/%2e%2e/x", b"/v1/echo/..%2Fx", b"/v1/echo/%252e%252e/%252e%252e/x"):
+        assert proxy.post("/", extensions={"target": target}).status_code == 404
+
+
+@pytest.mark.parametrize(("path", "query"), [(b"/v1/\xc3\xa9", b""), (b"/v1/models", b"a=\xff")])
+def test_bytes_beyond_ascii_in_an_address_are_a_client_error(proxy, running, path, query):
+    host, port = str(proxy.base_url.host), proxy.base_url.port
+    with socket.create_connection((host, port)) as raw:
+        raw.sendall(b"GET " + path + b"?" + query + b" HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert raw.recv(100).startswith(b"HTTP/1.1 400")
+    said, body = [], iter([{"type": "http.request"}])  # and from a web server that takes them
+
+    async def receive():
+        return next(body, None) or await asyncio.Event().wait()
+
+    async def send(message):
+        said.append(message)
+
+    scope = {
+        "type": "http", "method": "GET", "scheme": "http", "path": path.decode("latin-1"), "raw_path": path,
+        "query_string": query, "headers": [],
+    }  # fmt: skip
+    asyncio.run(running.proxy.app()(scope, receive, send))
+    assert said[0]["status"] == 400 and b"write them as %XX" in said[1]["body"]
+
+
+def test_headers_go_through_byte_for_byte_both_ways(proxy, upstream):
+    answer = proxy.post("/v1/echo/x", headers=[(b"X-Raw", RAW), (b"x-twice", b"a"), (b"x-twice", b"b")])
+    headers = [(name, value.encode("latin-1")) for name, value in answer.json()["headers"]]
+    assert (b"x-raw", RAW) in [(name.encode(), value) for name, value in headers]
+    assert [value for name, value in headers if name == "x-twice"] == [b"a", b"b"]
+    assert (b"x-raw", RAW) in answer.headers.raw
+    key = b"Bearer " + RAW
+    for apar in (0, 1):
+        answer = proxy.post("/v1/chat/completions", json=chat("x", apar=apar), headers=[(b"authorization", key)])
+        assert answer.status_code == 200 and upstream.keys[-1].encode("latin-1") == key
+
+
+def test_headers_that_a_connection_names_are_its_own(proxy, upstream):
+    own = {"connection": "keep-alive, X-Hop,x-two", "x-hop": "1", "x-two": "2", "te": "trailers", "x-own": "3"}
+    answer = proxy.post("/v1/echo/x", headers=own)
+    got = {name: value for name, value in answer.json()["headers"]}
+    assert got["x-own"] == "3" and not {"x-hop", "x-two", "te"} & got.keys() and got["host"] in upstream.url
+    assert "x-raw" in answer.headers and not {"connection", "x-hop", "x-two"} & answer.headers.keys()
+    key = {"connection": "authorization", "authorization": "Bearer of this connection"}
+    assert proxy.post("/v1/chat/completions", json=chat("x"), headers=key).status_code == 200
+    assert upstream.keys[-1] is None
+
+
+def test_text_that_is_no_completion_is_asked_for_with_bans_or_refused(proxy, tiny, upstream):
+    banned = {str(tiny[0].convert_tokens_to_ids(name)): -100.0 for name in ("[Fork]", "[Child]")}
+    for path in ("responses", "chat/completions/batch", "%72esponses"):
+        answer = proxy.post(f"/v1/{path}", json={"input": "x", "logit_bias": {"5": 1}})
+        assert json.loads(answer.json()["got"]) == {"input": "x", "logit_bias": {"5": 1} | banned}
+    assert json.loads(proxy.post("/v1/messages/count_tokens", json={"a": 1}).json()["got"]) == {"a": 1}, "no text is made"
+    for body in (b"{", b"[]"):
+        assert proxy.post("/v1/responses", content=body).status_code == 400
+    assert proxy.get("/v1/responses/5").status_code == 404
+    upstream.takes_bias = False
+    ask(proxy, "x")  # so it is known
+    for path in ("responses", "messages", "messages/"):
+        refused = proxy.post(f"/v1/{path}", json={"input": "x"})
+        assert refused.status_code == 400 and "ask /v1/chat/completions" in refused.json()["error"]["message"]
+
+
+def test_a_long_prompt_keeps_nobody_waiting(proxy, running):
+    encoding = running.proxy._encoding
+    with ThreadPoolExecutor(1) as pool:
+        long = pool.submit(proxy.post, "/v1/chat/completions", json=chat("long " * 20_000))
+        assert until(encoding.locked)
+        assert proxy.get("/health").status_code == 200 and encoding.locked(), "answered while the prompt is encoded"
+        assert long.result().status_code == 400 and long.result().json()["error"]["param"] == "messages"
 
 
 def test_keys_go_upstream_and_nowhere_else(proxy, upstream, caplog):
@@ -472,6 +588,29 @@ def test_an_answer_stays_where_it_began_and_a_server_that_is_down_is_passed_over
             assert [text_for(question) for question, _ in trees] == texts
             assert list(client.get("/health").json()["upstreams"].values()) == [True, False]
     assert until(lambda: not upstream.live)
+
+
+def test_a_server_that_comes_back_shows_anew_what_it_is(trees, tiny, folder, upstream, monkeypatch, caplog):
+    monkeypatch.setattr("hf_apar.serving.proxy.pool._PAUSE", 0.05)
+    question, tree = trees[1]
+    with TinyServer(*tiny, root=str(folder)) as other:
+        pass
+    with proxy_before([upstream, other], folder) as running, httpx2.Client(base_url=running.url, timeout=60) as client:
+        second = running.proxy.pool.upstreams[1]
+        assert not second.up, "it was down when the proxy began"
+        with TinyServer(*tiny, port=other.port) as strange:
+            strange.gives_ids = False
+            assert until(lambda: len(strange.asked) > 2) and not second.up
+        assert sum("returns no token ids" in line for line in caplog.messages) == 1, "it is not told again and again"
+        for takes_bias in (True, False):
+            with TinyServer(*tiny, port=other.port) as back:
+                back.takes_bias = takes_bias
+                assert until(lambda: second.up) and second.dialect.by_words is not takes_bias
+                texts = [ask(client, question, max_tokens=None)["choices"][0]["message"]["content"] for _ in range(2)]
+                assert texts == [tree.text(tiny[0])] * 2 and len(back.asked) > 1, "both write"
+            for _ in range(2):
+                assert ask(client, "x", max_tokens=3)
+            assert not second.up
 
 
 def test_what_cannot_be_an_upstream_is_said_at_the_start(tiny, folder):

@@ -12,7 +12,8 @@ from hf_apar.checkpoints.export import save_merged
 from hf_apar.errors import ConfigurationError
 from llama_server import MISSING, LlamaServer, write_gguf
 from test_proxy import QUESTIONS, ask, chat, prompt_of, stream
-from tiny_server import proxy_before, tiny_chat_model, until
+from tiny_chat_model import tiny_chat_model
+from tiny_server import proxy_before, until
 
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 

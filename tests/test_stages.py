@@ -39,7 +39,7 @@ def test_t12_other_settings_are_refused_by_name(tmp_path):
     with pytest.raises(ConfigurationError, match=r"the stage first"):
         run(tmp_path, TWO, TWO)
     assert run(tmp_path, ONE, ONE) == []
-    assert run(tmp_path, ONE | {"new": None}, ONE) == [], "an option that a later release added, and that was not used"
+    assert run(tmp_path, ONE | {"new": None, "off": False}, ONE) == [], "options of a later release that are not used"
 
 
 def test_t12_what_changed_and_all_after_it_is_made_again_and_the_old_is_kept(tmp_path):

@@ -41,6 +41,18 @@ def test_the_interval_of_a_ratio_of_sums_knows_that_parts_belong_to_wholes():
     assert found.value == pytest.approx(rate) and (found.high - found.low) / (2 * 1.96 * error) == pytest.approx(1, abs=0.1)
 
 
+def test_the_quick_interval_of_a_ratio_is_the_bootstraps():
+    """The oracle is the bootstrap, which draws one sample after the other; both differ by chance alone."""
+    draws = np.random.default_rng(7)
+    parts, wholes = draws.uniform(0, 9, size=30), draws.choice([0.0, 1.0, 5.0], size=30)
+    quick, slow = ratio(parts, wholes, n=20_000), bootstrap(np.column_stack((parts, wholes)), ratio_of_sums, n=20_000)
+    assert quick.value == slow.value
+    assert (quick.low, quick.high) == (pytest.approx(slow.low, rel=0.02), pytest.approx(slow.high, rel=0.02))
+    assert str(ratio([1.0, 2.0, 3.0, 4.0], [1.0] * 4)) == str(bootstrap([1.0, 2.0, 3.0, 4.0], mean))
+    with pytest.raises(DataError, match="there is no figure with an interval of 0 items"):
+        ratio([], [])
+
+
 def test_items_are_drawn_whole_and_the_seed_decides():
     values = [[number, number] for number in range(1, 21)]
     assert bootstrap(values, ratio_of_sums) == Interval(1.0, 1.0, 1.0)

@@ -259,12 +259,22 @@ def test_the_first_turns_of_a_bench(tmp_path):
 
 def test_the_second_turns_go_on_from_the_first_answers(tmp_path):
     path = write(tmp_path / "bench.jsonl", *BENCH)
-    answers = {f"bench-{number}": text for number, text in ((81, "Long."), (82, "3"), (83, ""), (84, "Here."))}
-    prompts = read_fastchat(path, turn=2, first_answers=answers)
-    assert [(prompt.key, prompt.expected) for prompt in prompts] == [
-        ("bench-81-2", "either"), ("bench-82-2", "whole"), ("bench-83-2", None), ("bench-84-2", None),
+    prompts = read_fastchat(path, turns=2)
+    assert prompts == suite_named(str(path), turns=2) and prompts[::2] == read_fastchat(path)
+    assert [(prompt.key, prompt.expected, prompt.after) for prompt in prompts[1::2]] == [
+        ("bench-81-2", "either", "bench-81"), ("bench-82-2", "whole", "bench-82"), ("bench-83-2", None, "bench-83"),
+        ("bench-84-2", None, "bench-84"),
     ]  # fmt: skip
-    assert prompts[2].messages == (user("Name causes."), {"role": "assistant", "content": ""}, user("In verse."))
+    asked = prompts[5].going_on("")
+    assert asked.messages == (user("Name causes."), {"role": "assistant", "content": ""}, user("In verse."))
+    assert (asked.key, asked.after) == ("bench-83-2", None)
+
+
+def test_a_second_turn_is_drawn_with_its_first(tmp_path):
+    path = write(tmp_path / "bench.jsonl", *BENCH)
+    first, second, third, fourth = suite_named(str(path), sample=2, turns=2)
+    assert (second.after, fourth.after) == (first.key, third.key)
+    assert [first, third] == suite_named(str(path), sample=2)
 
 
 def test_a_bench_that_is_named_as_all_are_has_the_name_of_its_folder(tmp_path):
@@ -273,22 +283,13 @@ def test_a_bench_that_is_named_as_all_are_has_the_name_of_its_folder(tmp_path):
     assert (prompt.key, prompt.suite) == ("mt_bench-81", "mt_bench")
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"turn": 3}, "turn is 3; give turn=1, or turn=2 and the first_answers"),
-        ({"turn": 2}, "turn is 2; give turn=1, or turn=2 and the first_answers"),
-        ({"first_answers": {}}, "turn is 1; give turn=1, or turn=2 and the first_answers"),
-        ({"turn": 2, "first_answers": {"bench-81": "A"}}, "first_answers has no answer to bench-82; answer all first turns"),
-    ],
-)
-def test_turns_that_cannot_be_asked(tmp_path, options, message):
-    with pytest.raises(ConfigurationError, match=message):
-        read_fastchat(write(tmp_path / "bench.jsonl", *BENCH), **options)
+def test_turns_that_cannot_be_asked(tmp_path):
+    with pytest.raises(ConfigurationError, match="turns is 3; give 1, or 2 for the second ones too"):
+        read_fastchat(write(tmp_path / "bench.jsonl", *BENCH), turns=3)
 
 
 @pytest.mark.parametrize(
-    ("line", "turn", "message"),
+    ("line", "turns", "message"),
     [
         ('{"question_id": 5, "tur', 1, "the line or record is no JSON in UTF-8"),
         ({"question_id": 5, "turns": ["Q"]}, 1, "the prompt has no category; wanted question_id, category, turns"),
@@ -300,11 +301,10 @@ def test_turns_that_cannot_be_asked(tmp_path, options, message):
         (BENCH[0], 1, "bench-81 stands there twice"),
     ],
 )
-def test_a_line_that_is_no_question_is_named(tmp_path, line, turn, message):
+def test_a_line_that_is_no_question_is_named(tmp_path, line, turns, message):
     path = write(tmp_path / "bench.jsonl", BENCH[0], line)
-    answers = {"bench-81": "A", "bench-5": "B"} if turn == 2 else None
     with pytest.raises(DataError, match=re.escape(f"{path}, line 2: {message}")):
-        read_fastchat(path, turn=turn, first_answers=answers)
+        read_fastchat(path, turns)
 
 
 # Chats of any form

@@ -24,10 +24,10 @@ from hf_apar.data.distillation.distill import TextAnswer
 from hf_apar.errors import ConfigurationError, ControlTokenError, DataError
 from hf_apar.text.chat import encode_chat
 from hf_apar.tokens import FORK_TOKEN, add_control_tokens
+from hf_apar.training.likelihood import mean_nll
 from hf_apar.training.lora import AdapterTrainer
 from hf_apar.training.metrics import fork_metrics
 from hf_apar.training.mixture import training_mixture
-from hf_apar.training.quality import mean_nll
 from hf_apar.training.rows.collator import DataCollatorForApar, pack
 from hf_apar.training.rows.features import IGNORED
 from hf_apar.training.tuning import Selection

@@ -1,8 +1,9 @@
-"""A server with a tiny real model that speaks vLLM's dialect of the OpenAI API, and servers in threads of this process."""
+"""A server with a tiny real model that speaks vLLM's dialect and llama.cpp's, and servers in threads of this process."""
 
 import asyncio
 import contextlib
 import json
+import math
 import threading
 import time
 
@@ -11,40 +12,18 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from byte_tokenizer import byte_tokenizer
-from hf_apar import add_control_tokens
+from tiny_chat_model import LENGTH
 
-LENGTH = 1024
-
-
-def tiny_chat_model():
-    """A random model of bytes that forks and ends often, and its tokenizer, which has a chat template."""
-    tokenizer = byte_tokenizer()
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=LENGTH, tie_word_embeddings=False,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id, bos_token_id=None,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config).eval()
-    fork, _ = add_control_tokens(model, tokenizer)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.3)
-        model.lm_head.weight[fork] *= 2.0
-        model.lm_head.weight[tokenizer.eos_token_id] *= 1.6
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    return tokenizer, model
+ECHOED = ("embeddings", "responses", "messages", "messages/count_tokens", "chat/completions/batch", "echo/{path:path}")
+RAW = b"\xe9 \xff \xe5\xad\x97"  # no text in any one encoding
 
 
 class InThread:
     """What ``start`` makes, an application of the web, behind uvicorn in a thread and a loop of its own."""
 
-    def __init__(self, start):
-        self.start, self.server, self.error = start, None, None
+    def __init__(self, start, port=0):
+        self.start, self.port, self.server, self.error = start, port, None, None
         self.thread = threading.Thread(target=lambda: asyncio.run(self.run()), daemon=True)
 
     async def run(self):
@@ -53,7 +32,7 @@ class InThread:
         except Exception as error:
             self.error = error
             return
-        config = uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(app, port=self.port, log_level="critical", timeout_graceful_shutdown=1)
         self.server = uvicorn.Server(config)
         await self.server.serve()
 
@@ -63,7 +42,8 @@ class InThread:
             time.sleep(0.01)
         if self.error is not None:
             raise self.error
-        self.url = f"http://127.0.0.1:{self.server.servers[0].sockets[0].getsockname()[1]}"
+        self.port = self.server.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
         return self
 
     def __exit__(self, *_):
@@ -84,20 +64,23 @@ class TinyServer(InThread):
         keys: what came as ``Authorization``.
         fault: told of each token of a stream, ``(request's number, tokens so far)``: what to do in place of going on.
         takes_bias: as a server with a draft of its own does not.
+        refuse_next: statuses that the next requests get.
+        refuse_whole: statuses that the next requests without a stream get.
     """
 
-    def __init__(self, tokenizer, model, root=None):
-        super().__init__(self.make)
+    def __init__(self, tokenizer, model, root=None, port=0):
+        super().__init__(self.make, port)
         self.tokenizer, self.model, self.root = tokenizer, model, root
         self.live, self.asked, self.keys, self.takes_bias = 0, [], [], True
-        self.refuse_next = []  # statuses that the next requests get
+        self.refuse_next, self.refuse_whole = [], []
         self.fault = lambda number, made: None
         self.gives_ids = True
 
     async def make(self):
         self.computing = asyncio.Lock()
         return Starlette(routes=[
-            Route("/v1/models", self.models), Route("/v1/embeddings", self.echo, methods=["POST"]),
+            Route("/v1/models", self.models), Route("/completion", self.completion, methods=["POST"]),
+            *(Route(f"/v1/{name}", self.echo, methods=["POST"]) for name in ECHOED),
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/chat/completions", self.completions, methods=["POST"]),
         ])  # fmt: skip
@@ -107,15 +90,54 @@ class TinyServer(InThread):
         return JSONResponse({"object": "list", "data": [card]}, headers={"x-own": "yes"})
 
     async def echo(self, request):
-        return JSONResponse({"got": (await request.body()).decode(), "query": str(request.url.query)}, 201)
+        target = request.scope["raw_path"] + b"?" + request.scope["query_string"]
+        told = {
+            "got": (await request.body()).decode(), "target": target.decode("latin-1"),
+            "headers": [[name.decode("latin-1"), value.decode("latin-1")] for name, value in request.headers.raw],
+        }  # fmt: skip
+        answer = JSONResponse(told, 201)
+        answer.raw_headers += [(b"connection", b"x-hop, X-Two"), (b"x-hop", b"1"), (b"x-two", b"2"), (b"x-raw", RAW)]
+        return answer
 
-    async def completions(self, request):
+    async def taken(self, request):
+        """The body of a completion, and what it is refused with, if it is."""
         body = json.loads(await request.body())
         self.asked.append(body)
         self.keys.append(request.headers.get("authorization"))
-        if self.refuse_next:
-            status = self.refuse_next.pop(0)
-            return JSONResponse({"error": {"message": "not now", "code": status}}, status, headers={"retry-after": "7"})
+        refusals = self.refuse_next or (not body.get("stream") and self.refuse_whole)
+        if not refusals:
+            return body, None
+        told = {"error": {"message": "not now", "code": refusals[0]}}
+        return body, JSONResponse(told, refusals.pop(0), headers={"retry-after": "7"})
+
+    async def completion(self, request):
+        """As llama.cpp writes: a stream does not name tokens that end within a character."""
+        body, refused = await self.taken(request)
+        if refused:
+            return refused
+        bias = {token: -math.inf if one is False else one for token, one in body["logit_bias"]}
+        body |= {"max_tokens": body["n_predict"], "logit_bias": bias}
+        if body.get("stream"):
+            return StreamingResponse(self.named(body), media_type="text/event-stream")
+        ids = [token async for token, _, _ in self.tokens(body)]
+        return JSONResponse({"tokens": ids, "tokens_predicted": len(ids), "stop": True, "stop_type": self.end(ids)})
+
+    async def named(self, body):
+        ids = []
+        async for token, _, _ in self.tokens(body):
+            ids.append(token)
+            if "\ufffd" not in self.tokenizer.decode([token]):
+                yield f"data: {json.dumps({'tokens': [token], 'tokens_predicted': len(ids), 'stop': False})}\n\n"
+        told = {"tokens": [], "tokens_predicted": len(ids), "stop": True, "stop_type": self.end(ids)}
+        yield f"data: {json.dumps(told)}\n\n"
+
+    def end(self, ids):
+        return "eos" if ids[-1:] == [self.tokenizer.eos_token_id] else "limit"
+
+    async def completions(self, request):
+        body, refused = await self.taken(request)
+        if refused:
+            return refused
         if body.get("temperature", 0) < 0:
             return JSONResponse({"error": {"message": "temperature is negative", "param": "temperature", "code": 400}}, 400)
         if body.get("logit_bias") and not self.takes_bias:
@@ -150,7 +172,7 @@ class TinyServer(InThread):
                 choice = {"index": 0, "text": "?", "finish_reason": reason, "stop_reason": None, "token_ids": [token]}
                 if body.get("logprobs") is not None:
                     choice["logprobs"] = {"token_logprobs": [logprob], "top_logprobs": [top]}
-                yield f"data: {json.dumps({'choices': [choice]})}\n\n"
+                yield f"data: {json.dumps({'choices': [choice], 'error': None})}\n\n"
             yield "data: [DONE]\n\n"
         finally:
             self.live -= 1

@@ -13,37 +13,19 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from byte_tokenizer import byte_tokenizer
-from hf_apar import add_control_tokens, enable_apar
+from hf_apar import enable_apar
 from hf_apar.checkpoints.export import save_merged
 from hf_apar.speculation.medusa import HEADS_FILE, HEADS_FOLDER
 from served import Server
-
-LENGTH = 1024  # tokens that fit into the model
+from tiny_chat_model import tiny_chat_model
 
 collect_ignore = ["runners.py"]  # for a process of its own
 
 
 @pytest.fixture(scope="session")
 def tokenizer_and_model():
-    tokenizer = byte_tokenizer()
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=LENGTH, tie_word_embeddings=False,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id, bos_token_id=None,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config).eval()
-    fork, _ = add_control_tokens(model, tokenizer)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.3)
-        model.lm_head.weight[fork] *= 2.0
-        model.lm_head.weight[tokenizer.eos_token_id] *= 1.6
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    tokenizer, model = tiny_chat_model()
     model.generation_config.repetition_penalty = 1.1
     return tokenizer, model
 

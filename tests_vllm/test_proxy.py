@@ -89,6 +89,19 @@ def test_what_cannot_fork_is_vllms_own_answer_without_forks(proxy, server, token
     assert shaped.choices[0].message.content
 
 
+def test_responses_have_the_bans_and_messages_are_refused(proxy, server, tokenizer_and_model):
+    direct = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120)
+    bans = {str(token): -100 for token in tokenizer_and_model[0].convert_tokens_to_ids(["[Fork]", "[Child]"])}
+
+    def texts(client, **extra):
+        asked = {"model": "tiny", "temperature": 0.0, "max_output_tokens": 60, "extra_body": extra}
+        return [client.responses.create(input=question, **asked).output_text for question in QUESTIONS]
+
+    assert texts(proxy.client) == texts(direct, logit_bias=bans) != texts(direct)
+    with pytest.raises(BadRequestError, match="ask /v1/chat/completions"):
+        proxy.client.post("/messages", body={"model": "tiny", "max_tokens": 9, "messages": []}, cast_to=object)
+
+
 def test_texts_in_several_answers_and_an_error_of_vllms(proxy):
     made = proxy.client.completions.create(model="tiny", prompt=["Tell", "Why"], n=2, temperature=1.0, max_tokens=60)
     assert [choice.index for choice in made.choices] == [0, 1, 2, 3]

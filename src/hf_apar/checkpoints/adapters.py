@@ -82,11 +82,19 @@ def _misfit(folder: Path, model: PreTrainedModel, reason: str) -> ConfigurationE
     return ConfigurationError(f"the adapter in {folder} does not fit {model.name_or_path}: {reason}; {PASS_BASE}")
 
 
+def forks(folder: Path) -> bool:
+    """Has the adapter in ``folder`` control tokens? One that learnt answers as they read has none, and says so here."""
+    if not (folder / "generation_config.json").is_file():
+        return True  # what it lacks is told where it is loaded
+    return saved_settings(GenerationConfig.from_pretrained(folder)).control_ids is not None
+
+
 def load_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path | str) -> PreTrainedModel:
     """Put the adapter in ``folder`` on ``model`` and take over its generation config; both arguments are changed.
 
     Args:
-        model: the base that the adapter was trained on, without control tokens or with the same ones.
+        model: the base that the adapter was trained on, without control tokens or with the same ones; it gets them if the
+            adapter has some.
         folder: what :func:`save_adapter` wrote.
 
     Returns:
@@ -104,7 +112,7 @@ def load_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fol
     folder = Path(folder)
     check_files(folder)
     check_fit(folder, model)
-    generation_config = adapter_settings(folder, add_control_tokens(model, tokenizer))
+    generation_config = adapter_settings(folder, add_control_tokens(model, tokenizer) if forks(folder) else None)
     wrapped = PeftModel.from_pretrained(model, str(folder))
     model.generation_config = generation_config
     if getattr(model, "hf_quantizer", None) is not None:
@@ -113,16 +121,26 @@ def load_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fol
     return merged
 
 
-def adapter_settings(folder: Path, control_ids: tuple[int, int]) -> GenerationConfig:
+def adapter_settings(folder: Path, control_ids: tuple[int, int] | None) -> GenerationConfig:
     """Return the generation config of the adapter in ``folder``, for a model whose [Fork] and [Child] have ``control_ids``.
+
+    ``None`` is for a model that answers in sequence.
 
     Raises:
         ConfigurationError: if ``folder`` holds no adapter, or no generation config.
-        ControlTokenError: if the adapter's control tokens have other ids.
+        ControlTokenError: if the adapter's control tokens have other ids, or one of the two has none.
     """
     check_files(folder)
     generation_config = GenerationConfig.from_pretrained(folder)
     trained = saved_settings(generation_config).control_ids
+    if (control_ids is None) is not (trained is None):
+        raise ControlTokenError(
+            f"the adapter in {folder} has learnt to fork, and this model is to answer in sequence; start from none, or from "
+            "one that was trained with sequential"
+            if control_ids is None
+            else f"the adapter in {folder} was trained with sequential and has no control tokens; start from none, or from "
+            "one that has learnt to fork"
+        )
     if control_ids != trained:
         raise ControlTokenError(
             f"the adapter in {folder} was trained with the [Fork] and [Child] ids {trained}, this model has {control_ids}; "

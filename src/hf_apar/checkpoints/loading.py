@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_apar.checkpoints.adapters import PASS_BASE, adapter_settings, check_files, load_adapter, recorded_base
+from hf_apar.checkpoints.adapters import (
+    PASS_BASE,
+    adapter_settings,
+    check_files,
+    forks,
+    load_adapter,
+    recorded_base,
+)
 from hf_apar.checkpoints.conversion import cast_parameters, forget_quantization, taken_dtype
 from hf_apar.checkpoints.default_model import DEFAULT_BASE, load_default_base
 from hf_apar.checkpoints.sources import HUB_OPTIONS, Source, find_source, is_folder
@@ -23,13 +30,15 @@ def load_base(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model to fine-tune and its tokenizer: a folder or a name on the Hub, or the default base.
 
+    An adapter that learnt answers as they read (``hf-apar train --sequential``) is merged into its own base.
+
     Args:
         dtype: ``"auto"`` for that of the checkpoint.
         options: as those of ``AutoModelForCausalLM.from_pretrained``.
 
     Raises:
         CheckpointError: if ``name`` is nowhere.
-        ConfigurationError: if it is an adapter.
+        ConfigurationError: if it is an adapter that forks.
         MissingPackageError: if the default base is asked for and its packages are not installed.
     """
     return _load_base(name, taken_dtype(dtype, options), options)
@@ -43,16 +52,28 @@ def _load_base(
         rest = {key: value for key, value in options.items() if key not in HUB_OPTIONS}
         return load_default_base("auto" if to_merge and "quantization_config" not in rest else dtype, **rest)
     source = find_source(name, {key: options.pop(key) for key in HUB_OPTIONS if key in options})
-    if source.file("adapter_config.json") is not None:
+    # PEFT records the name with the adapters of this model: it must hold in any folder
+    source = Source(str(Path(name).resolve()) if is_folder(source.name) else source.name, source.options)
+    if (config := source.file("adapter_config.json")) is not None:
+        source.file("generation_config.json")  # from the Hub into the folder of its configuration
+        if not forks(config.parent):
+            return _load_sequential(source, config, dtype, options)
         raise ConfigurationError(
             f"{name} is an adapter, and a base is asked for; AparModelForCausalLM.from_pretrained loads it onto its own, "
             "and hf-apar merge makes one checkpoint of both"
         )
-    # PEFT records the name with the adapters of this model: it must hold in any folder
-    source = Source(str(Path(name).resolve()) if is_folder(source.name) else source.name, source.options)
     if to_merge and dtype in (torch.float16, torch.bfloat16) and not _is_quantised(source, options):
         dtype = "auto"
     return _read(source, dtype, options), _read_tokenizer(source, options)
+
+
+def _load_sequential(
+    adapter: Source, config: Path, dtype: torch.dtype | str, options: Mapping[str, Any]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load an adapter without control tokens: with its base it is a model like any other."""
+    model = _load_with_base(adapter, config, None, dtype, options)
+    model.name_or_path = model.config._name_or_path = adapter.name  # what PEFT is to record, and not the base within
+    return model, load_tokenizer(config.parent)
 
 
 def _is_quantised(source: Source, options: Mapping[str, Any]) -> bool:

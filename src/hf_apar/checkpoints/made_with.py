@@ -36,14 +36,19 @@ def noted(file: Path) -> dict[str, object] | None:
 def differences(before: Mapping[str, object], now: Mapping[str, object]) -> dict[str, str]:
     """Return the settings that differ, by name, each with both values in words.
 
-    A setting that one of them does not know differs only where it has a value: options that are new may be missing.
+    A setting that one of them does not know differs only where it has a value, or is a switch that is on: options that are
+    new may be missing.
 
-    >>> differences({"rank": 8, "seed": 0}, {"rank": 4, "seed": 0, "start": None})
+    >>> differences({"rank": 8, "seed": 0}, {"rank": 4, "seed": 0, "start": None, "sequential": False})
     {'rank': 'rank 8 (now 4)'}
     """
     known = json.loads(json.dumps(now, default=str))
-    names = [name for name in {**before, **known} if before.get(name) != known.get(name)]
+    names = [name for name in {**before, **known} if _told(before.get(name)) != _told(known.get(name))]
     return {name: f"{name} {_short(before.get(name))} (now {_short(known.get(name))})" for name in names}
+
+
+def _told(value: object) -> object:
+    return None if value is False else value
 
 
 def _short(value: object) -> str:

@@ -132,7 +132,7 @@ def quietly() -> Iterator[None]:
 
 
 @contextmanager
-def _named(name: str) -> Iterator[None]:
+def named(name: str) -> Iterator[None]:
     """Say in the words of the command line what is wrong with the model ``name``."""
     try:
         yield
@@ -165,13 +165,14 @@ def load(name: str | None, dtype: Dtype, base: str | None = None) -> "tuple[PreT
         if base is not None:
             raise ConfigurationError("--base is for an adapter of yours; name it with --model")
         with quietly():
-            return load_default_model(dtype=_chosen(dtype))
+            return load_default_model(dtype=chosen_dtype(dtype))
     if name == DEFAULT_BASE:
         raise ConfigurationError(
             f"{name} is the base of the default model and cannot fork; leave out --model, or decode it with generate --plain"
         )
-    with quietly(), _named(name):
-        return AparModelForCausalLM.from_pretrained(name, base=base, dtype=_chosen(dtype)), load_tokenizer(name, base=base)
+    with quietly(), named(name):
+        loaded = AparModelForCausalLM.from_pretrained(name, base=base, dtype=chosen_dtype(dtype))
+        return loaded, load_tokenizer(name, base=base)
 
 
 def load_untuned(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
@@ -180,16 +181,18 @@ def load_untuned(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreT
     from hf_apar.checkpoints.loading import load_base
 
     name = name or DEFAULT_BASE
-    with quietly(), _named(name):
-        return load_base(name, dtype=_chosen(dtype))
+    with quietly(), named(name):
+        return load_base(name, dtype=chosen_dtype(dtype))
 
 
 def load_any(name: str | None, dtype: Dtype, base: str | None = None) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a model for plain decoding, whether it can fork or not, and its tokenizer; control tokens are suppressed."""
-    if name is None or base is not None or adapter_config(name) is not None:
+    from hf_apar.checkpoints.adapters import forks
+    from hf_apar.tokens import checkpoint_config, completed
+
+    if name is None or base is not None or ((config := adapter_config(name)) is not None and forks(config.parent)):
         return load(name, dtype, base)
     model, tokenizer = load_untuned(name, dtype)
-    from hf_apar.tokens import checkpoint_config, completed
 
     found = completed(checkpoint_config(model), tokenizer)
     if (ids := found.control_ids) is not None and (generation := model.generation_config) is not None:
@@ -204,19 +207,19 @@ def adapter_config(name: str | None) -> Path | None:
 
     if name is None or name == DEFAULT_BASE:
         return None
-    with quietly(), _named(name):
+    with quietly(), named(name):
         return find_source(name).file("adapter_config.json")
 
 
-def _chosen(dtype: Dtype) -> "torch.dtype | str":
+def chosen_dtype(dtype: Dtype) -> "torch.dtype | str":
     """Return ``dtype`` as transformers takes it."""
     import torch
 
     return "auto" if dtype is Dtype.auto else getattr(torch, dtype.value)
 
 
-def on_device(model: "PreTrainedModel", device: str = "auto") -> "PreTrainedModel":
-    """Move ``model`` to ``device``; ``auto`` is a CUDA GPU, if there is one: ``CUDA_VISIBLE_DEVICES=`` hides it.
+def chosen_device(device: str, otherwise: str = "cpu") -> str:
+    """Return ``device``; for ``auto`` a CUDA GPU, if there is one (``CUDA_VISIBLE_DEVICES=`` hides it), or ``otherwise``.
 
     Raises:
         ConfigurationError: if there is no such device here.
@@ -224,12 +227,20 @@ def on_device(model: "PreTrainedModel", device: str = "auto") -> "PreTrainedMode
     import torch
 
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else model.device.type
+        device = "cuda" if torch.cuda.is_available() else otherwise
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # each back end has its own
         reason = shorten(str(error), 100, placeholder=" ...").rstrip(".")
         raise ConfigurationError(f"--device {device} cannot be used here ({reason}); --device cpu always works") from error
+    return device
+
+
+def on_device(model: "PreTrainedModel", device: str = "auto") -> "PreTrainedModel":
+    """Move ``model`` to the device that :func:`chosen_device` returns."""
+    import torch
+
+    device = chosen_device(device, model.device.type)
     if model.device != torch.device(device):
         cast(torch.nn.Module, model).to(device)
     return model

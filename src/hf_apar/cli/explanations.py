@@ -17,8 +17,7 @@ def explain(error: Exception) -> tuple[str, bool]:
     """
     message = _one_line(error)
     if isinstance(error, ModuleNotFoundError):
-        extras = "evaluate" if error.name == "httpx2" else "cli,train,default"
-        return f"{error.name} is not installed; pip install 'hf-apar[{extras}]'", True
+        return f"{error.name} is not installed; pip install 'hf-apar[cli,train,default]'", True
     if isinstance(error, AparError):
         return message, True
     library, name = type(error).__module__.split(".")[0], type(error).__name__

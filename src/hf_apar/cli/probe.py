@@ -78,9 +78,9 @@ def probe_command(
     if as_json:
         typer.echo(json.dumps(report.to_dict()))
     else:
-        from hf_apar.cli.probe_view import show
+        from hf_apar.cli.probe_view import show_probe
 
-        show(report)
+        show_probe(report)
     say(f"all of it is in {output / 'probe.html'} and {output / 'probe.json'}")
 
 
@@ -183,7 +183,7 @@ def _refuse_tuned(name: str, model: "PreTrainedModel") -> None:
 
     if checkpoint_config(model).control_ids is not None:
         raise ConfigurationError(
-            f"{name} can fork already, and a probe is of a model that cannot; measure it: hf-apar evaluate --model {name}"
+            f"{name} can fork already, and a probe is of one that cannot; hf-apar evaluate --output DIR --model {name}"
         )
 
 

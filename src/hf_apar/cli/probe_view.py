@@ -16,7 +16,7 @@ _THREADS = 5  # of an example that are drawn
 _BAR = 28  # letters
 
 
-def show(report: ProbeReport, console: Console | None = None) -> None:
+def show_probe(report: ProbeReport, console: Console | None = None) -> None:
     """Write ``report`` to ``console``; no text of a prompt or an answer commands the terminal."""
     (console or standard_output()).print(Group(*_parts(report)))
 

@@ -6,13 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_apar.cli.common import Dtype, ModelOption, app, errors_in_one_line, load, load_untuned
+from hf_apar.cli.common import Dtype, ModelOption, app, chosen_device, chosen_dtype, errors_in_one_line, load, load_untuned
 from hf_apar.cli.data import TextWriter, answer_prompts, elaborate_answers, extract_trees
-from hf_apar.cli.evaluate import Judge
+from hf_apar.cli.evaluate import ARMS, run_evaluation, show
 from hf_apar.cli.stages import Stages
 from hf_apar.cli.training import tell_metrics
 from hf_apar.data.described import not_free
 from hf_apar.training.recipe import DEFAULT_RECIPE, EXAMPLE, Recipe, read_recipe, written
+
+EVALUATED = 20  # prompts of the package's own suites that the last stage asks
 
 
 def _no_folder(prompts: Path | None) -> Path | None:
@@ -55,7 +57,8 @@ def recipe_command(
         recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
         output.mkdir(parents=True, exist_ok=True)
         RecipeRun(recipe, output, restart=restart).run()
-    typer.echo(f'done: hf-apar generate --model {output / "adapter"} "..."')
+    plain = " --plain" if recipe.train.sequential else ""
+    typer.echo(f'done: hf-apar generate{plain} --model {output / "adapter"} "..."')
 
 
 class RecipeRun:
@@ -72,7 +75,7 @@ class RecipeRun:
         self.stages = Stages(output, {
             "answers": [self.answers, output / "answers.jsonl.done"], "longer": [self.longer, output / "longer.jsonl.done"],
             "trees": [self.trees], "adapter": [self.adapter], "heads": [self.adapter / name for name in heads],
-            "evaluation": [self.adapter / "evaluation.json"],
+            "evaluation": [self.adapter / "evaluation"],
         }, restart=restart)  # fmt: skip
 
     def run(self) -> None:
@@ -86,6 +89,8 @@ class RecipeRun:
         self._make_texts()
         self._make_trees()
         self._train()
+        if self.recipe.train.sequential:
+            return  # heads and figures are those of a model that forks
         if self.recipe.with_heads:
             self._train_heads()
         self._evaluate()
@@ -119,7 +124,8 @@ class RecipeRun:
         told["bf16"] = recipe.bf16
         settings = {"model": recipe.model, **told} | not_free(recipe.select) | not_free(recipe.train)
         with self.stages.stage("adapter", settings, [self.trees]) as wanted:
-            if _tell(4, "the model learns where to fork", wanted):
+            lesson = "the answers as they read" if recipe.train.sequential else "where to fork"
+            if _tell(4, f"the model learns {lesson}", wanted):
                 from hf_apar.checkpoints.default_model import DEFAULT_BASE
                 from hf_apar.training.fine_tuning import train
 
@@ -143,9 +149,13 @@ class RecipeRun:
         with self.stages.stage("evaluation", settings, [self.weights]) as wanted:
             if _tell(6, "it answers prompts that it has not seen", wanted):
                 from hf_apar.checkpoints.default_model import DEFAULT_BASE
+                from hf_apar.evaluation.folder import prompts_of
+                from hf_apar.evaluation.models import Models
 
-                judge = Judge(str(self.adapter), base or DEFAULT_BASE, self.dtype, "auto", variables)
-                judge.compare([None], [None], output=self.adapter / "evaluation.json")
+                dtype, device = chosen_dtype(self.dtype), chosen_device("auto")
+                models = Models(str(self.adapter), base or DEFAULT_BASE, dtype, device, variables or {})
+                prompts = prompts_of(["own"], sample=EVALUATED)
+                show(run_evaluation(models, ARMS, prompts, self.adapter / "evaluation", likelihood=True))
 
 
 def _tell(number: int, what: str, wanted: bool) -> bool:

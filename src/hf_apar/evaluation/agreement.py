@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hf_apar.errors import DataError
+from hf_apar.evaluation.preference import Comparison
 from hf_apar.evaluation.statistics import Interval, bootstrap, wilson
 from hf_apar.evaluation.verdicts import Preference
 
@@ -28,6 +29,19 @@ class Agreement:
     table: tuple[tuple[int, ...], ...]
     share: Interval
     kappa: Interval | None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What each judge says of two arms, and how far the first two judges agree, where they judged the same pair."""
+
+    comparisons: tuple[Comparison, ...]
+    agreement: Agreement | None = None
+
+    @property
+    def warnings(self) -> list[str]:
+        """Why no conclusion should be drawn of a judge's verdicts."""
+        return [f"{one.judge}: {warning}" for one in self.comparisons for warning in one.warnings]
 
 
 def agreement(one: Sequence[Preference | None], other: Sequence[Preference | None], *, seed: int = 0) -> Agreement:

@@ -10,10 +10,14 @@ from itertools import count
 from threading import Event
 from typing import TypeVar
 
-import httpx2
+from hf_apar.errors import ConfigurationError, MissingPackageError, ServerError
+
+try:
+    import httpx2
+except ImportError as error:
+    raise MissingPackageError("to ask a server needs httpx2; run pip install 'hf-apar[evaluate]'") from error
 
 from hf_apar.data.records.chats import Message
-from hf_apar.errors import ConfigurationError, ServerError
 
 Key = TypeVar("Key")
 

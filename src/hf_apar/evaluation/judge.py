@@ -20,7 +20,8 @@ from hf_apar.data.records.chats import Message
 from hf_apar.errors import ConfigurationError, ServerError
 from hf_apar.evaluation.chat_server import ChatServer
 from hf_apar.evaluation.judge_prompt import QUESTION, preference_in, question
-from hf_apar.evaluation.verdicts import Pair, Verdict, VerdictKey, opened_for_more, read_verdicts, write_verdict
+from hf_apar.evaluation.lines import opened_for_more
+from hf_apar.evaluation.verdicts import Pair, Verdict, VerdictKey, read_verdicts, verdict_key, write_verdict
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +38,6 @@ class JudgeServer(ChatServer):
     def identity(self) -> str:
         """The model's name with a digest of what it is asked and of the parameters, but not of where it runs."""
         return f"{self.model} {digest(QUESTION + json.dumps(dict(self.parameters), sort_keys=True))[:12]}"
-
-
-def verdict_key(pair: Pair, judge: str) -> VerdictKey:
-    """Return what the verdict on ``pair`` in this order is kept under, of the :attr:`JudgeServer.identity` ``judge``."""
-    return VerdictKey(digest(pair.prompt), digest(pair.first), digest(pair.second), judge)
 
 
 def ask_judge(

@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from hf_apar.errors import DataError
-from hf_apar.evaluation.judge import verdict_key
 from hf_apar.evaluation.length_control import length_controlled
 from hf_apar.evaluation.statistics import Interval, Statistic, bootstrap, mean, ratio_of_sums, wilson
-from hf_apar.evaluation.verdicts import Pair, Preference, Verdict, VerdictKey
+from hf_apar.evaluation.verdicts import Pair, Preference, Verdict, VerdictKey, verdict_key
 
 Verdicts = Mapping[VerdictKey, Verdict]
 

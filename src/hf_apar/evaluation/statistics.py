@@ -47,13 +47,17 @@ def bootstrap(values: ArrayLike, statistic: Statistic, *, n: int = 2000, seed: i
         DataError: if there is no item, or the statistic of all of them is not defined.
     """
     array = np.asarray(values, dtype=np.float64)
-    value = statistic(array) if len(array) else np.nan
-    if np.isnan(value):
-        raise DataError(f"there is no figure with an interval of {len(array)} items: nothing in them can be counted")
-    random = np.random.default_rng(seed)
+    value, random = _counted(array, statistic), np.random.default_rng(seed)
     draws = [statistic(array[random.integers(len(array), size=len(array))]) for _ in range(n)]
     low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(value), float(high))
+    return Interval(float(low), value, float(high))
+
+
+def _counted(array: NDArray[np.float64], statistic: Statistic) -> float:
+    value = float(statistic(array)) if len(array) else np.nan
+    if np.isnan(value):
+        raise DataError(f"there is no figure with an interval of {len(array)} items: nothing in them can be counted")
+    return value
 
 
 def mean(values: NDArray[np.float64]) -> float:
@@ -74,8 +78,17 @@ def ratio_of_sums(values: NDArray[np.float64]) -> float:
 
 
 def ratio(parts: Sequence[float], wholes: Sequence[float], *, n: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
-    """Return ``sum(parts) / sum(wholes)`` with the interval of :func:`bootstrap`, a part drawn together with its whole."""
-    return bootstrap(np.column_stack((parts, wholes)), ratio_of_sums, n=n, seed=seed, level=level)
+    """Return ``sum(parts) / sum(wholes)`` with the interval of :func:`bootstrap`, a part drawn together with its whole.
+
+    Much faster than that with :func:`ratio_of_sums`; with wholes of 1 it is the mean.
+    """
+    pairs = np.column_stack((parts, wholes)).astype(np.float64)  # (items, 2)
+    value, chances = _counted(pairs, ratio_of_sums), np.full(len(pairs), 1 / len(pairs))
+    times = np.random.default_rng(seed).multinomial(len(pairs), chances, size=n)  # (draws, items): how often each is drawn
+    drawn = times @ pairs  # (draws, 2)
+    draws = np.divide(drawn[:, 0], drawn[:, 1], out=np.full(n, np.nan), where=drawn[:, 1] != 0)
+    low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(min(float(low), value), value, max(float(high), value))  # but for rounding
 
 
 def wilson(count: int, total: int, *, level: float = 0.95) -> Interval:

@@ -7,7 +7,7 @@ import logging
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Literal, TypeVar, cast, get_args
@@ -49,6 +49,7 @@ class Prompt:
         language: the BCP 47 tag of the answer's; ``und`` where nobody knows.
         items: how many parts it asks for, counted or named, at the first level; ``None`` where it leaves that open.
         check: see :meth:`is_right`.
+        after: the key of the prompt whose answer, the arm's own, comes before the user's last message: see :meth:`going_on`.
     """
 
     key: str
@@ -59,6 +60,7 @@ class Prompt:
     language: str = "en"
     items: int | None = None
     check: str | None = None
+    after: str | None = None
 
     @property
     def text(self) -> str:
@@ -73,6 +75,11 @@ class Prompt:
         ('7 + 8?', True, False)
         """
         return None if self.check is None else bool(re.search(self.check, answer, re.IGNORECASE | re.MULTILINE))
+
+    def going_on(self, answer: str) -> "Prompt":
+        """Return the chat with ``answer``, that to the prompt ``after``, in its place."""
+        *before, last = self.messages
+        return replace(self, messages=(*before, Message(role="assistant", content=answer), last), after=None)
 
 
 def own(*names: str) -> list[Prompt]:
@@ -94,28 +101,28 @@ def read_suite(path: Path) -> list[Prompt]:
     Raises:
         DataError: if there is none, or a line holds something else; it is named.
     """
-    return _each(path, lambda record: _own_prompt(record, path.stem))
+    return _each(path, lambda record: [_own_prompt(record, path.stem)])
 
 
-def read_fastchat(path: Path, *, turn: int = 1, first_answers: Mapping[str, str] | None = None) -> list[Prompt]:
+def read_fastchat(path: Path, turns: int = 1) -> list[Prompt]:
     """Read the questions of a bench in FastChat's form: objects with ``question_id``, ``category`` and ``turns``.
 
     The suite has the name of the file, or of its folder where that is ``question.jsonl``, as FastChat names them all. A key
-    is ``SUITE-ID``, followed by ``-2`` for a second turn. What is expected follows from the category (:data:`FASTCHAT`). A
-    second turn may ask for anything about the first answer: where that was in parts, nothing is expected.
+    is ``SUITE-ID``, followed by ``-2`` for a second turn, which comes after the first. What is expected follows from the
+    category (:data:`FASTCHAT`). A second turn may ask for anything about the first answer: where that was in parts,
+    nothing is expected.
 
     Args:
-        turn: 1, or 2 to go on where ``first_answers`` ended.
-        first_answers: the answers to the first turns by their keys.
+        turns: 1, or 2 for the second ones too.
 
     Raises:
-        ConfigurationError: if ``turn`` is another, or the second turn is asked for without all first answers.
+        ConfigurationError: if ``turns`` is another.
         DataError: if there is none, or a line holds something else, or no second turn where it is wanted; it is named.
     """
-    if turn not in (1, 2) or (turn == 2) != (first_answers is not None):
-        raise ConfigurationError(f"turn is {turn!r}; give turn=1, or turn=2 and the first_answers that it goes on from")
+    if turns not in (1, 2):
+        raise ConfigurationError(f"turns is {turns!r}; give 1, or 2 for the second ones too")
     suite = path.resolve().parent.name if path.stem == "question" else path.stem
-    return _each(path, lambda record: _bench_prompt(record, suite, first_answers))
+    return _each(path, lambda record: _bench_prompts(record, suite, turns))
 
 
 def read_chats(path: Path, *, sample: int | None = None, seed: int = 0) -> list[Prompt]:
@@ -148,13 +155,14 @@ def read_chats(path: Path, *, sample: int | None = None, seed: int = 0) -> list[
     return drawn(list(found.values()), sample, seed)
 
 
-def suite_named(text: str, *, sample: int | None = None, seed: int = 0) -> list[Prompt]:
+def suite_named(text: str, *, sample: int | None = None, seed: int = 0, turns: int = 1) -> list[Prompt]:
     """Return the prompts that ``text`` names: ``own`` for all of the package's, one of :data:`SUITES`, or a file.
 
-    A file is one of :func:`read_suite`, :func:`read_fastchat` (first turns) or :func:`read_chats`; its first record tells.
+    A file is one of :func:`read_suite`, :func:`read_fastchat` or :func:`read_chats`; its first record tells.
 
     Args:
-        sample, seed: as for :func:`read_chats`, for each of them.
+        sample, seed: as for :func:`read_chats`, for each of them; a second turn is drawn with the first.
+        turns: as for :func:`read_fastchat`.
 
     Raises:
         ConfigurationError: if ``text`` is none of these.
@@ -168,19 +176,19 @@ def suite_named(text: str, *, sample: int | None = None, seed: int = 0) -> list[
             f"the suite {text!r} is neither own, one of {', '.join(SUITES)}, nor a file; name one of these, or a file of "
             "prompts, of a bench in FastChat's form or of chats"
         )
-    return drawn(_reader(path)(path), sample, seed)
+    return _drawn(_read(path, turns), sample, seed)
 
 
-def _reader(path: Path) -> Callable[[Path], list[Prompt]]:
-    """Return what reads records like the first of ``path``."""
+def _read(path: Path, turns: int) -> list[Prompt]:
+    """Read prompts as the first record of ``path`` says."""
     try:
         record = next((record_of(row) for _, row in open_records(path).rows), None)
     except UNUSABLE:  # the first line may be a chat's that is set aside
         record = None
     fields = record.keys() if isinstance(record, Mapping) else set()
     if "turns" in fields:
-        return read_fastchat
-    return read_suite if {"expected", "messages"} <= fields else read_chats
+        return read_fastchat(path, turns)
+    return read_suite(path) if {"expected", "messages"} <= fields else read_chats(path)
 
 
 def drawn(items: Sequence[Item], sample: int | None, seed: int) -> list[Item]:
@@ -196,17 +204,23 @@ def drawn(items: Sequence[Item], sample: int | None, seed: int) -> list[Item]:
     return [items[place] for place in sorted(random.Random(seed).sample(range(len(items)), sample))]
 
 
-def _each(path: Path, read: Callable[[object], Prompt]) -> list[Prompt]:
+def _drawn(prompts: Sequence[Prompt], sample: int | None, seed: int) -> list[Prompt]:
+    """Draw first turns; a second one comes with its first."""
+    kept = set(drawn([prompt.key for prompt in prompts if prompt.after is None], sample, seed))
+    return [prompt for prompt in prompts if (prompt.after or prompt.key) in kept]
+
+
+def _each(path: Path, read: Callable[[object], list[Prompt]]) -> list[Prompt]:
     """Return what ``read`` makes of each record of ``path``: measured is all of a suite, or an error names what is wrong."""
     prompts: dict[str, Prompt] = {}
     for number, row in open_records(path).rows:
         try:
-            prompt = read(record_of(row))
-            if prompt.key in prompts:
-                raise DataError(f"{prompt.key} stands there twice; give each prompt a key of its own")
+            for prompt in read(record_of(row)):
+                if prompt.key in prompts:
+                    raise DataError(f"{prompt.key} stands there twice; give each prompt a key of its own")
+                prompts[prompt.key] = prompt
         except UNUSABLE as error:
             raise DataError(f"{path}, line {number}: {error}") from error
-        prompts[prompt.key] = prompt
     if not prompts:
         raise DataError(f"{path} holds no prompts")
     return list(prompts.values())
@@ -236,20 +250,16 @@ def _check_pattern(pattern: str) -> None:
         raise DataError(f"check is no regular expression: {error}") from error
 
 
-def _bench_prompt(record: object, suite: str, first_answers: Mapping[str, str] | None) -> Prompt:
+def _bench_prompts(record: object, suite: str, wanted: int) -> list[Prompt]:
     fields = _mapping(record, ("question_id", "category", "turns"))
     key, category, turns = f"{suite}-{fields['question_id']}", _word(fields, "category"), fields["turns"]
-    wanted = 1 if first_answers is None else 2
     if not isinstance(turns, Sequence) or isinstance(turns, str) or len(turns) < wanted:
         raise DataError(f"turns is no list of at least {wanted} text{'s' * (wanted > 1)}")
     expected = FASTCHAT.get(category)
-    if first_answers is None:
-        return Prompt(key, suite, category, expected, _asking([_user(turns[0])]))
-    if key not in first_answers:
-        raise ConfigurationError(f"first_answers has no answer to {key}; answer all first turns before the second ones")
-    answer = Message(role="assistant", content=first_answers[key])  # an empty one is gone on from as well
-    messages = (*_asking([_user(turns[0])]), answer, *_asking([_user(turns[1])]))
-    return Prompt(f"{key}-2", suite, category, None if expected == "parts" else expected, messages)
+    asked = [_asking([{"role": "user", "content": turn}]) for turn in turns[:wanted]]
+    first = Prompt(key, suite, category, expected, asked[0])
+    later = None if expected == "parts" else expected
+    return [first, *(Prompt(f"{key}-2", suite, category, later, asked[0] + one, after=key) for one in asked[1:])]
 
 
 def _mapping(record: object, wanted: Iterable[str]) -> Mapping[str, object]:
@@ -265,10 +275,6 @@ def _word(fields: Mapping[str, object], name: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{name} is {value!r}; wanted a text")
     return value
-
-
-def _user(text: object) -> dict[str, object]:
-    return {"role": "user", "content": text}
 
 
 def _asking(messages: object) -> tuple[Message, ...]:

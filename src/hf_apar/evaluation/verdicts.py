@@ -1,14 +1,17 @@
 """What a judge said of two answers to one prompt, and the file that keeps it."""
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+from hf_apar.checkpoints.made_with import digest
 from hf_apar.errors import DataError
+from hf_apar.evaluation.answers import Answered, Key
+from hf_apar.evaluation.lines import whole_lines, write_line
+from hf_apar.evaluation.suites import Prompt
 
 
 class Preference(StrEnum):
@@ -33,6 +36,19 @@ class Pair:
         return Pair(self.prompt, self.second, self.first)
 
 
+def shown_prompt(prompt: Prompt) -> str:
+    """Return what a judge is shown of a prompt: the message, or all of them where there are more."""
+    if len(prompt.messages) == 1:
+        return prompt.text
+    return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in prompt.messages)
+
+
+def shown_answer(prompt: Prompt, arm: str, answers: Mapping[Key, Answered]) -> str:
+    """Return what a judge is shown of an answer: with the one before it, where the prompt goes on from that."""
+    text = answers[prompt.key, arm].text
+    return text if prompt.after is None else f"[first answer]\n{answers[prompt.after, arm].text}\n\n[last answer]\n{text}"
+
+
 class VerdictKey(NamedTuple):
     """What a verdict depends on: digests of the prompt and both answers in their order, and who was asked in which way."""
 
@@ -51,6 +67,11 @@ class Verdict:
     reply: str
 
 
+def verdict_key(pair: Pair, judge: str) -> VerdictKey:
+    """Return what the verdict on ``pair`` in this order is kept under, of a judge of that identity."""
+    return VerdictKey(digest(pair.prompt), digest(pair.first), digest(pair.second), judge)
+
+
 def read_verdicts(path: Path) -> dict[VerdictKey, Verdict]:
     """Return the verdicts of a file of JSON Lines, none where there is no file.
 
@@ -59,10 +80,8 @@ def read_verdicts(path: Path) -> dict[VerdictKey, Verdict]:
     Raises:
         DataError: if another line is no verdict.
     """
-    if not path.exists():
-        return {}
     verdicts = {}
-    for number, line in enumerate(_whole(path.read_bytes()).splitlines(), start=1):
+    for number, line in enumerate(whole_lines(path), start=1):
         try:
             verdict = _verdict(json.loads(line))
         except (KeyError, TypeError, ValueError) as error:
@@ -73,26 +92,9 @@ def read_verdicts(path: Path) -> dict[VerdictKey, Verdict]:
     return verdicts
 
 
-@contextmanager
-def opened_for_more(path: Path) -> Iterator[TextIO]:
-    """Open a file of verdicts for :func:`write_verdict`, without a last line that has no end."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        file.seek(0)
-        file.truncate(len(_whole(file.read())))
-    with path.open("a", encoding="utf-8") as text:
-        yield text
-
-
 def write_verdict(file: TextIO, verdict: Verdict) -> None:
-    """Append a line, and give it to the system at once."""
-    record = verdict.key._asdict() | {"preference": verdict.preference, "reply": verdict.reply}
-    file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    file.flush()
-
-
-def _whole(lines: bytes) -> bytes:
-    return lines[: lines.rfind(b"\n") + 1]
+    """Append a verdict to a file that :func:`~hf_apar.evaluation.lines.opened_for_more` gave."""
+    write_line(file, {**verdict.key._asdict(), "preference": verdict.preference, "reply": verdict.reply})
 
 
 def _verdict(record: Mapping[str, str]) -> Verdict:

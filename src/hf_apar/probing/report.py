@@ -10,11 +10,11 @@ from typing import Literal
 from hf_apar.config import MAX_THREADS
 from hf_apar.data.extraction.repetition import repeated_share
 from hf_apar.data.extraction.rules import NO_STRUCTURE, Rule
+from hf_apar.evaluation.metrics import LOOP
 from hf_apar.evaluation.statistics import Interval, bootstrap, mean, ratio, wilson
 from hf_apar.evaluation.suites import SUITES
 from hf_apar.probing.probed import Probed
 from hf_apar.probing.step_times import StepTimes
-from hf_apar.training.evaluation import LOOP
 
 Unit = Literal["tokens", "words"]
 OWN = ("own", *SUITES)

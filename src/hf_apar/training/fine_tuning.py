@@ -15,11 +15,12 @@ from hf_apar.checkpoints.default_model import DEFAULT_BASE
 from hf_apar.checkpoints.loading import load_base
 from hf_apar.checkpoints.readiness import check_model
 from hf_apar.data.records.rejections import Rejections
+from hf_apar.generation_settings import end_as_taught
 from hf_apar.tokens import add_control_tokens
+from hf_apar.training.likelihood import mean_nll
 from hf_apar.training.lora import AdapterTrainer, add_lora, load_lora
 from hf_apar.training.metrics import best_tokens, metrics_for
 from hf_apar.training.mixture import Mixture, read_examples, training_mixture
-from hf_apar.training.quality import mean_nll
 from hf_apar.training.rows.collator import DataCollatorForApar, pack, padding_id
 from hf_apar.training.runs import last_checkpoint, training_arguments, write_metrics
 from hf_apar.training.tuning import DEFAULT_SELECTION, DEFAULT_TUNING, Selection, Tuning
@@ -39,6 +40,9 @@ def train(
 ) -> dict[str, float]:
     """Fine-tune ``model`` on ``answers`` and write an adapter to ``output``; go on from a checkpoint found there.
 
+    With ``tuning.sequential`` the model learns to answer in sequence: from the same answers in the same mixture, each as it
+    reads, without control tokens. ``token_rate`` and ``fork_bias`` say nothing then.
+
     Args:
         answers: chats (:func:`~hf_apar.training.mixture.read_examples`), best the model's own.
         output: folder for the adapter in bfloat16, its generation config, the tokenizer, ``metrics.json``, records that
@@ -50,13 +54,14 @@ def train(
         chat_template_kwargs: as for :func:`~hf_apar.text.chat.encode_chat`.
 
     Returns:
-        The metrics on the held-out answers: ``eval_loss``, ``eval_fork_recall``, ``eval_fork_precision`` and others.
+        The metrics on the held-out answers: ``eval_loss``, and unless they are learnt as they read ``eval_fork_recall``,
+        ``eval_fork_precision`` and others.
 
     Raises:
         UnsupportedModelError: if ``model`` cannot learn to fork (:func:`~hf_apar.check_model`).
         DataError: if the answers cannot be trained on, or ``output`` has a checkpoint of a run on other answers, with other
             filters or options: what that run learnt from may now be held out.
-        ConfigurationError: if ``start`` holds no adapter.
+        ConfigurationError: if ``start`` holds no adapter, or one that trains other token rows.
         ControlTokenError: if the control tokens of ``start`` have other ids than the model's.
         MissingPackageError: if the default base is not installed.
     """
@@ -82,10 +87,11 @@ class _Run:
         base, tokenizer, control_ids = self._base()
         mixture = self._mixture(base, tokenizer, control_ids)
         _record_settings(base, mixture.max_depth, self.tuning)
+        trained_ids = () if self.tuning.sequential else control_ids
         adapted = (
-            add_lora(base, control_ids, rank=self.tuning.rank)
+            add_lora(base, trained_ids, rank=self.tuning.rank)
             if self.start is None
-            else load_lora(base, self.start, control_ids)
+            else load_lora(base, self.start, trained_ids)
         )
         trainer = self._trainer(adapted, tokenizer, mixture, control_ids)
         checkpoint = last_checkpoint(self.output, mixture, self._noted())
@@ -97,19 +103,25 @@ class _Run:
 
     def _noted(self) -> dict[str, object]:
         """Return what the steps so far depend on; how far they go may change, and what is written at the end."""
-        own = ("learning_rate", "token_rate", "max_length", "batch_size", "accumulation")
+        own = ("learning_rate", "token_rate", "max_length", "batch_size", "accumulation", "sequential")
         return {
             "model": self.model, "start": self.start, "rank": self.tuning.rank if self.start is None else None,
             **{name: getattr(self.tuning, name) for name in own}, "bf16": self.bf16, "seed": self.seed,
         }  # fmt: skip
 
     def _base(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[int, int]]:
-        """Load the model, with the control tokens, and their ids."""
+        """Load the model, with the control tokens, and their ids: where there are to be none, those that they would have."""
+        sequential = self.tuning.sequential
         base, tokenizer = load_base(self.model, dtype=torch.float32)
-        check_model(base, tokenizer, chat_template_kwargs=self.chat_template_kwargs)
-        control_ids = add_control_tokens(base, tokenizer)
+        check_model(base, tokenizer, token_rows=not sequential, chat_template_kwargs=self.chat_template_kwargs)
+        if sequential:
+            assert base.generation_config is not None
+            end_as_taught(base.generation_config, tokenizer)
+            control_ids = len(tokenizer), len(tokenizer) + 1
+        else:
+            control_ids = add_control_tokens(base, tokenizer)
         if self.start is not None:
-            adapter_settings(self.start, control_ids)  # is it one of this base?
+            adapter_settings(self.start, None if sequential else control_ids)  # is it one of this base?
         if torch.cuda.is_available():
             cast(nn.Module, base).to("cuda")  # the decorator of its own `to` hides the signature
         return base, tokenizer, control_ids
@@ -123,7 +135,7 @@ class _Run:
         return training_mixture(
             read_examples(self.answers, rejected), tokenizer, control_ids, self.selection,
             max_length=self.tuning.max_length, seed=self.seed, nll=nll, rejected=rejected,
-            chat_template_kwargs=self.chat_template_kwargs,
+            chat_template_kwargs=self.chat_template_kwargs, sequential=self.tuning.sequential,
         )  # fmt: skip
 
     def _trainer(
@@ -143,7 +155,7 @@ class _Run:
             data_collator=DataCollatorForApar(
                 padding_id(tokenizer), length, pad_to_multiple_of=multiple, fork_banned=True
             ),
-            compute_metrics=metrics_for(control_ids[0]),
+            compute_metrics=None if tuning.sequential else metrics_for(control_ids[0]),
             preprocess_logits_for_metrics=best_tokens,
             token_rate=tuning.token_rate,
             fork_id=control_ids[0],
@@ -153,7 +165,8 @@ class _Run:
 def _record_settings(model: PreTrainedModel, max_depth: int, tuning: Tuning) -> None:
     generation = model.generation_config
     assert generation is not None
-    settings: dict[str, object] = getattr(generation, "apar_config", {})
-    settings |= {"max_depth": max_depth, "fork_bias": tuning.fork_bias}  # in place
+    if not tuning.sequential:
+        settings: dict[str, object] = getattr(generation, "apar_config", {})
+        settings |= {"max_depth": max_depth, "fork_bias": tuning.fork_bias}  # in place
     if tuning.repetition_penalty != 1.0:
         generation.repetition_penalty = tuning.repetition_penalty

@@ -16,16 +16,19 @@ from hf_apar.training.rows.features import IGNORED
 _ROWS = "trainable_tokens"  # PEFT's name for the parameters of `trainable_token_indices`
 
 
-def token_indices(model: PreTrainedModel, control_ids: Sequence[int]) -> list[int] | dict[str, list[int]]:
+def token_indices(model: PreTrainedModel, control_ids: Sequence[int]) -> list[int] | dict[str, list[int]] | None:
     """Return the ``trainable_token_indices`` with which a ``LoraConfig`` of your own trains the rows of ``control_ids``.
 
     A list where the output layer is tied to the embeddings: one row counts for both. Else a row of each, by the names that
     the layers have in this family of models: a new token whose row of the output layer is not trained is never written.
+    ``None`` where there are no ``control_ids``.
 
     Args:
         model: with the control tokens, before it is wrapped for PEFT.
         control_ids: of [Fork] and [Child].
     """
+    if not control_ids:
+        return None
     ids, embeddings, output = sorted(control_ids), model.get_input_embeddings(), model.get_output_embeddings()
     if output is None or (output.weight is embeddings.weight and model.config.tie_word_embeddings):  # PEFT asks the latter
         return ids

@@ -4,13 +4,14 @@ import json
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from hf_apar.data.distillation.batches import TextAnswer
 from hf_apar.data.extraction.markdown import extract
+from hf_apar.data.extraction.text_tree import TextThread
 from hf_apar.data.records.chats import ChatAnswer, Message, chat_answers
 from hf_apar.data.records.files import open_records, record_of
 from hf_apar.data.records.rejections import UNUSABLE, Rejected, Rejections
@@ -102,6 +103,7 @@ def training_mixture(
     nll: Callable[[list[int], list[int]], float] | None = None,
     rejected: Rejections | None = None,
     chat_template_kwargs: Mapping[str, object] | None = None,
+    sequential: bool = False,
 ) -> Mixture:
     """Extract the trees of ``answers`` without one, and make of them what ``selection`` says.
 
@@ -114,6 +116,7 @@ def training_mixture(
         rejected: takes the answers that the tokenizer's chat template refuses, beside what it holds already; a warning
             tells of all.
         chat_template_kwargs: as for :func:`~hf_apar.text.chat.encode_chat`; a record's own tools go before.
+        sequential: give each of these answers, in the same order and as often, as the plain text that it reads as.
 
     Raises:
         DataError: if no answer is structured, or too few remain to hold any out.
@@ -134,6 +137,10 @@ def training_mixture(
     chosen = _drawn(fitting, selection, draw)
     if _held_out_count(chosen, selection) >= len(chosen):
         raise DataError(f"{len(chosen)} answers of at most {max_length} tokens are too few to hold some out; give more")
+    if sequential:
+        texts = [replace(example, tree=TextThread((example.tree.text,))) for example, _ in chosen]
+        rows = [_features(example, tokenizer, control_ids, chat_template_kwargs) for example in texts]
+        chosen = [(example, row) for (example, _), row in zip(chosen, rows, strict=True)]
     return _parted(chosen, len(fitting), selection, draw)
 
 
@@ -225,9 +232,7 @@ def _with_features(
     trees: list[_Tree] = []
     for example in examples:
         try:
-            prompt = _prompt(example, tokenizer, chat_template_kwargs)
-            eos_id = int(tokenizer.eos_token_id)
-            trees.append((example, tree_features(prompt, example.tree, tokenizer, *control_ids, eos_id=eos_id)))
+            trees.append((example, _features(example, tokenizer, control_ids, chat_template_kwargs)))
         except DataError as error:
             rejected.add([Rejected.by(error, example.record, {"messages": example.before})])
     if not trees:
@@ -235,6 +240,16 @@ def _with_features(
     if rejected:
         logger.warning("%s", rejected)
     return trees
+
+
+def _features(
+    example: ChatAnswer,
+    tokenizer: PreTrainedTokenizerBase,
+    control_ids: tuple[int, int],
+    chat_template_kwargs: Mapping[str, object] | None,
+) -> TreeFeatures:
+    prompt, eos_id = _prompt(example, tokenizer, chat_template_kwargs), int(tokenizer.eos_token_id)
+    return tree_features(prompt, example.tree, tokenizer, *control_ids, eos_id=eos_id)
 
 
 def _prompt(

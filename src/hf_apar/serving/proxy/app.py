@@ -2,33 +2,32 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import unquote
 
 import httpx2
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from hf_apar.serving.proxy.asked import Asked, parse
 from hf_apar.serving.proxy.calls import ClientCall
-from hf_apar.serving.proxy.errors import ApiError, Unreachable, refuse
+from hf_apar.serving.proxy.connection import Ending, HungUp, end_to_end, while_connected
+from hf_apar.serving.proxy.dialects import OTHER_TEXTS, Dialect
+from hf_apar.serving.proxy.errors import ApiError, Busy, Unreachable, refuse
 from hf_apar.serving.proxy.metrics import ProxyMetrics
 from hf_apar.serving.proxy.pool import Pool
 from hf_apar.serving.proxy.served import Served, check_lengths
-from hf_apar.serving.proxy.upstream import OF_THE_CONNECTION, Upstream
+from hf_apar.serving.proxy.upstream import Upstream
 from hf_apar.serving.proxy.wire import Wire
 from hf_apar.serving.reading import Piece
 
-T = TypeVar("T")
-
-_WITH_THREADS = ("authorization", "x-api-key", "api-key", "traceparent", "tracestate")
+_WITH_THREADS = (b"authorization", b"x-api-key", b"api-key", b"traceparent", b"tracestate")
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
 
 
@@ -47,24 +46,6 @@ class ProxySettings:
     max_threads: int = 32
     max_answers: int = 256
     max_body: int = 32 * 2**20
-
-
-class HungUp(Exception):
-    """The client has gone."""
-
-
-class _Ending(StreamingResponse):
-    """A stream that calls ``end`` when it is over, however it ends."""
-
-    def __init__(self, content: AsyncIterator[bytes], end: Callable[[], Awaitable[None]], **options: Any) -> None:
-        super().__init__(content, **options)
-        self._end = end
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._end()
 
 
 class ProxyServer:
@@ -109,15 +90,19 @@ class ProxyServer:
         return await self._completion(request, chat=False)
 
     async def other(self, request: Request) -> Response:
-        """Pass on what is no completion, as it came."""
-        path = request.url.path
+        """Pass on what is no completion, as it came; what makes text all the same with both control tokens banned."""
+        path = request.scope["path"]
         while path != (path := unquote(path)):  # what an upstream might make of it
             pass
         if ".." in path.split("/"):
             raise ApiError(404, "there is no such path")
-        if path.rstrip("/") in ("/v1/chat/completions", "/v1/completions"):
+        path = path.rstrip("/")
+        if path in ("/v1/chat/completions", "/v1/completions"):
             return await self._completion(request, chat="chat" in path)
         body = await self._body(request)
+        if request.method == "POST" and path in OTHER_TEXTS:
+            asked = _parsed(body)
+            return await self._plain(request, lambda dialect: dialect.elsewhere(path, asked))
         return await self._passed_on(request, lambda _: body, self._nothing)
 
     async def health(self, _: Request) -> Response:
@@ -136,16 +121,10 @@ class ProxyServer:
         return Response(self.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _completion(self, request: Request, *, chat: bool) -> Response:
-        body = await self._body(request)
-        try:
-            asked = parse(json.loads(body, parse_constant=_no_number, parse_float=_finite), chat=chat)
-            json.dumps(asked.body, ensure_ascii=False).encode()  # half a surrogate is no text
-        except (ValueError, RecursionError) as error:
-            raise refuse("body", f"the body is no JSON ({error})") from error
+        asked = parse(_parsed(await self._body(request)), chat=chat)
         wanted = self.settings.default if asked.threads is None else asked.threads
         if not wanted or asked.cannot_fork:
-            release = self._take(1)
-            return await self._passed_on(request, lambda one: _json(one.dialect.plain(asked.body)), release, plain=True)
+            return await self._plain(request, lambda dialect: dialect.plain(asked.body))
         release = self._take(asked.prompts * asked.n)
         try:
             async with self._encoding:
@@ -166,43 +145,47 @@ class ProxyServer:
 
         wire = Wire(asked, self.served.tokenizer)
         if asked.stream:
-            return _Ending(_events(wire, call), end, media_type="text/event-stream", headers={"cache-control": "no-cache"})
+            return Ending(_events(wire, call), end, media_type="text/event-stream", headers={"cache-control": "no-cache"})
         try:
-            pieces = await _while_connected(request, _whole(call))
+            pieces = await while_connected(request, _whole(call))
             return JSONResponse(wire.whole(call, pieces))
         finally:
             await end()
 
     async def _begun(self, request: Request, asked: Asked, prompts: list[list[int]]) -> ClientCall:
-        """Give a call to an upstream, to another one if that cannot be reached, and return when it has begun."""
-        headers = {name: request.headers[name] for name in _WITH_THREADS if name in request.headers}
-        tried: list[Upstream] = []
+        """Give a call to an upstream, to another one if that cannot take it, and return when it has begun."""
+        headers = [(name, value) for name, value in end_to_end(request.headers.raw) if name in _WITH_THREADS]
+        tried: dict[Upstream, ApiError] = {}
         while True:
             upstream = self.pool.choose(tried)
             call = ClientCall(upstream, self.served, asked, prompts, max_threads=self.settings.max_threads, headers=headers)
             try:
-                await _while_connected(request, call.begin())
+                await while_connected(request, call.begin())
                 return call
-            except Unreachable:
-                tried.append(upstream)
+            except (Unreachable, Busy) as error:
+                tried[upstream] = error
                 await call.end()
             except BaseException:
                 await call.end()
                 raise
 
+    async def _plain(self, request: Request, body: Callable[[Dialect], Mapping[str, Any]]) -> Response:
+        """Have one answer written without threads."""
+        return await self._passed_on(request, lambda one: _json(body(one.dialect)), self._take(1), plain=True)
+
     async def _passed_on(
         self, request: Request, body: Callable[[Upstream], bytes], end: Callable[[], Awaitable[None]], *, plain: bool = False
     ) -> Response:
         """Send a request to an upstream, and what it answers to the client."""
-        tried: list[Upstream] = []
+        tried: dict[Upstream, ApiError] = {}
         try:
             while True:
                 upstream = self.pool.choose(tried)
                 try:
-                    response = await _while_connected(request, upstream.send(request, body(upstream), plain=plain))
+                    response = await while_connected(request, upstream.send(request, body(upstream), plain=plain))
                     break
-                except Unreachable:
-                    tried.append(upstream)
+                except (Unreachable, Busy) as error:
+                    tried[upstream] = error
         except BaseException:
             await end()
             raise
@@ -212,9 +195,8 @@ class ProxyServer:
             upstream.plain -= plain
             await end()
 
-        told = _Ending(response.aiter_raw(), over, status_code=response.status_code)
-        dropped = {name.encode() for name in OF_THE_CONNECTION - {"content-length"}}
-        told.raw_headers = [(name.lower(), one) for name, one in response.headers.raw if name.lower() not in dropped]
+        told = Ending(response.aiter_raw(), over, status_code=response.status_code)
+        told.raw_headers = end_to_end(response.headers.raw)
         return told
 
     async def _body(self, request: Request) -> bytes:
@@ -245,6 +227,15 @@ class ProxyServer:
     @staticmethod
     async def _nothing() -> None:
         """Nothing is to be released."""
+
+
+def _parsed(body: bytes) -> object:
+    try:
+        found: object = json.loads(body, parse_constant=_no_number, parse_float=_finite)
+        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate is no text
+        return found
+    except (ValueError, RecursionError) as error:
+        raise refuse("body", f"the body is no JSON ({error})") from error
 
 
 def _no_number(text: str) -> float:
@@ -281,31 +272,6 @@ async def _whole(call: ClientCall) -> list[Piece]:
         found[choice.index].text += piece.text
         found[choice.index].tokens += piece.tokens
     return found
-
-
-async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Return what ``work`` returns; it is cancelled as soon as the client hangs up.
-
-    Raises:
-        HungUp: if the client does.
-    """
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise HungUp
-        return task.result()
-    finally:
-        for one in (task, watch):
-            if not one.done():
-                one.cancel()
-                with suppress(asyncio.CancelledError):
-                    await one
 
 
 def _told(_: Request, error: ApiError) -> Response:

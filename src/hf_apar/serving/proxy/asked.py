@@ -70,8 +70,9 @@ class Asked:
     def prompts(self) -> int:
         """How many prompts it has."""
         prompt = self.body.get("prompt")
-        several = isinstance(prompt, list) and not self.chat and not all(isinstance(one, int) for one in prompt)
-        return len(prompt) if several else 1  # type: ignore[arg-type]
+        if self.chat or not isinstance(prompt, list) or all(isinstance(one, int) for one in prompt):
+            return 1
+        return len(prompt)
 
     @property
     def cannot_fork(self) -> str | None:

@@ -1,7 +1,7 @@
 """One request of a client while threads write it: its answers, and what of them can be told."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, cast
 
 from hf_apar.config import MAX_THREADS
@@ -49,7 +49,7 @@ class ClientCall:
 
     def __init__(
         self, upstream: "Upstream", served: Served, asked: Asked, prompts: Sequence[Sequence[int]],
-        *, max_threads: int, headers: Mapping[str, str],
+        *, max_threads: int, headers: Sequence[tuple[bytes, bytes]],
     ) -> None:  # fmt: skip
         self.upstream, self.asked, self.headers = upstream, asked, headers
         self.prompt_tokens = sum(map(len, prompts))

@@ -1,7 +1,7 @@
 """How kinds of servers are told what a thread's request is, and how they tell what they made."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,6 +13,9 @@ from hf_apar.serving.reading import MadeToken
 from hf_apar.serving.vllm.plugin import AS_IT_COMES
 from hf_apar.text.encoding import token_name
 from hf_apar.tree.threads import FinishReason
+
+OTHER_TEXTS = ("/v1/responses", "/v1/messages", "/v1/chat/completions/batch")
+"""Paths where text is made, beside the completions that the proxy takes apart."""
 
 _FAR = 8192  # tokens that a penalty looks back over where no context is known
 LIMIT = 100.0  # of a bias, as in OpenAI's API: it bans for all that logits of models are
@@ -45,11 +48,13 @@ class Dialect(ABC):
 
     Attributes:
         path: where threads are written, within the API or, with a slash, from the server's root.
+        biased: those of :data:`OTHER_TEXTS` where ``logit_bias`` is heeded.
         by_words: are bans said as words, since the server takes no biases? The text of a control token is that one token.
     """
 
     name: ClassVar[str]
     path: ClassVar[str]
+    biased: ClassVar[Collection[str]] = ()
 
     def __init__(self, served: Served) -> None:
         self.served = served
@@ -75,6 +80,21 @@ class Dialect(ABC):
         """Return a client's ``body`` with both control tokens banned."""
         bans = {str(token): -LIMIT for token in sorted(self.served.control_ids)}
         return {**body, "logit_bias": {**(body.get("logit_bias") or {}), **bans}}
+
+    def elsewhere(self, path: str, body: object) -> dict[str, Any]:
+        """Return a client's ``body`` for one of :data:`OTHER_TEXTS`, with both control tokens banned.
+
+        Raises:
+            ApiError: with status 400, if no field of such a body bans them.
+        """
+        if not isinstance(body, dict):
+            raise refuse("body", f"the body is {type(body).__name__}; send a JSON object")
+        if self.by_words or path not in self.biased:
+            raise ApiError(
+                400, f"{path} of this server has no field that bans [Fork], and its text would lack what stands behind one; "
+                "ask /v1/chat/completions"
+            )  # fmt: skip
+        return self.plain(body)
 
     def takes_no_bias(self, status: int, message: str) -> bool:
         """Was a request refused for its ``logit_bias``, and are there other words for bans?"""
@@ -104,6 +124,7 @@ class VLLM(Dialect):
 
     name = "vllm"
     path = "completions"
+    biased = ("/v1/responses", "/v1/chat/completions/batch")
 
     def body(self, request: ThreadRequest, asked: Asked, number: int, made: Sequence[int] = ()) -> dict[str, Any]:
         body = _options(request, asked) | {

@@ -1,4 +1,4 @@
-"""What upstreams tell of themselves when the proxy starts: their kind, their model, whether they take and give token ids."""
+"""What upstreams tell of themselves when the proxy or they start: kind, model, whether they take and give token ids."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,10 +36,7 @@ async def ask(client: httpx2.AsyncClient, url: str, headers: Mapping[str, str]) 
     Raises:
         ServerError: if it does not answer, or with an error.
     """
-    try:
-        response = await client.get(f"{url}/models", headers=headers)
-    except httpx2.HTTPError as error:
-        raise ServerError(f"nothing answers at {url} ({type(error).__name__}: {error}); start the server first") from error
+    response = await _answer(client, "GET", f"{url}/models", headers)
     if response.status_code in (401, 403):
         raise ServerError(f"{url} wants a key; put it into the environment variable HF_APAR_UPSTREAM_KEY")
     try:
@@ -58,11 +55,21 @@ async def ask(client: httpx2.AsyncClient, url: str, headers: Mapping[str, str]) 
 
 async def _context(client: httpx2.AsyncClient, url: str, headers: Mapping[str, str]) -> int | None:
     """Return the tokens that llama.cpp gives each request."""
-    response = await client.get(f"{url.removesuffix('/v1')}/props", headers=headers)
-    if response.status_code != 200:
+    response = await _answer(client, "GET", f"{url.removesuffix('/v1')}/props", headers)
+    try:
+        return int(response.raise_for_status().json()["default_generation_settings"]["n_ctx"])
+    except (httpx2.HTTPError, LookupError, TypeError, ValueError):
         return None
-    length = response.json().get("default_generation_settings", {}).get("n_ctx")
-    return length if isinstance(length, int) else None
+
+
+async def _answer(
+    client: httpx2.AsyncClient, method: str, address: str, headers: Mapping[str, str], body: dict[str, Any] | None = None
+) -> httpx2.Response:
+    try:
+        return await client.request(method, address, headers=headers, json=body)
+    except httpx2.HTTPError as error:
+        said = f"{type(error).__name__}: {error}"
+        raise ServerError(f"nothing answers at {address} ({said}); start the server first") from error
 
 
 def dialect_for(wish: str, about: About, url: str, served: Served) -> Dialect:
@@ -91,7 +98,7 @@ async def check_ids(
         body = _probe(dialect.name, served.fork, about.model, bias)
         path = dialect.path
         address = f"{url.removesuffix('/v1')}{path}" if path.startswith("/") else f"{url}/{path}"
-        response = await client.post(address, json=body, headers=headers)
+        response = await _answer(client, "POST", address, headers, body)
         if bias and dialect.takes_no_bias(response.status_code, response.text):
             dialect.by_words = True
             continue

@@ -41,7 +41,7 @@ class ApiError(AparError, RuntimeError):
                 found = json.loads(self._body)
             except ValueError:
                 found = None
-            if isinstance(found, dict) and "error" in found:
+            if isinstance(found, dict) and found.get("error") is not None:
                 return found
         kind = _KINDS.get(self.status, "server_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.status}}

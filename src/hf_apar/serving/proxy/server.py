@@ -11,7 +11,7 @@ import uvicorn
 from hf_apar.errors import ConfigurationError, ServerError
 from hf_apar.serving.admission import AdmissionPolicy, EqualShare
 from hf_apar.serving.proxy.app import ProxyServer, ProxySettings
-from hf_apar.serving.proxy.dialects import DIALECTS
+from hf_apar.serving.proxy.dialects import DIALECTS, Dialect
 from hf_apar.serving.proxy.discovery import About, ask, check_ids, dialect_for
 from hf_apar.serving.proxy.metrics import ProxyMetrics
 from hf_apar.serving.proxy.pool import Pool
@@ -87,21 +87,25 @@ async def _made(where: Upstreams, settings: ProxySettings, client: httpx2.AsyncC
             errors.append(error)
     if not told:
         raise errors[0]
-    first = next(iter(told.values()))
-    served = await asyncio.to_thread(_model, where, first)
-    upstreams = []
-    for url in urls:
-        about = told.get(url, first)
+    served = await asyncio.to_thread(_model, where, next(iter(told.values())))
+
+    async def look(url: str) -> tuple[Dialect, int]:
+        about = await ask(client, url, headers)
         dialect = dialect_for(where.dialect, about, url, served)
-        if url in told:
-            await check_ids(client, url, dialect, about, headers)
+        await check_ids(client, url, dialect, about, headers)
         length = where.max_length or about.max_length or served.max_length
         if length is None:
             raise ConfigurationError(f"neither {url} nor {served.name} tells how long a context may be; pass --max-length")
-        upstream = Upstream(url, client, dialect, length, where.policy, metrics)
-        upstream.set_up(url in told)
+        return dialect, length
+
+    known = {url: await look(url) for url in told}
+    like = next(iter(known.values()))  # so are the others thought of until they answer
+    upstreams = []
+    for url in urls:
+        upstream = Upstream(url, client, *known.get(url, like), where.policy, metrics)
+        upstream.set_up(url in known)
         upstreams.append(upstream)
-    return ProxyServer(served, Pool(upstreams), client, settings, metrics)
+    return ProxyServer(served, Pool(upstreams, look), client, settings, metrics)
 
 
 def _model(where: Upstreams, about: About) -> Served:

@@ -5,9 +5,10 @@ import json
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import httpx2
 from starlette.requests import Request
@@ -15,6 +16,7 @@ from starlette.requests import Request
 from hf_apar.serving.admission import AdmissionPolicy, Load
 from hf_apar.serving.driver import Driver, Made, ThreadRequest
 from hf_apar.serving.proxy.calls import Choice, ClientCall
+from hf_apar.serving.proxy.connection import end_to_end
 from hf_apar.serving.proxy.dialects import Dialect, Told, check_made
 from hf_apar.serving.proxy.errors import ApiError, Busy, Reworded, Unreachable
 from hf_apar.serving.proxy.metrics import ProxyMetrics
@@ -22,14 +24,11 @@ from hf_apar.serving.tasks import TaskEngine
 
 logger = logging.getLogger(__name__)
 
-OF_THE_CONNECTION = {
-    "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade",
-    "host", "content-length",
-}  # fmt: skip
-"""Headers that belong to one connection, and are not passed on."""
+T = TypeVar("T")
 
-_PAUSE = 0.1  # seconds until a child that a full queue had no place for is tried again
+_PAUSE = 0.1  # seconds until what a full queue had no place for is tried again
 _BUSY = (429, 503)
+_MADE_ANEW = (b"host", b"content-length")  # headers that the request upstream has of its own
 
 
 class Upstream(TaskEngine):
@@ -90,29 +89,39 @@ class Upstream(TaskEngine):
             plain: it is a completion without threads; until its answer was read the caller counts it in ``plain``.
 
         Raises:
-            ApiError: if the server does not answer.
+            ApiError: if the server does not answer, or takes no further completion.
         """
-        path = request.scope["raw_path"].decode("ascii").removeprefix("/v1")  # as it came, escapes included
-        query = request.url.query
-        url = f"{self.url}{path}{'?' if query else ''}{query}"
-        headers = {name: value for name, value in request.headers.items() if name not in OF_THE_CONNECTION}
-        passed = self.client.build_request(request.method, url, headers=headers, content=body)
+        target = request.scope["raw_path"]  # as it came, escapes included
+        if query := request.scope["query_string"]:
+            target += b"?" + query
+        if not target.isascii():
+            raise ApiError(400, "the path or the query has bytes beyond ASCII; write them as %XX")
+        target = httpx2.URL(self.url).raw_path.rstrip(b"/") + target.removeprefix(b"/v1")
+        headers = [(name, value) for name, value in end_to_end(request.headers.raw) if name not in _MADE_ANEW]
+        passed = self.client.build_request(
+            request.method, self.url, headers=headers, content=body, extensions={"target": target}
+        )
         self.plain += plain
         try:
             response = await self.client.send(passed, stream=True)
+            if response.status_code >= 500:
+                self._count_error(response.status_code)
+            if plain and response.status_code in _BUSY:
+                raise self.refused(response, await response.aread())
         except httpx2.HTTPError as error:
             self.plain -= plain
             told = self.failed(error)
-            self._metrics.errors.labels(self.url, str(told.status)).inc()
+            self._count_error(told.status)
             raise told from error
         except BaseException:
             self.plain -= plain
             raise
         if plain:
             self._metrics.plain.labels(self.url).inc()
-        if response.status_code >= 500:
-            self._metrics.errors.labels(self.url, str(response.status_code)).inc()
         return response
+
+    def _count_error(self, status: int) -> None:
+        self._metrics.errors.labels(self.url, str(status)).inc()
 
     def begin(self, call: ClientCall) -> None:
         """Take on a call."""
@@ -131,14 +140,6 @@ class Upstream(TaskEngine):
             self._metrics.ended(self.url, answer)
         await self.settled(answers)
 
-    async def answers(self) -> bool:
-        """Does the server answer at all? A key that is missing is an answer."""
-        try:
-            response = await self.client.get(f"{self.url}/models", timeout=10.0)
-        except httpx2.HTTPError:
-            return False
-        return response.status_code < 500
-
     async def follow(self, request: ThreadRequest) -> None:
         choice: Choice = request.options
         try:
@@ -147,35 +148,42 @@ class Upstream(TaskEngine):
             if not isinstance(error, ApiError | httpx2.HTTPError):
                 logger.exception("hf_apar: a thread could not be written")
             told = error if isinstance(error, ApiError) else self.failed(error)
-            self._metrics.errors.labels(self.url, str(told.status)).inc()
+            self._count_error(told.status)
             choice.call.error = choice.call.error or told
         choice.call.news.set()
 
     async def _write(self, request: ThreadRequest, choice: Choice) -> None:
         call, made = choice.call, list[int]()
-        given_up = time.monotonic() + (self.client.timeout.read or math.inf)
         while True:
             body = self.dialect.body(request, call.asked, choice.number, made)
+            follow = partial(self._follow_stream, request, call, body, made)
+            begins = request.opens_answer and not made  # another upstream may write the answer
             try:
-                gap = await self._follow_stream(request, call, body, made)
+                gap = await (follow() if begins else self._patiently(follow))
             except Reworded:
-                continue
-            except Busy:
-                if request.opens_answer or time.monotonic() > given_up:
-                    raise
-                await asyncio.sleep(_PAUSE)
                 continue
             if gap is None:
                 return
             # what a stream does not name is asked for anew, from before it
             body = self.dialect.whole(self.dialect.body(request, call.asked, choice.number, made), gap)
-            told = await self._ask_whole(call, body)
+            told = await self._patiently(partial(self._ask_whole, call, body))
             made += [one.token for one in told.tokens]
             reason = told.reason or ("length" if len(made) >= request.max_tokens else None)
             self.driver.made(Made(request, told.tokens, reason))
             call.news.set()
             if reason is not None:
                 return
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Return what ``ask`` returns, called again while the server is too busy: an answer stays where it began."""
+        given_up = time.monotonic() + (self.client.timeout.read or math.inf)
+        while True:
+            try:
+                return await ask()
+            except Busy:
+                if time.monotonic() > given_up:
+                    raise
+            await asyncio.sleep(_PAUSE)
 
     async def _follow_stream(
         self, request: ThreadRequest, call: ClientCall, body: dict[str, Any], made: list[int]
@@ -213,7 +221,7 @@ class Upstream(TaskEngine):
     async def _ask_whole(self, call: ClientCall, body: dict[str, Any]) -> Told:
         response = await self.client.post(self._address, json=body, headers=call.headers)
         if response.status_code != 200:
-            raise self.refused(response.status_code, response.content, response.headers)
+            raise self.refused(response, response.content)
         return self._read(self._event(response.content), 0)
 
     @property
@@ -221,7 +229,9 @@ class Upstream(TaskEngine):
         path = self.dialect.path
         return f"{self.root}{path}" if path.startswith("/") else f"{self.url}/{path}"
 
-    async def events(self, body: dict[str, Any], headers: Mapping[str, str]) -> AsyncGenerator[dict[str, Any], None]:
+    async def events(
+        self, body: dict[str, Any], headers: Sequence[tuple[bytes, bytes]]
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the events of a streamed completion.
 
         Raises:
@@ -234,7 +244,7 @@ class Upstream(TaskEngine):
                 if not by_words and self.dialect.takes_no_bias(response.status_code, told.decode(errors="replace")):
                     self.dialect.by_words = True
                     raise Reworded(response.status_code, "the upstream takes no logit_bias")
-                raise self.refused(response.status_code, told, response.headers)
+                raise self.refused(response, told)
             rest = b""
             async for part in response.aiter_bytes():
                 *lines, rest = (rest + part).split(b"\n")
@@ -249,15 +259,15 @@ class Upstream(TaskEngine):
             raise ApiError(502, f"the upstream sent an event that is no JSON: {data[:100]!r}") from error
         if not isinstance(event, dict):
             raise ApiError(502, f"the upstream sent an event that is no object: {data[:100]!r}")
-        if "error" in event:
-            about = event["error"]
+        if (about := event.get("error")) is not None:
             code = about.get("code") if isinstance(about, dict) else None
             raise ApiError(code if isinstance(code, int) and 400 <= code < 600 else 502, "the upstream failed", body=data)
         return event
 
-    def refused(self, status: int, body: bytes, headers: Mapping[str, str]) -> ApiError:
-        """Return the error for a status of the upstream."""
-        kept = {name: headers[name] for name in ("content-type", "retry-after") if name in headers}
+    def refused(self, response: httpx2.Response, body: bytes) -> ApiError:
+        """Return the error for what the upstream answered."""
+        status, sent = response.status_code, [(name.lower(), value) for name, value in response.headers.raw]
+        kept = {name.decode(): value.decode("latin-1") for name, value in sent if name in (b"content-type", b"retry-after")}
         kind = Busy if status in _BUSY else ApiError
         return kind(status, f"the upstream answered with status {status}", body=body, headers=kept)
 

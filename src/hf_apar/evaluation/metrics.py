@@ -1,0 +1,243 @@
+"""Figures of answers: what each is, what it says, and how it is computed of the rows of one arm, in one place.
+
+To add one, write a line of :data:`METRICS`; what must be measured apart from the answer goes into
+:attr:`~hf_apar.evaluation.rows.Row.extras`.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from hf_apar.data.extraction.markdown import extract
+from hf_apar.data.extraction.repetition import repeated_share
+from hf_apar.evaluation.quality import distinct, false_forks
+from hf_apar.evaluation.rows import Row
+from hf_apar.evaluation.statistics import Interval, bootstrap, ratio, wilson
+
+LOOP = 0.3  # of its runs of five words that an answer repeats
+
+
+Holds = Callable[[Row], bool]
+Number = Callable[[Row], float]
+Compute = Callable[[Sequence[Row]], Interval | None]
+
+
+def _any(row: Row) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure.
+
+    Attributes:
+        says: what it is, and of which answers.
+        better: which way; ``None`` where neither is.
+        compute: the figure of rows that count, one at least; ``None`` where it is not defined.
+        counts: does a row?
+    """
+
+    says: str
+    better: Literal["higher", "lower"] | None
+    compute: Compute
+    counts: Holds = _any
+
+    def counted(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows that count."""
+        return [row for row in rows if self.counts(row)]
+
+    def of(self, rows: Sequence[Row]) -> Interval | None:
+        """Return the figure of the rows that count; ``None`` where nothing does."""
+        counted = self.counted(rows)
+        return self.compute(counted) if counted else None
+
+
+def _share(holds: Holds) -> Compute:
+    return lambda rows: wilson(sum(map(holds, rows)), len(rows))
+
+
+def _ratio(part: Number, whole: Number) -> Compute:
+    """Return the sum of parts over that of wholes: over the whole set, so long answers weigh more."""
+
+    def compute(rows: Sequence[Row]) -> Interval | None:
+        wholes = list(map(whole, rows))
+        return ratio(list(map(part, rows)), wholes) if sum(wholes) else None
+
+    return compute
+
+
+def _mean(value: Number) -> Compute:
+    return _ratio(value, lambda _: 1)
+
+
+def _quantile(value: Number, share: float) -> Compute:
+    return lambda rows: bootstrap(list(map(value, rows)), lambda values: float(np.quantile(values, share)))
+
+
+def _cost(part: str, whole: str) -> Compute:
+    """Return a ratio of two numbers of :class:`~hf_apar.evaluation.answers.Answered`."""
+    return _ratio(lambda row: getattr(row.answered, part), lambda row: getattr(row.answered, whole))
+
+
+def _expects(expected: str) -> Holds:
+    return lambda row: row.tree is not None and row.prompt.expected == expected
+
+
+def _forked(row: Row) -> bool:
+    return row.forked
+
+
+def _unforked(row: Row) -> bool:
+    return not row.forked
+
+
+def _timed(row: Row) -> bool:
+    return row.answered.seconds is not None
+
+
+def _seconds(row: Row) -> float:
+    assert row.answered.seconds is not None
+    return row.answered.seconds
+
+
+def _false_forks(row: Row) -> int:
+    assert row.tree is not None and row.tokenizer is not None
+    return false_forks(row.tree, row.tokenizer)
+
+
+def _distinct(length: int, says: str) -> Metric:
+    return Metric(
+        says, "higher", _mean(lambda row: distinct([row.answered.text], length)),
+        lambda row: len(re.findall(r"\w+", row.answered.text)) >= length,
+    )  # fmt: skip
+
+
+def _extra(name: str, better: Literal["higher", "lower"] | None, says: str, counts: Holds = _any) -> Metric:
+    return Metric(says, better, _mean(lambda row: row.extras[name]), lambda row: name in row.extras and counts(row))
+
+
+_SECONDS_PER_TOKEN = _ratio(_seconds, lambda row: row.answered.tokens)
+
+METRICS: Mapping[str, Metric] = {
+    "forks_in_parts": Metric(
+        "share of the prompts that ask for parts whose answer forks (recall)", "higher", _share(_forked), _expects("parts")
+    ),
+    "missed_forks": Metric(
+        "share of the prompts that ask for parts whose answer does not fork", "lower", _share(_unforked), _expects("parts")
+    ),
+    "false_forks": Metric(
+        "share of the prompts whose answer should be whole that forks", "lower", _share(_forked), _expects("whole")
+    ),
+    "forks_either": Metric("share that forks of the prompts that either suits", None, _share(_forked), _expects("either")),
+    "forks": Metric("share of all answers that fork", None, _share(_forked), lambda row: row.tree is not None),
+    "in_parts": Metric(
+        "share of the prompts that ask for parts whose answer has titles with details, written in threads or not", "higher",
+        _share(lambda row: extract(row.answered.text).is_structured), lambda row: row.prompt.expected == "parts",
+    ),
+    "malformed": Metric(
+        "share of the answers that fork with a detail that has no title", "lower", _share(lambda row: row.malformed), _forked
+    ),
+    "empty_or_repeated": Metric(
+        "share of the forked threads that are empty or repeat a sibling", "lower",
+        _ratio(_false_forks, lambda row: row.forks), lambda row: row.forked and row.tokenizer is not None,
+    ),
+    "items_right": Metric(
+        "share of the prompts that name a number of parts whose answer has as many", "higher",
+        _share(lambda row: row.items == row.prompt.items), lambda row: row.prompt.items is not None,
+    ),
+    "items_ratio": Metric(
+        "parts written over parts asked for, where a number is named; 1 is best", None,
+        _ratio(lambda row: row.items, lambda row: row.prompt.items or 0), lambda row: row.prompt.items is not None,
+    ),
+    "ended": Metric(
+        "share of the answers all of whose threads end by themselves", "higher", _share(lambda row: row.answered.ended)
+    ),
+    "looped": Metric(
+        f"share of the answers that repeat more than {LOOP} of their runs of five words", "lower",
+        _share(lambda row: repeated_share(row.answered.text) > LOOP),
+    ),
+    "right": Metric(
+        "share of the answers with a check that hold its pattern: it looks for a pattern, and nothing else", "higher",
+        _share(lambda row: bool(row.prompt.is_right(row.answered.text))), lambda row: row.prompt.check is not None,
+    ),
+    "tokens_per_step": Metric(
+        "tokens per step, as measured; what does not end counts one token a step; plain decoding has 1 at most", "higher",
+        _cost("tokens", "counted_steps"),
+    ),
+    "tokens_per_step_forked": Metric(
+        "the same of the answers that fork", "higher", _cost("tokens", "counted_steps"), _forked
+    ),
+    "total_over_critical_path": Metric(
+        "total over critical path: tokens per step without drafts and with unbounded threads; cut answers likewise",
+        "higher", _cost("tokens", "counted_path"),
+    ),
+    "steps": Metric("forward passes of an answer, on average", "lower", _mean(lambda row: row.answered.steps)),
+    "tokens": Metric("length of an answer in tokens, on average", None, _mean(lambda row: row.answered.tokens)),
+    "distinct_2": _distinct(2, "share of different runs of two words, each answer by itself"),
+    "distinct_4": _distinct(4, "share of different runs of four words, each answer by itself"),
+    "seconds": Metric("wall clock of an answer, on average", "lower", _mean(_seconds), _timed),
+    "seconds_forked": Metric(
+        "the same of the answers that fork", "lower", _mean(_seconds), lambda row: _timed(row) and row.forked
+    ),
+    "seconds_unforked": Metric(
+        "the same of those that do not", "lower", _mean(_seconds), lambda row: _timed(row) and not row.forked
+    ),
+    "seconds_first_quartile": Metric(
+        "wall clock of an answer that a quarter of them stay below", "lower", _quantile(_seconds, 0.25), _timed
+    ),
+    "seconds_median": Metric(
+        "wall clock of an answer that half of them stay below", "lower", _quantile(_seconds, 0.5), _timed
+    ),
+    "seconds_third_quartile": Metric(
+        "wall clock of an answer that three quarters stay below", "lower", _quantile(_seconds, 0.75), _timed
+    ),
+    "seconds_per_token": Metric("wall clock of a token: sums over the whole set", "lower", _SECONDS_PER_TOKEN, _timed),
+    "seconds_per_token_forked": Metric(
+        "the same of the answers that fork", "lower", _SECONDS_PER_TOKEN, lambda row: _timed(row) and row.forked
+    ),
+    "seconds_per_token_unforked": Metric(
+        "the same of those that do not", "lower", _SECONDS_PER_TOKEN, lambda row: _timed(row) and not row.forked
+    ),
+    "peak_kv": Metric(
+        "peak of held cache slots over those of the same text in sequence", "lower", _cost("peak_kv", "kv_if_sequential")
+    ),
+    "attended": Metric(
+        "slots that tokens attend to over those of the same text in sequence", "lower",
+        _cost("attended", "attended_if_sequential"),
+    ),
+    "peak_slots": Metric(
+        "cache slots of one layer that an answer holds at its peak, on average", "lower",
+        _mean(lambda row: row.answered.peak_kv), lambda row: row.answered.peak_kv > 0,
+    ),
+    "attended_per_token": Metric(
+        "slots that a token attends to, over the whole set", "lower", _cost("attended", "tokens"),
+        lambda row: row.answered.attended > 0,
+    ),
+    "peak_threads": Metric(
+        "threads that live at once at the peak of an answer that forks, on average", None,
+        _mean(lambda row: row.answered.peak_threads), _forked,
+    ),
+    "accepted": Metric("share of the draft tokens that are kept", "higher", _cost("accepted", "proposed")),
+    "nll": _extra("nll", "lower", "nats that the base model gives a token as the answer reads, answers weighing alike"),
+    "nll_forked": _extra("nll", "lower", "the same of the answers that fork", _forked),
+    "sibling_overlap": Metric(
+        "share of the runs of three words in details that an earlier sibling has too; plain answers by their Markdown",
+        "lower", _ratio(lambda row: row.sibling_runs[0], lambda row: row.sibling_runs[1]),
+        lambda row: row.sibling_runs[1] > 0,
+    ),
+    "redundancy": _extra("redundancy", "lower", "likeness of sibling details, by sentence embeddings"),
+    "relevance": _extra("relevance", "higher", "likeness of a detail to its title, by sentence embeddings"),
+    "answers_question": _extra(
+        "answers_question", "higher", "likeness of an answer to its question, by sentence embeddings"
+    ),
+}  # fmt: skip
+"""By name; shares are between 0 and 1. Shares have Wilson's interval, all others the bootstrap's over prompts."""
+
+
+def measured(rows: Sequence[Row]) -> dict[str, Interval]:
+    """Return :data:`METRICS` of the rows of one arm, those that mean something there."""
+    found = {name: metric.of(rows) for name, metric in METRICS.items()}
+    return {name: figure for name, figure in found.items() if figure is not None}

@@ -1,0 +1,144 @@
+"""The models of an evaluation, each loaded once."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_apar.checkpoints.default_model import DEFAULT_ADAPTER, DEFAULT_BASE, load_default_base, load_default_model
+from hf_apar.checkpoints.loading import AparModelForCausalLM, load_base, load_tokenizer
+from hf_apar.checkpoints.sources import find_source
+from hf_apar.errors import ConfigurationError
+from hf_apar.evaluation.suites import Prompt
+from hf_apar.speculation.medusa import heads_in
+from hf_apar.text.chat import encode_chat
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model and its tokenizer.
+
+    Attributes:
+        name: where it came from.
+        heads: the folder of the heads that lie with it, if any do.
+    """
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    heads: Path | None = None
+    chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
+
+    def encoded(self, prompt: Prompt) -> list[int]:
+        """Return the chat of a prompt as token ids."""
+        return encode_chat(self.tokenizer, [*prompt.messages], chat_template_kwargs=self.chat_template_kwargs)
+
+
+@dataclass
+class Models:
+    """Loads what arms ask for.
+
+    Attributes:
+        checkpoint: the APAR checkpoint; ``None`` for the model that ships.
+        base: the model before its tuning, on which the checkpoint is put where it is an adapter; ``None`` for the one that
+            the checkpoint names.
+    """
+
+    checkpoint: str | None = None
+    base: str | None = None
+    dtype: torch.dtype | str = torch.bfloat16
+    device: str = "cpu"
+    chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
+    _loaded: dict[tuple[str, bool], Loaded] = field(default_factory=dict)
+
+    def apar(self, name: str = "") -> Loaded:
+        """Return a checkpoint that forks: ``name``, or the one that is evaluated."""
+        return self._once(name or self.checkpoint or "", True)
+
+    def plain(self, name: str = "") -> Loaded:
+        """Return a model that need not fork: ``name``, or the base of the checkpoint that is evaluated.
+
+        Raises:
+            ConfigurationError: if the checkpoint does not tell its base.
+        """
+        return self._once(name or self.base or self._named_base(), False)
+
+    def settings(self) -> dict[str, object]:
+        """Return what answers depend on, as JSON can hold it."""
+        return {
+            "model": self.checkpoint or DEFAULT_ADAPTER.name,
+            "base": self.base,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": self.device,
+            "chat_template_kwargs": dict(self.chat_template_kwargs),
+        }
+
+    @property
+    def penalty(self) -> float:
+        """The repetition penalty that the checkpoint decodes with."""
+        generation = self.apar().model.generation_config
+        return float((generation and generation.repetition_penalty) or 1.0)
+
+    def _once(self, name: str, forks: bool) -> Loaded:
+        if (name, forks) not in self._loaded:
+            self._loaded[name, forks] = self._load(name, forks)
+        return self._loaded[name, forks]
+
+    def _load(self, name: str, forks: bool) -> Loaded:
+        folder = Path(name) if name else DEFAULT_ADAPTER
+        if not forks:
+            model, tokenizer = load_base(name, dtype=self.dtype)
+            if name == self.base:
+                self._check_vocabulary(tokenizer)
+        elif not name:
+            model, tokenizer = load_default_model(dtype=self.dtype)
+        else:
+            base = self.base if _recorded_base(name) is not None else None
+            if base is not None:
+                self._check_vocabulary(load_tokenizer(base))
+            model = AparModelForCausalLM.from_pretrained(name, base=base, dtype=self.dtype)
+            tokenizer = load_tokenizer(name, base=base)
+        heads = heads_in(folder)
+        cast(torch.nn.Module, model).to(self.device)
+        model.eval()
+        return Loaded(name or DEFAULT_ADAPTER.name, model, tokenizer, heads and folder, self.chat_template_kwargs)
+
+    def _check_vocabulary(self, base: PreTrainedTokenizerBase) -> None:
+        """Refuse a base whose vocabulary is not that of the checkpoint before the control tokens came."""
+        if self.checkpoint is None:
+            _, tuned = load_default_base()
+        else:
+            tuned = load_tokenizer(self.checkpoint, base=self.base if _recorded_base(self.checkpoint) is not None else None)
+        if not base.get_vocab().items() <= tuned.get_vocab().items():
+            raise ConfigurationError(
+                f"the base {self.base} has another vocabulary than {self.checkpoint or DEFAULT_ADAPTER.name}; name the "
+                "model that it was made from"
+            )
+
+    def _named_base(self) -> str:
+        if self.checkpoint is None:
+            return DEFAULT_BASE
+        if (base := _recorded_base(self.checkpoint)) is None:
+            raise ConfigurationError(f"{self.checkpoint} is no adapter and does not tell its base; give --base")
+        return base
+
+
+def _recorded_base(name: str) -> str | None:
+    """Return what an adapter names as its base; ``None`` if it is none."""
+    if (file := find_source(name).file("adapter_config.json")) is None:
+        return None
+    return str(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"])
+
+
+def padded(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]], device: torch.device) -> dict[str, Tensor]:
+    """Return ``rows`` as a batch (rows, longest), padded on the left, by any token where the tokenizer names none."""
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    longest = max(map(len, rows))
+    ids = [[padding] * (longest - len(row)) + [*row] for row in rows]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}

@@ -1,0 +1,118 @@
+"""Arms with other settings, or whose threads suffer faults or are guarded: ``apar!missed=0.1``, ``apar!fork-bias=1``."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+from transformers import LogitsProcessor
+
+from hf_apar.config import AparConfig
+from hf_apar.errors import ConfigurationError
+from hf_apar.evaluation.answers import Answered
+from hf_apar.evaluation.arm import Arm
+from hf_apar.evaluation.faults import FAULTS, Fault
+from hf_apar.evaluation.models import Loaded
+from hf_apar.evaluation.rewriting import rewrite
+from hf_apar.evaluation.skeleton import SkeletonArm
+from hf_apar.evaluation.strategies import STRATEGIES, Strategy
+from hf_apar.evaluation.suites import Prompt
+from hf_apar.evaluation.written import Signs
+from hf_apar.tree.threads import Decodes, ParagraphTree
+
+PENALTY = "repetition-penalty"
+SETTINGS: Mapping[str, Callable[[float], Mapping[str, Any]]] = {
+    "fork-bias": lambda value: {"apar": AparConfig(fork_bias=value)},
+    PENALTY: lambda value: {"repetition_penalty": value},
+}
+"""What ``generate`` is told in place of the checkpoint's setting, by name."""
+
+
+@dataclass(frozen=True)
+class ModifiedArm:
+    """An arm in threads, with what changes its scores, in order, and how many details are written again afterwards."""
+
+    arm: Arm
+    signs: Signs
+    makes: tuple[Callable[[Signs, int], LogitsProcessor], ...]
+    rewrites: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.arm.name
+
+    @property
+    def says(self) -> str:
+        return self.arm.says
+
+    @property
+    def loaded(self) -> Loaded:
+        return self.arm.loaded
+
+    def answer(self, prompt: Prompt, max_new_tokens: int) -> Answered:
+        """Answer a prompt as the arm does; the steps of what is written again count too."""
+        ids = self.arm.loaded.encoded(prompt)
+        processors = [make(self.signs, len(ids)) for make in self.makes]
+        options = {**self.arm.options, "logits_processor": processors} | ({"output_scores": True} if self.rewrites else {})
+        one = replace(self.arm, options=options).answer(prompt, max_new_tokens)
+        return self._rewritten(one, ids, max_new_tokens) if self.rewrites and one.tree else one
+
+    def _rewritten(self, one: Answered, ids: list[int], max_new_tokens: int) -> Answered:
+        assert one.tree is not None
+        start = time.perf_counter()
+        loaded, tree = self.arm.loaded, ParagraphTree.from_dict(one.tree)
+        new = rewrite(loaded.model, ids, tree, self.signs, most=self.rewrites, max_new_tokens=max_new_tokens)
+        seconds = time.perf_counter() - start
+        return replace(
+            one,
+            text=new.tree.text(cast(Decodes, loaded.tokenizer)),
+            ended=bool(new.tree.closing_ids),
+            tree=new.tree.to_dict(),
+            tokens=len(new.tree.token_ids),
+            steps=one.steps + new.steps,
+            critical_path=one.critical_path + new.steps,
+            seconds=None if one.seconds is None else one.seconds + seconds,
+        )
+
+
+def modified(arm: Arm | SkeletonArm, changes: Sequence[str], seed: int = 0) -> Arm | ModifiedArm:
+    """Return ``arm`` with ``changes``, ``NAME=VALUE`` each: of :data:`SETTINGS`, faults, strategies, and ``rewrite=COUNT``.
+
+    Args:
+        seed: of all faults.
+
+    Raises:
+        ConfigurationError: for a name that does not exist, a value that is none, or a change of threads
+            where there are none.
+    """
+    values = [_value(change) for change in changes]
+    in_threads = isinstance(arm, Arm) and bool(arm.options.get("apar"))
+    if isinstance(arm, SkeletonArm) or (not in_threads and any(name != PENALTY for name, _ in values)):
+        raise ConfigurationError(f"the arm {arm.name} does not write in threads, so nothing of them can change; take apar")
+    name, says = "!".join((arm.name, *changes)), f"{arm.says}, with {', '.join(changes)}"
+    settings = {key: one for name, value in values if name in SETTINGS for key, one in SETTINGS[name](value).items()}
+    arm = replace(arm, name=name, says=says, options={**arm.options, **settings})
+    others = [(name, value) for name, value in values if name not in SETTINGS]
+    if not others:
+        return arm
+    rewrites = sum(int(value) for name, value in others if name == "rewrite")
+    makes = tuple(_maker(name, value, seed) for name, value in others if name != "rewrite")
+    signs = Signs.of(arm.loaded.model, arm.loaded.tokenizer)
+    for make in makes:
+        make(signs, 0)  # what does not exist is refused before anything is answered
+    return ModifiedArm(arm, signs, makes, rewrites)
+
+
+def _value(change: str) -> tuple[str, float]:
+    name, _, value = change.partition("=")
+    if name not in (names := [*SETTINGS, *FAULTS, *STRATEGIES, "rewrite"]):
+        raise ConfigurationError(f"there is no change {name!r}; take one of {', '.join(names)}")
+    try:
+        return name, float(value)
+    except ValueError as error:
+        raise ConfigurationError(f"{change!r} has no number; give {name}=NUMBER") from error
+
+
+def _maker(name: str, value: float, seed: int) -> Callable[[Signs, int], LogitsProcessor]:
+    return partial(Fault, name, value, seed) if name in FAULTS else partial(Strategy, name, value)
