@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import TextStreamer
 
 from byte_tokenizer import byte_tokenizer
-from conftest import CHILD, EOS, FORK, random_prompts
+from conftest import CHILD, EOS, FORK, left_padded, random_prompts
 from hf_apar import AparConfig, ConfigurationError, DataError, ParagraphTree, Thread
 from hf_apar.protocol import ControlTokens
 from hf_apar.replay import Recorder, Trace, TracedThread, load_traces, replay_page, save_traces, trace_of_tree
@@ -113,6 +113,17 @@ def test_a_run_is_recorded_as_its_output_and_its_figures_say(apar_llama, drafts,
         for one, thread in zip(trace.threads, tree.threads, strict=True):
             assert one.logprobs == (None if thread.logprobs is None else tuple(_of_tokens(thread)))
             assert len(one.accepted) <= thread.accepted
+
+
+def test_an_answer_of_a_batch_is_recorded_up_to_its_own_end(apar_llama):
+    prompts = random_prompts(4)
+    recorders = [Recorder(row=row) for row in range(4)]
+    given = {"apar": True, "max_new_tokens": 40, "return_dict_in_generate": True}
+    out = apar_llama.generate(**left_padded(prompts), streamer=recorders, **given)
+    assert len({stats.steps for stats in out.stats}) > 1
+    for recorder, tree, stats in zip(recorders, out.trees, out.stats, strict=True):
+        trace = recorder.trace(TOKENIZER)
+        assert (trace.text, len(trace.times)) == (tree.text(TOKENIZER), stats.steps)
 
 
 def _of_tokens(thread):
@@ -240,7 +251,7 @@ def test_what_cannot_have_happened_is_refused(change, says):
 @pytest.mark.parametrize("content", ["", "[]", "{}", "\xff", '{"trace": 3}'])
 def test_a_file_that_holds_no_trace_is_refused(content, tmp_path):
     (tmp_path / "trace.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(DataError, match="trace"):
+    with pytest.raises(DataError, match=r"(?i)trace"):
         load_traces(tmp_path / "trace.json")
 
 

@@ -50,6 +50,8 @@ class Recorder(AparStreamer):
         self._start = time.perf_counter()
 
     def end_step(self, trees: Sequence[ParagraphTree]) -> None:
+        if self._histories and all(one.ended is not None for one in self._histories):
+            return  # other answers of the batch go on
         self._tick()
         self._tree = trees[self.row]
         step = len(self.times) - 1
@@ -142,8 +144,8 @@ def _inherited(tree: ParagraphTree, thread: Thread) -> int:
     """Return how many places of its path ``thread`` had before it was fed or wrote anything."""
     if thread.parent is None:
         return thread.start
-    pairs = zip(thread.path_ids[: thread.start], tree.threads[thread.parent].path_ids, strict=False)
-    return next((place for place, (own, other) in enumerate(pairs) if own != other), thread.start)
+    pairs = list(zip(thread.path_ids[: thread.start], tree.threads[thread.parent].path_ids, strict=False))
+    return next((place for place, (own, other) in enumerate(pairs) if own != other), len(pairs))
 
 
 def _traced(

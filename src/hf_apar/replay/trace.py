@@ -148,9 +148,9 @@ def load_traces(path: str | Path) -> tuple[Trace, Trace | None]:
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{path} is no JSON in UTF-8; give a file that save_traces wrote") from error
+        raise DataError(f"{path} is no JSON in UTF-8; give a file that save_traces or --trace wrote") from error
     if not isinstance(values, dict) or "trace" not in values:
-        raise DataError(f"{path} holds no trace; give a file that save_traces wrote")
+        raise DataError(f"{path} holds no trace; give a file that save_traces or --trace wrote")
     plain = values.get("plain")
     return Trace.from_dict(values["trace"]), None if plain is None else Trace.from_dict(plain)
 
