@@ -29,7 +29,7 @@ def open_browser(folder):
     theirs_in, ours_out = os.pipe()
     ours_in, theirs_out = os.pipe()
     start = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}'  # the browser reads its commands from 3 and answers on 4
-    command = ["sh", "-c", start, "sh", executable(), *FLAGS, f"--user-data-dir={folder}"]
+    command = ["bash", "-c", start, "bash", executable(), *FLAGS, f"--user-data-dir={folder}"]
     process = subprocess.Popen(command, pass_fds=(theirs_in, theirs_out), stderr=subprocess.DEVNULL)
     os.close(theirs_in), os.close(theirs_out)
     browser = Browser(ours_in, ours_out)

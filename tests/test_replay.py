@@ -172,8 +172,9 @@ def test_pieces_join_to_the_text_wherever_a_letter_is_cut(text, data):
     place, end = sorted((place, end))
     root = thread_of(ids[:place] + ids[end:])
     child = thread_of(ids[place:end], index=1, parent=0, fork_position=place, depth=2)
+    whole = all("\ufffd" not in tokenizer.decode(part) for part in (ids[:place], ids[place:end], ids[end:]))
     for stopped_by in (None, 1):
-        for joint in ("", "\n"):
+        for joint in ("", "\n") if whole else ("",):  # nobody puts a joint into a letter
             tree = ParagraphTree([root, child], stopped_by, joint)
             pieces = answer_pieces(tree, tokenizer)
             assert list(map(len, pieces)) == [len(root.tokens), len(child.tokens)]
