@@ -35,13 +35,13 @@ class AnswerView {
   addSegment(text, segment) {
     const {kind} = this.recording;
     const span = element("span", `segment ${kind === "plain" ? "plain" : `c${segment.thread % 8}`}`);
+    const cursor = element("i", "cursor");
+    span.append(cursor);
     for (const token of segment.tokens) {
       const one = element("span", `token unwritten${token.guessed ? " guessed" : ""}`, token.text);
       this.tokens.push({span: one, token, segment});
       span.append(one);
     }
-    const cursor = element("i", "cursor");
-    span.append(cursor);
     text.append(span);
     return {segment, span, cursor};
   }
@@ -82,6 +82,13 @@ class AnswerView {
     span.classList.toggle("dropped", segment.cut && recording.cut <= step);
     const grows = segment.from !== null && segment.from <= step && (segment.until === null || step < segment.until);
     cursor.classList.toggle("on", lives && grows);
+    if (lives && grows) this.putAtEnd(cursor, span);
+  }
+
+  /** Put a segment's cursor behind what is seen of it. */
+  putAtEnd(cursor, span) {
+    const written = [...span.children].filter((one) => one !== cursor && !one.classList.contains("unwritten"));
+    if (written.length) written.at(-1).after(cursor); else span.prepend(cursor);
   }
 
   describe(step, time) {

@@ -41,7 +41,8 @@ class Chart {
     svg.setAttribute("role", "img");
     const times = Array.from({length: POINTS + 1}, (_, index) => (index * duration) / POINTS);
     const lines = recordings.map((one) => times.map((time) => (time > one.duration ? 0 : read(one, time))));
-    const most = Math.max(...lines.flat());
+    this.peaks = lines.map((line) => Math.max(...line));
+    const most = Math.max(...this.peaks);
     svg.setAttribute("aria-label", `${name}, at most ${Math.round(most)}`);
     recordings.forEach((one, index) => {
       if (one.kind !== "plain") this.draw(svg, "area", `${curve(lines[index], most)}L1000 100L0 100Z`);
@@ -62,7 +63,8 @@ class Chart {
 
   seek(time) {
     this.recordings.forEach((one, index) => {
-      const value = Math.round(this.read(one, Math.min(time, one.duration)));
+      const over = time >= one.duration;
+      const value = (over ? "at most " : "") + Math.round(over ? this.peaks[index] : this.read(one, time));
       this.values[index].textContent = one.kind === "plain" ? `plain ${value}` : value;
     });
   }

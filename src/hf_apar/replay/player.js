@@ -1,7 +1,7 @@
 // The clock that all of the page follows, and what moves it: buttons, keys, the pointer.
 
 const STEPS_A_SECOND = 12; // of an answer without a clock
-const LONG_ENOUGH = 4; // seconds that a replay takes at least, if a slower speed gives it so many
+const LONG_ENOUGH = 3; // seconds that a replay takes, if the speeds are slow enough for that
 
 class Player {
   constructor(recordings) {
@@ -20,7 +20,7 @@ class Player {
     Object.assign(this, drawPlots(recordings, this.duration, this.timed));
     this.axis.append(...[0, 0.25, 0.5, 0.75, 1].map((part) => element("span", "", this.tell(part * this.duration))));
     this.seek.max = this.duration;
-    if (this.timed && this.duration < LONG_ENOUGH) this.speed.value = this.duration < LONG_ENOUGH / 4 ? "0.1" : "0.25";
+    if (this.timed) this.speed.value = ["1", "0.5", "0.25"].find((one) => this.duration / one >= LONG_ENOUGH) ?? "0.1";
     this.listen();
     this.moveTo(0);
   }

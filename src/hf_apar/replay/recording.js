@@ -1,7 +1,5 @@
 // One recorded answer: what had been written at a time, how fast, and which threads were at work.
 
-const UNWRITTEN = -1; // the step before the first one
-
 class Recording {
   constructor(values) {
     Object.assign(this, values);
@@ -25,14 +23,20 @@ class Recording {
 
   timeOf(step) { return step < 0 ? 0 : this.times[step]; }
 
-  tokensAt(time) { return this.written[this.stepAt(time)] ?? 0; }
+  /** Return how many tokens were written by a time, as if those of a step were written all through it. */
+  smoothAt(time) {
+    const step = this.stepAt(time), before = this.written[step] ?? 0;
+    if (step + 1 >= this.times.length) return before;
+    const start = this.timeOf(step), share = (time - start) / (this.times[step + 1] - start || 1);
+    return before + share * (this.written[step + 1] - before);
+  }
 
   slotsAt(time) { return this.held[this.stepAt(time)] ?? this.prompt; }
 
   /** Return the tokens a second (or a step) over a window that ends at a time. */
   rateAt(time, window) {
     const span = Math.min(window, time);
-    return span > 0 ? (this.tokensAt(time) - this.tokensAt(time - span)) / span : 0;
+    return span > 0 ? (this.smoothAt(time) - this.smoothAt(time - span)) / span : 0;
   }
 
   /** Return what a thread does after a step: "none" before it was born, "waits", "lives", "ended". */
