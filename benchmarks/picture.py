@@ -20,7 +20,7 @@ QUESTION = "What are the benefits of learning a second language?"
 
 LETTERS = 56  # of a line
 SIZE, LETTER, LINE = 12, 7.2, 17  # pixels: of the font, a letter's width, a line's height
-MARGIN, HEAD, FOOT, GAP = 20, 84, 34, 30
+MARGIN, HEAD, FOOT, GAP = 20, 84, 46, 30
 FRAME, TICK = 0.05, 0.1  # seconds: how exactly a token appears, and how often the clock changes
 HOLD = 4.0  # seconds that the finished picture stands
 
@@ -172,7 +172,7 @@ def draw(trace: Trace, plain: Trace, where: str) -> str:
     body = [
         *draw_answer(plain, "Plain decoding", MARGIN, animation),
         *draw_answer(trace, "The same model in threads", MARGIN + LETTERS * LETTER + GAP, animation),
-        f'<text class="note" x="{MARGIN}" y="{height - 12}">{escape(where)}</text>',
+        f'<text class="note" x="{MARGIN}" y="{height - 16}">{escape(where)}</text>',
     ]
     label = f"{trace.question} Plain: {plain.times[-1]:.1f} s. In {len(trace.threads)} threads: {trace.times[-1]:.1f} s."
     return "\n".join([

@@ -149,7 +149,7 @@ def test_a_replay_shows_the_answers_that_were_given(checkpoint, tmp_path, option
     assert (plain and plain.text) == (given["plain"]["text"] if "--compare" in options else None)
     assert (trace.threads[0].logprobs is None) == ("--plain" in options)
     assert run("replay", str(files[1]), str(files[2])).exit_code == 0
-    assert files[0].read_text(encoding="utf-8") == files[2].read_text(encoding="utf-8") == replay_page(trace, plain)
+    assert files[0].read_bytes() == files[2].read_bytes() == replay_page(trace, plain).encode()
 
 
 def test_what_json_wrote_is_replayed_without_a_clock(checkpoint, tmp_path):
@@ -159,7 +159,7 @@ def test_what_json_wrote_is_replayed_without_a_clock(checkpoint, tmp_path):
     assert run("replay", str(tmp_path / "answer.json"), str(tmp_path / "page.html"), "--model", checkpoint).exit_code == 0
     tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
     wanted = replay_page(trace_of_tree(ParagraphTree.from_dict(given["tree"]), tokenizer, question=PROMPT))
-    assert (tmp_path / "page.html").read_text(encoding="utf-8") == wanted
+    assert (tmp_path / "page.html").read_bytes() == wanted.encode()
 
 
 @pytest.mark.parametrize("content", ["{}", "no JSON", '{"tree": 3}', '{"tree": {"threads": [{"index": 0}]}}'])

@@ -95,7 +95,8 @@ class Method:
         finally:
             if view is not None:
                 view.close()
-        return output, seconds, recorder and recorder.trace(self.tokenizer, question=self.question or "")
+        question = self.question or ""
+        return output, seconds, None if recorder is None else recorder.trace(self.tokenizer, question=question)
 
     def _generate(self, **options: object) -> tuple[object, float]:
         ids = torch.tensor([self.prompt], device=self.model.device)

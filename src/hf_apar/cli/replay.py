@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -78,7 +78,7 @@ def _of_tree(record: Mapping[str, object], model: str | None, base: str | None) 
     from hf_apar.tree.threads import ParagraphTree
 
     try:
-        tree = ParagraphTree.from_dict(record["tree"])  # type: ignore[arg-type]
+        tree = ParagraphTree.from_dict(cast(Mapping[str, object], record["tree"]))
     except (TypeError, KeyError, AttributeError) as error:
         raise DataError("its tree is none that generate --json writes; give such a file, or one of --trace") from error
     return trace_of_tree(tree, _tokenizer(model, base), question=str(record.get("prompt", "")))

@@ -22,7 +22,7 @@ def write_replay(path: str | Path, trace: Trace, plain: Trace | None = None) -> 
     Raises:
         ConfigurationError: if one of both has a clock and the other has none.
     """
-    Path(path).write_text(replay_page(trace, plain), encoding="utf-8", errors="xmlcharrefreplace")
+    Path(path).write_bytes(replay_page(trace, plain).encode(errors="xmlcharrefreplace"))
 
 
 def replay_page(trace: Trace, plain: Trace | None = None) -> str:
