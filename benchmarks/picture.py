@@ -21,6 +21,7 @@ QUESTION = "What are the benefits of learning a second language?"
 LETTERS = 56  # of a line
 SIZE, LETTER, LINE = 12, 7.2, 17  # pixels: of the font, a letter's width, a line's height
 MARGIN, HEAD, FOOT, GAP = 20, 84, 46, 30
+SECOND = MARGIN + LETTERS * LETTER + GAP  # where the second column begins
 FRAME, TICK = 0.05, 0.1  # seconds: how exactly a token appears, and how often the clock changes
 HOLD = 4.0  # seconds that the finished picture stands
 
@@ -159,8 +160,8 @@ def draw_answer(trace: Trace, title: str, x: float, animation: Animation) -> Ite
         yield f'<g class="{colour}">' if several else "<g>"
         for run in mine:
             place = f'x="{x + run.column * LETTER:.1f}" y="{HEAD + (run.line + 1) * LINE}"'
-            length = f' textLength="{len(run.text) * LETTER:.1f}"' if run.text.isascii() else ""
-            yield f'<text class="{animation.appears(run.time)}" {place}{length}>{escape(run.text, quote=False)}</text>'
+            length = f'textLength="{len(run.text) * LETTER:.1f}"'
+            yield f'<text class="{animation.appears(run.time)}" {place} {length}>{escape(run.text, quote=False)}</text>'
         yield "</g>"
 
 
@@ -171,7 +172,7 @@ def draw(trace: Trace, plain: Trace, where: str) -> str:
     height = HEAD + LINE * max(len(lines_of(trace)), len(lines_of(plain))) + FOOT
     body = [
         *draw_answer(plain, "Plain decoding", MARGIN, animation),
-        *draw_answer(trace, "The same model in threads", MARGIN + LETTERS * LETTER + GAP, animation),
+        *draw_answer(trace, "The same model in threads", SECOND, animation),
         f'<text class="note" x="{MARGIN}" y="{height - 16}">{escape(where)}</text>',
     ]
     label = f"{trace.question} Plain: {plain.times[-1]:.1f} s. In {len(trace.threads)} threads: {trace.times[-1]:.1f} s."

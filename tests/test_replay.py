@@ -1,8 +1,13 @@
 """What is recorded of an answer is what happened: against the tree that grew, its slots, and the run's own figures."""
 
+import importlib.util
 import json
 import random
+import re
+import sys
 from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -259,3 +264,20 @@ def test_a_file_that_holds_no_trace_is_refused(content, tmp_path):
 def test_a_page_is_not_made_of_two_clocks():
     with pytest.raises(ConfigurationError, match="clock"):
         replay_page(Trace.from_dict(TRACE), Trace.from_dict(TRACE | {"timed": False}))
+
+
+def test_the_picture_is_that_of_the_recorded_answers():
+    """README shows it: both answers in full, on their clocks, in less than a megabyte, and nothing that runs or loads."""
+    spec = importlib.util.spec_from_file_location("picture", Path(__file__).parents[1] / "benchmarks" / "picture.py")
+    picture = importlib.util.module_from_spec(spec)
+    sys.modules["picture"] = picture  # where its dataclass looks for itself
+    spec.loader.exec_module(picture)
+    drawn = picture.PICTURE.read_text(encoding="utf-8")
+    trace, plain = load_traces(picture.ANSWERS)
+    assert drawn == picture.draw(trace, plain, json.loads(picture.ANSWERS.read_text(encoding="utf-8"))["where"])
+    assert len(drawn) < 1e6 and not re.search(r"<(script|image|foreignObject)|href|url\(|@import", drawn)
+    texts = [one for one in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text") if one.get("textLength")]
+    places = [(float(one.get("x")) >= picture.SECOND, int(one.get("y")), float(one.get("x")), one.text) for one in texts]
+    for right, answer in enumerate((plain, trace)):
+        read = "".join(text for side, *_, text in sorted(places) if side == right)
+        assert "".join(read.split()) == "".join(answer.text.split())
