@@ -11,11 +11,11 @@ from hf_apar import AparConfig, enable_apar
 from hf_apar.evaluation.agreement import Agreement, Judged
 from hf_apar.evaluation.answers import Answered
 from hf_apar.evaluation.figures import figures, warnings
+from hf_apar.evaluation.kv_held import kv_over_time
 from hf_apar.evaluation.metrics import METRICS, measured
 from hf_apar.evaluation.paired import Paired, compare
 from hf_apar.evaluation.plots import PLOTS, draw
 from hf_apar.evaluation.preference import Comparison
-from hf_apar.evaluation.replay import kv_over_time
 from hf_apar.evaluation.report import Report, markdown, table
 from hf_apar.evaluation.rows import Detail, Row, rows_by_arm
 from hf_apar.evaluation.statistics import Interval

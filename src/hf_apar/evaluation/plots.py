@@ -15,8 +15,8 @@ except ImportError as error:
 
 from hf_apar.evaluation.faults import FAULTS
 from hf_apar.evaluation.figures import Rows
+from hf_apar.evaluation.kv_held import kv_over_time
 from hf_apar.evaluation.metrics import METRICS
-from hf_apar.evaluation.replay import kv_over_time
 from hf_apar.evaluation.statistics import Interval
 
 SHOWN = 4  # answers whose cache is drawn
