@@ -1,6 +1,7 @@
 VENV := .venv
 VLLM := .venv-vllm
 WHEEL := .venv-wheel
+DOCS := .venv-docs
 BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PROMPT ?= What would happen if nobody needed sleep?
@@ -12,7 +13,7 @@ CONTRACT := releases cache layout decoding generation options scripted families 
 # What touches the other packages that have a lower bound.
 BOUNDED := training extraction convert
 
-.PHONY: demo test test-lowest test-newest test-wheel test-vllm serve-demo bench bench-smoke clean
+.PHONY: demo test test-lowest test-newest test-wheel test-vllm serve-demo docs dist bench bench-smoke clean
 
 demo: $(VENV)/.stamp
 	mkdir -p build
@@ -65,6 +66,22 @@ test-vllm: $(VLLM)/.stamp
 serve-demo: $(VLLM)/.stamp
 	$(VLLM)/bin/python examples/serve.py "$(PROMPT)"
 
+# The web site, into build/site: it has an environment of its own, without torch. A broken link is an error.
+docs: $(DOCS)/.stamp
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --site-dir build/site
+
+# What a release publishes, into dist/. An index takes no file above 100 MB; ours has the weights of an adapter, and stays small.
+dist: $(DOCS)/.stamp
+	rm -rf dist
+	$(DOCS)/bin/python -m build --outdir dist .
+	$(DOCS)/bin/twine check --strict dist/*
+	test -z "$$(find dist -size +30M)"
+
+$(DOCS)/.stamp: requirements-docs.lock
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet -r requirements-docs.lock
+	touch $@
+
 # Nothing else may run meanwhile. VICUNA is FastChat's vicuna_bench/question.jsonl, which is not part of this package.
 # ANSWERS is a file that hf-apar distill wrote.
 bench: $(VENV)/.stamp
@@ -82,5 +99,5 @@ bench-smoke: $(VENV)/.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/smoke.py
 
 clean:
-	rm -rf $(VENV) $(VLLM) $(WHEEL) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(WHEEL) $(DOCS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 
 from byte_tokenizer import byte_tokenizer
@@ -36,6 +37,33 @@ def test_a_model_that_is_not_enabled_decodes_through_the_repository(plain_llama,
     assert plain_llama.generate(**PROMPTS, **endless, apar=False, **LIMIT).shape[1] == PROMPTS["input_ids"].shape[1] + 80
     with pytest.raises(ValueError, match="trust_remote_code"):
         plain_llama.generate(**PROMPTS, custom_generate=folder, trust_remote_code=False, **LIMIT)
+
+
+def test_the_repository_is_laid_out_as_the_hub_expects(tmp_path):
+    folder = export_custom_generate(tmp_path)
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    assert files == ["README.md", "custom_generate/generate.py", "custom_generate/requirements.txt"]
+    _, head, card = (folder / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(head) == {"library_name": "transformers", "license": "apache-2.0", "tags": ["custom_generate"]}
+    assert [line[3:] for line in card.splitlines() if line.startswith("## ")] == [
+        "Description", "Base model", "Model compatibility", "Additional Arguments", "Output Type changes", "Example usage",
+    ]  # fmt: skip
+
+
+def test_beside_a_checkpoint_it_is_the_generate_of_the_model(expected, tmp_path):
+    folder = save_merged(enable_apar(tiny_llama()), byte_tokenizer(), tmp_path)
+    export_custom_generate(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    assert model.generate(**PROMPTS, **LIMIT).tolist() == expected
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    assert plain.generate(**PROMPTS, **LIMIT).tolist() == model.generate(**PROMPTS, **LIMIT, apar=False).tolist() != expected
+
+
+def test_a_requirement_that_is_missing_is_named(plain_llama, tmp_path):
+    folder = export_custom_generate(tmp_path)
+    (folder / "custom_generate" / "requirements.txt").write_text("hf_apar\nno-such-package-of-apar\n")
+    with pytest.raises(ImportError, match=r"no-such-package-of-apar \(installed: None\)$"):
+        plain_llama.generate(**PROMPTS, custom_generate=str(folder), trust_remote_code=True, **LIMIT)
 
 
 def test_exporting_twice_is_the_same_and_overwrites_nothing_foreign(tmp_path):

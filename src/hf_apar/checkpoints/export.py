@@ -19,21 +19,53 @@ _GENERATE = Path(__file__).parent / "custom_generate" / "generate.py"
 
 _CARD = """---
 library_name: transformers
+license: apache-2.0
 tags:
   - custom_generate
 ---
 
 # APAR decoding
 
-`model.generate(**inputs, custom_generate="THIS_REPOSITORY", trust_remote_code=True)` decodes one answer with many threads:
-auto-parallel auto-regressive decoding (arXiv 2401.06761), by the package hf_apar. The model must be fine-tuned for it.
+## Description
+
+Auto-parallel auto-regressive decoding (arXiv 2401.06761): the model forks a thread for each detail of its answer, and all
+threads write in the same forward passes. The code is the package hf_apar: `pip install hf-apar`.
+
+## Base model
+
+Any model that was fine-tuned for APAR; its generation config names the ids of [Fork] and [Child] (`apar_config`).
+
+## Model compatibility
+
+Decoder-only language models with full or sliding-window attention. What is not supported is refused, with the
+reason.
+
+## Additional Arguments
+
+`apar` (`bool`, `dict` or `AparConfig`, *optional*, defaults to `True`): `False` decodes plainly; a dict has settings such as
+`{"max_threads": 8}`. `proposer`, `protocol` and the other arguments of hf_apar's `generate` are passed on.
+
+## Output Type changes
+
+None for ids: prompt and answer, in reading order. With `return_dict_in_generate=True` it is an `AparOutput`,
+which has the trees too.
+
+## Example usage
+
+```py
+output = model.generate(**inputs, custom_generate="THIS_REPOSITORY", trust_remote_code=True, max_new_tokens=512)
+```
+
+Where this folder lies in the model's own repository, `AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True)`
+has it as its `generate`, whose arguments are then given by name.
 """
 
 
 def export_custom_generate(folder: str | Path) -> Path:
     """Write a repository for ``model.generate(custom_generate=folder, trust_remote_code=True)``; return its folder.
 
-    It holds ``custom_generate/generate.py``, what this needs in ``custom_generate/requirements.txt``, and a card.
+    It holds ``custom_generate/generate.py``, what this needs in ``custom_generate/requirements.txt``, and a card, if none
+    is there: ``folder`` may be that of a checkpoint, whose ``generate`` it then is with ``trust_remote_code=True``.
 
     Raises:
         ConfigurationError: if ``folder`` holds another ``custom_generate/generate.py``.

@@ -103,7 +103,8 @@ def extract_file(
         source: as for :func:`~hf_apar.data.records.files.open_records`; the forms of a record are those of
             :func:`~hf_apar.data.records.chats.read_chat`.
         workers: processes; the file does not depend on them.
-        max_depth, max_forks: as in :func:`~hf_apar.data.extraction.markdown.extract`.
+        max_depth: as in :func:`~hf_apar.data.extraction.markdown.extract`.
+        max_forks: as there.
         without: names of rules that are switched off.
         on_progress: called with the number of rows done and that of all, ``None`` where that is not known.
 

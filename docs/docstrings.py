@@ -1,0 +1,21 @@
+"""Lets Markdown read the package's docstrings: doctests become blocks of code, and roles become code."""
+
+import re
+
+from griffe import Extension, Object
+
+_DOCTEST = re.compile(r"^( *)>>> .*\n?(?:\1 *\S.*\n?)*", re.MULTILINE)
+_ROLE = re.compile(r":(?:class|func|meth|mod):`~?(?:\w+\.)*(\w+)`")
+
+
+class Docstrings(Extension):
+    """Rewrites each docstring before it is parsed."""
+
+    def on_object(self, *, obj: Object, **_: object) -> None:
+        if obj.docstring is not None:
+            fenced = _DOCTEST.sub(_fence, obj.docstring.value)
+            obj.docstring.value = _ROLE.sub(r"`\1`", fenced)
+
+
+def _fence(doctest: re.Match[str]) -> str:
+    return f"{doctest[1]}```pycon\n{doctest[0].rstrip()}\n{doctest[1]}```\n"
