@@ -82,7 +82,8 @@ def answers_of_chats(path: Path, *, sample: int | None = None, seed: int = 0) ->
     Args:
         path: as for :func:`~hf_apar.data.records.files.open_records`; records as for
             :func:`~hf_apar.data.records.chats.read_chat`.
-        sample, seed: draw at most so many, as for :func:`~hf_apar.evaluation.suites.drawn`.
+        sample: draw at most so many, as for :func:`~hf_apar.evaluation.suites.drawn`.
+        seed: of that draw.
 
     Raises:
         DataError: if none can be used.
