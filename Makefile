@@ -15,7 +15,8 @@ BOUNDED := training extraction convert
 .PHONY: demo test test-lowest test-newest test-wheel test-vllm serve-demo bench bench-smoke clean
 
 demo: $(VENV)/.stamp
-	$(BIN)/hf-apar generate --compare "$(PROMPT)"
+	mkdir -p build
+	$(BIN)/hf-apar generate --compare --html build/answer.html "$(PROMPT)"
 
 test: $(VENV)/.stamp
 	$(BIN)/ruff check .

@@ -23,6 +23,7 @@ from hf_apar.config import AparConfig
 from hf_apar.data.distillation.distill import TextAnswer, _Limits, in_batches, read_answers
 from hf_apar.data.distillation.questions import template_questions
 from hf_apar.data.settings import AnswerLimits, Elaboration, Engine, PromptChoice, Sampling, TreeLimits
+from hf_apar.replay import load_traces, replay_page, trace_of_tree
 from hf_apar.training.evaluation import PROMPTS, likelihoods, plain_answers
 from hf_apar.training.figures import Judged
 from hf_apar.training.recipe import EXAMPLE, Recipe, read_recipe, written
@@ -132,6 +133,45 @@ def test_without_a_terminal_the_answer_stands_in_the_output_once(checkpoint):
     assert result.exit_code == 0
     assert result.stdout == answer["text"] + "\n", "byte for byte"
     assert f"{len(answer['tree']['threads'])} threads, {answer['stats']['tokens']} tokens" in result.stderr
+
+
+@pytest.mark.parametrize("options", [[], ["--plain"], ["--compare"], ["--no-heads", "--json"]])
+def test_a_replay_shows_the_answers_that_were_given(checkpoint, tmp_path, options):
+    """The same command with ``--json`` is the oracle; what was saved makes the same page."""
+    files = [tmp_path / "answer.html", tmp_path / "answer.json", tmp_path / "again.html"]
+    asked = ["generate", PROMPT, "--model", checkpoint, "--max-new-tokens", "24", *options]
+    asked += [] if "--plain" in options else ["--fork-bias", "50"]
+    result = run(*asked, "--html", str(files[0]), "--trace", str(files[1]))
+    assert result.exit_code == 0 and f"{files[0]} plays the answer" in result.stderr
+    given = run_json(*[one for one in asked if one != "--json"])
+    trace, plain = load_traces(files[1])
+    assert trace.text == given["text"] and trace.question == PROMPT
+    assert (plain and plain.text) == (given["plain"]["text"] if "--compare" in options else None)
+    assert (trace.threads[0].logprobs is None) == ("--plain" in options)
+    assert run("replay", str(files[1]), str(files[2])).exit_code == 0
+    assert files[0].read_bytes() == files[2].read_bytes() == replay_page(trace, plain).encode()
+
+
+def test_what_json_wrote_is_replayed_without_a_clock(checkpoint, tmp_path):
+    asked = ["generate", PROMPT, "--model", checkpoint, "--max-new-tokens", "24", "--fork-bias", "50"]
+    given = run_json(*asked)
+    (tmp_path / "answer.json").write_text(json.dumps(given), encoding="utf-8")
+    assert run("replay", str(tmp_path / "answer.json"), str(tmp_path / "page.html"), "--model", checkpoint).exit_code == 0
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
+    wanted = replay_page(trace_of_tree(ParagraphTree.from_dict(given["tree"]), tokenizer, question=PROMPT))
+    assert (tmp_path / "page.html").read_bytes() == wanted.encode()
+
+
+@pytest.mark.parametrize("content", ["{}", "no JSON", '{"tree": 3}', '{"tree": {"threads": [{"index": 0}]}}'])
+def test_what_nobody_saved_is_refused_in_a_sentence(content, checkpoint, tmp_path):
+    (tmp_path / "answer.json").write_text(content, encoding="utf-8")
+    result = run("replay", str(tmp_path / "answer.json"), str(tmp_path / "page.html"), "--model", checkpoint)
+    assert result.exit_code == 2 and "--trace" in result.stderr and not (tmp_path / "page.html").exists()
+
+
+def test_a_page_in_a_folder_that_is_not_there_is_refused_at_once(checkpoint, tmp_path):
+    result = run("generate", PROMPT, "--model", checkpoint, "--html", str(tmp_path / "no" / "page.html"))
+    assert result.exit_code == 2 and "--html" in result.stderr and result.stdout == ""
 
 
 def test_compare_tells_both_speeds_and_the_ratio(checkpoint):

@@ -25,6 +25,13 @@ class AparStreamer:
     def end_thread(self, row: int, thread: int, finish_reason: FinishReason) -> None:
         """A thread has ended."""
 
+    def end_step(self, trees: Sequence[ParagraphTree]) -> None:
+        """A forward pass is over, and all that it gave has been told.
+
+        Args:
+            trees: of all rows, as they stand; they go on growing, and must not be changed.
+        """
+
     def end(self) -> None:
         """The whole batch has ended."""
 
@@ -54,6 +61,7 @@ class Broadcast:
             if isinstance(streamer, AparStreamer):
                 for row, tree in enumerate(trees):
                     self._tell(streamer, number, row, tree)
+                streamer.end_step(trees)
             else:
                 for token in new:
                     streamer.put(torch.tensor([token], device=self.device))

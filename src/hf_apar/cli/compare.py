@@ -1,14 +1,17 @@
 """One prompt decoded plainly and with APAR, by the same model with the same options, on the same clock."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_apar.cli.live import LiveText, LiveTree
 from hf_apar.config import AparConfig
 from hf_apar.generation_settings import eos_token_ids
+from hf_apar.replay import Recorder, Trace
 from hf_apar.results import AparStats
 from hf_apar.speculation.proposer import Proposer
 from hf_apar.tokens import checkpoint_config
@@ -18,13 +21,15 @@ from hf_apar.tokens import checkpoint_config
 class Result:
     """What one way of decoding gave: the answer, its tokens without control tokens and EOS, the wall-clock seconds.
 
-    ``unfinished`` counts the threads that the limit of tokens cut; plain decoding has one thread.
+    ``unfinished`` counts the threads that the limit of tokens cut; plain decoding has one thread. ``trace`` is there where
+    it was asked for.
     """
 
     text: str
     tokens: int
     seconds: float
     unfinished: int
+    trace: Trace | None = field(default=None, kw_only=True)
 
     @property
     def tokens_per_second(self) -> float:
@@ -41,7 +46,10 @@ class AparResult(Result):
 
 @dataclass(frozen=True)
 class Method:
-    """A loaded model, an encoded prompt and the options of ``generate`` that both ways share; ``proposer`` serves APAR."""
+    """A loaded model, an encoded prompt and the options of ``generate`` that both ways share.
+
+    ``proposer`` serves APAR; ``question`` stands at the head of traces, which are recorded where there is one.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -51,6 +59,7 @@ class Method:
     seed: int
     show: bool
     proposer: Proposer | None = None
+    question: str | None = None
 
     def warm_up(self, config: AparConfig) -> None:
         """Decode a few tokens both ways: the first pass through a model pays for things that later ones do not."""
@@ -60,29 +69,34 @@ class Method:
     def plain(self) -> Result:
         """Decode token by token, with the model's own ``generate``."""
         view = LiveText(self.tokenizer) if self.show else None
-        output, seconds = self._shown(view)
+        output, seconds, trace = self._shown(view)
         new = output.sequences[0, len(self.prompt) :].tolist()  # type: ignore[attr-defined]
         tokens = sum(token not in self.tokenizer.all_special_ids for token in new)  # as APAR's statistics count
         assert self.model.generation_config is not None
         cut = len(new) >= self.max_new_tokens and new[-1] not in eos_token_ids(self.model.generation_config)
-        return Result(str(self.tokenizer.decode(new, skip_special_tokens=True)), tokens, seconds, int(cut))
+        return Result(str(self.tokenizer.decode(new, skip_special_tokens=True)), tokens, seconds, int(cut), trace=trace)
 
     def apar(self, config: AparConfig) -> AparResult:
         """Decode with forks."""
         joint = config.filled_from(checkpoint_config(self.model)).joint or ""
         view = LiveTree(self.tokenizer, joint=joint) if self.show else None
-        output, seconds = self._shown(view, apar=config, proposer=self.proposer)
+        wanted = {} if self.question is None else {"output_scores": True}
+        output, seconds, trace = self._shown(view, apar=config, proposer=self.proposer, **wanted)
         tree, stats = output.trees[0], output.stats[0]  # type: ignore[attr-defined]
         unfinished = sum(thread.finish_reason == "length" for thread in tree.threads)
-        return AparResult(tree.text(self.tokenizer), stats.tokens, seconds, unfinished, stats, tree.to_dict())
+        return AparResult(tree.text(self.tokenizer), stats.tokens, seconds, unfinished, stats, tree.to_dict(), trace=trace)
 
-    def _shown(self, view: LiveText | LiveTree | None, **options: object) -> tuple[object, float]:
+    def _shown(self, view: LiveText | LiveTree | None, **options: object) -> tuple[object, float, Trace | None]:
         """Generate, and leave on the screen what was written, also where something stops it."""
+        recorder = None if self.question is None else Recorder(keep_scores=False)
         try:
-            return self._generate(streamer=view, **options)
+            streamers = _Together(one for one in (recorder, view) if one is not None)
+            output, seconds = self._generate(streamer=streamers or None, **options)
         finally:
             if view is not None:
                 view.close()
+        question = self.question or ""
+        return output, seconds, None if recorder is None else recorder.trace(self.tokenizer, question=question)
 
     def _generate(self, **options: object) -> tuple[object, float]:
         ids = torch.tensor([self.prompt], device=self.model.device)
@@ -93,3 +107,15 @@ class Method:
             input_ids=ids, attention_mask=torch.ones_like(ids), return_dict_in_generate=True, **given
         )
         return output, time.perf_counter() - start
+
+
+class _Together(list[Any]):
+    """Several streamers, which are one for plain ``generate``."""
+
+    def put(self, value: Tensor) -> None:
+        for one in self:
+            one.put(value)
+
+    def end(self) -> None:
+        for one in self:
+            one.end()

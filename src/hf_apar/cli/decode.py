@@ -31,6 +31,8 @@ from hf_apar.cli.common import (
     template_arguments,
 )
 from hf_apar.cli.options import with_settings
+from hf_apar.cli.replay import HtmlOption, TraceOption, keep_traces, refuse_missing_folders
+from hf_apar.config import AparConfig
 from hf_apar.data.described import setting
 from hf_apar.errors import ConfigurationError, DataError
 
@@ -94,6 +96,8 @@ def generate_command(
     heads: HeadsOption = None,
     no_heads: Annotated[bool, typer.Option("--no-heads", help="Write without Medusa heads.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object and nothing else.")] = False,
+    html: HtmlOption = None,
+    trace: TraceOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = Dtype.auto,
 ) -> None:
@@ -101,28 +105,29 @@ def generate_command(
     only_apar = {"--compare": compare, "--max-threads": max_threads, "--fork-bias": fork_bias, "--heads": heads}
     _refuse_together("--plain", plain, only_apar, "leaves APAR out")
     _refuse_together("--no-heads", no_heads, {"--heads": heads}, "leaves the heads out")
+    refuse_missing_folders({"--html": html, "--trace": trace})
     options, text, arguments = drawing.options(), _prompt(prompt), template_arguments(chat_template_kwargs)
     loaded, tokenizer = (load_any if plain else load)(model, dtype, base)
     from hf_apar.cli.compare import Method
-    from hf_apar.config import AparConfig
 
-    loaded = on_device(loaded, device)
     config = AparConfig(max_threads=max_threads, fork_bias=fork_bias)
     proposer = None if no_heads or plain else _heads(model, heads)
     ids = _encode(tokenizer, text, system, arguments)
-    decoder = Method(loaded, tokenizer, ids, max_new_tokens, options, drawing.seed, not as_json, proposer)
+    question = None if html is None and trace is None else text
+    loaded = on_device(loaded, device)
+    decoder = Method(loaded, tokenizer, ids, max_new_tokens, options, drawing.seed, not as_json, proposer, question)
     if compare:
         decoder.warm_up(config)
         _title("Plain decoding", decoder.show)
     one = decoder.plain() if plain or compare else None
-    if compare:
-        _title("APAR", decoder.show)
+    _title("APAR", compare and decoder.show)
     many = None if plain else decoder.apar(config)
     if as_json:
         typer.echo(json.dumps(_record(text, one, many), ensure_ascii=not _unicode_output()))
     else:
         _summarise(one, many)
     _say_what_was_cut(one, many, max_new_tokens)
+    keep_traces([one.trace for one in (many, one) if one is not None], html, trace)
 
 
 @app.command("merge")
@@ -235,12 +240,16 @@ def _record(prompt: str, one: "Result | None", many: "AparResult | None") -> dic
     """Return the JSON object: APAR's answer, or the plain one where it is the only one."""
     if many is None:
         assert one is not None
-        return {"prompt": prompt, **asdict(one)}
+        return {"prompt": prompt, **_plain_record(one)}
     record: dict[str, object] = {"prompt": prompt, "text": many.text, "tokens": many.tokens, "seconds": many.seconds}
     record["unfinished"] = many.unfinished
     record["stats"] = asdict(many.stats) | {"tokens_per_step": many.stats.tokens_per_step}
     record["tree"] = many.tree
-    return record if one is None else record | {"plain": asdict(one)}
+    return record if one is None else record | {"plain": _plain_record(one)}
+
+
+def _plain_record(one: "Result") -> dict[str, object]:
+    return {"text": one.text, "tokens": one.tokens, "seconds": one.seconds, "unfinished": one.unfinished}
 
 
 def _title(text: str, show: bool) -> None:
