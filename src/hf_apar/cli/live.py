@@ -216,6 +216,10 @@ class LiveText:
     def end(self) -> None:
         self.view.end()
 
+    def text(self) -> str:
+        """Return the text of the answer so far."""
+        return self.view.text()
+
     def close(self) -> None:
         """Leave what was written on the console; safe to call twice."""
         self.view.close()
