@@ -1,7 +1,6 @@
 """Text at the bottom of a terminal that is drawn over while it changes."""
 
-from math import ceil
-
+from rich.cells import chop_cells
 from rich.console import Console
 from rich.control import Control
 from rich.segment import ControlType
@@ -17,28 +16,30 @@ class Picture:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._widths: list[int] = []  # of the lines that are shown
+        self._shown: list[str] = []
 
     def draw(self, text: Text) -> None:
         """Show ``text`` in place of what was drawn last."""
         lines = text.wrap(self.console, self.console.width)[-max(self.console.height - 1, 1) :]
-        with self.console:  # one write: nothing flickers
+        with self.console.capture() as drawn:
             self._clear()
             self.console.show_cursor(False)
             self.console.print(Text("\n").join(lines), end="")
-        self._widths = [line.cell_len for line in lines]
+        self.console.file.write(drawn.get())  # one write: nothing flickers, and Ctrl-C comes before it or after it
+        self.console.file.flush()
+        self._shown = [line.plain for line in lines]
 
     def erase(self) -> None:
         """Leave the place as it was before the first picture."""
-        if self._widths:
+        if self._shown:
             with self.console:
                 self._clear()
                 self.console.show_cursor(True)
+            self._shown = []
 
     def _clear(self) -> None:
-        rows = sum(max(ceil(width / self.console.width), 1) for width in self._widths)
+        rows = sum(max(len(chop_cells(line, self.console.width)), 1) for line in self._shown)
         erase = (ControlType.ERASE_IN_LINE, 2)
         upwards = [(ControlType.CURSOR_UP, 1), erase] * (rows - 1)
         if rows:
             self.console.control(Control(ControlType.CARRIAGE_RETURN, erase, *upwards))
-        self._widths = []
