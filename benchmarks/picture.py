@@ -21,6 +21,7 @@ QUESTION = "What are the benefits of learning a second language?"
 LETTERS = 56  # of a line
 SIZE, LETTER, LINE = 12, 7.2, 17  # pixels: of the font, a letter's width, a line's height
 MARGIN, HEAD, FOOT, GAP = 20, 84, 46, 30
+SECOND = MARGIN + LETTERS * LETTER + GAP  # where the second column begins
 FRAME, TICK = 0.05, 0.1  # seconds: how exactly a token appears, and how often the clock changes
 HOLD = 4.0  # seconds that the finished picture stands
 
@@ -53,23 +54,24 @@ class Run:
     time: float
 
 
-def record() -> None:
-    """Answer QUESTION both ways with the default model, each warm, and keep both traces and where they were made."""
+def record(question: str, dtype: str) -> None:
+    """Answer ``question`` both ways with the default model, each warm, and keep both traces and where they were made."""
     import torch
 
     import hf_apar
     from hf_apar.replay import Recorder, save_traces
 
-    model, tokenizer = hf_apar.load_default_model(dtype=torch.bfloat16)
-    ids = torch.tensor([hf_apar.encode_chat(tokenizer, [{"role": "user", "content": QUESTION}])])
+    model, tokenizer = hf_apar.load_default_model(dtype=dtype)
+    ids = torch.tensor([hf_apar.encode_chat(tokenizer, [{"role": "user", "content": question}])])
     traces = []
     for options in ({"apar": True}, {}):
         model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, **options)
         recorder = Recorder()
         model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=768, streamer=recorder, **options)
-        traces.append(recorder.trace(tokenizer, question=QUESTION))
+        traces.append(recorder.trace(tokenizer, question=question))
     save_traces(ANSWERS, *traces)
-    where = f"SmolLM2-135M-Instruct tuned with hf_apar, bfloat16, {torch.get_num_threads()} threads of a CPU"
+    cores = torch.get_num_threads()
+    where = f"SmolLM2-135M-Instruct tuned with hf_apar, {dtype}, {cores} {'core' if cores == 1 else 'cores'} of a CPU"
     values = json.loads(ANSWERS.read_text(encoding="utf-8"))
     ANSWERS.write_text(json.dumps(values | {"where": where}, separators=(",", ":")), encoding="utf-8")
 
@@ -155,12 +157,12 @@ def draw_answer(trace: Trace, title: str, x: float, animation: Animation) -> Ite
     runs = sorted(runs_of(trace), key=lambda run: run.thread)
     for index, mine in groupby(runs, key=lambda run: run.thread):
         ended = trace.threads[index].ended
-        colour = animation.coloured(index, end if ended is None else trace.times[ended])
-        yield f'<g class="{colour}">' if several else "<g>"
+        until = end if ended is None else trace.times[ended]
+        yield f'<g class="{animation.coloured(index, until)}">' if several else "<g>"
         for run in mine:
             place = f'x="{x + run.column * LETTER:.1f}" y="{HEAD + (run.line + 1) * LINE}"'
-            length = f' textLength="{len(run.text) * LETTER:.1f}"' if run.text.isascii() else ""
-            yield f'<text class="{animation.appears(run.time)}" {place}{length}>{escape(run.text, quote=False)}</text>'
+            length = f'textLength="{len(run.text) * LETTER:.1f}"'
+            yield f'<text class="{animation.appears(run.time)}" {place} {length}>{escape(run.text, quote=False)}</text>'
         yield "</g>"
 
 
@@ -171,7 +173,7 @@ def draw(trace: Trace, plain: Trace, where: str) -> str:
     height = HEAD + LINE * max(len(lines_of(trace)), len(lines_of(plain))) + FOOT
     body = [
         *draw_answer(plain, "Plain decoding", MARGIN, animation),
-        *draw_answer(trace, "The same model in threads", MARGIN + LETTERS * LETTER + GAP, animation),
+        *draw_answer(trace, "The same model in threads", SECOND, animation),
         f'<text class="note" x="{MARGIN}" y="{height - 16}">{escape(where)}</text>',
     ]
     label = f"{trace.question} Plain: {plain.times[-1]:.1f} s. In {len(trace.threads)} threads: {trace.times[-1]:.1f} s."
@@ -188,8 +190,11 @@ def draw(trace: Trace, plain: Trace, where: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--record", action="store_true", help="answer the question anew, which takes half a minute")
-    if parser.parse_args().record:
-        record()
+    parser.add_argument("--question", default=QUESTION)
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
+    options = parser.parse_args()
+    if options.record:
+        record(options.question, options.dtype)
     trace, plain = load_traces(ANSWERS)
     assert plain is not None
     picture = draw(trace, plain, json.loads(ANSWERS.read_text(encoding="utf-8"))["where"])

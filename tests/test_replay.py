@@ -1,8 +1,13 @@
 """What is recorded of an answer is what happened: against the tree that grew, its slots, and the run's own figures."""
 
+import importlib.util
 import json
 import random
+import re
+import sys
 from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -259,3 +264,39 @@ def test_a_file_that_holds_no_trace_is_refused(content, tmp_path):
 def test_a_page_is_not_made_of_two_clocks():
     with pytest.raises(ConfigurationError, match="clock"):
         replay_page(Trace.from_dict(TRACE), Trace.from_dict(TRACE | {"timed": False}))
+
+
+@pytest.fixture(scope="module")
+def picture():
+    """The script that draws README's picture."""
+    spec = importlib.util.spec_from_file_location("picture", Path(__file__).parents[1] / "benchmarks" / "picture.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["picture"] = module  # where its dataclass looks for itself
+    spec.loader.exec_module(module)
+    return module
+
+
+def drawn_texts(picture, drawn):
+    """Return what stands in the left and in the right column, without white space."""
+    texts = [one for one in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text") if one.get("textLength")]
+    places = [(float(one.get("x")) >= picture.SECOND, int(one.get("y")), float(one.get("x")), one.text) for one in texts]
+    return ["".join("".join(text for right, *_, text in sorted(places) if right == side).split()) for side in (False, True)]
+
+
+def test_a_picture_holds_both_answers_line_by_line_and_nothing_that_runs_or_loads(picture):
+    long = ROOT | {"texts": ["Oak " * 40 + "<b>&", "."], "logprobs": None}
+    trace, plain = Trace.from_dict(TRACE | {"threads": [long, TWIG]}), Trace.from_dict(TRACE | {"threads": [ROOT]})
+    drawn = picture.draw(trace, plain, "here & there")
+    assert drawn_texts(picture, drawn) == ["".join(one.text.split()) for one in (plain, trace)]
+    assert not re.search(r"<(script|image|foreignObject)|href|url\(|@import", drawn)
+    widest = max(len(line) for line in picture.lines_of(trace))
+    assert widest <= picture.LETTERS + 1  # a space may stand behind a line
+
+
+def test_the_picture_that_is_shown_is_that_of_the_recorded_answers(picture):
+    if not picture.ANSWERS.exists():
+        pytest.skip("nothing is recorded: run benchmarks/picture.py --record on a quiet machine")
+    trace, plain = load_traces(picture.ANSWERS)
+    drawn = picture.PICTURE.read_text(encoding="utf-8")
+    assert drawn == picture.draw(trace, plain, json.loads(picture.ANSWERS.read_text(encoding="utf-8"))["where"])
+    assert len(drawn) < 1e6 and drawn_texts(picture, drawn) == ["".join(one.text.split()) for one in (plain, trace)]
