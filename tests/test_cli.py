@@ -1,6 +1,5 @@
 """The command line says what the library says, and the live view reads as the tree reads."""
 
-import io
 import json
 import re
 from dataclasses import fields
@@ -10,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
@@ -18,7 +16,7 @@ from typer.testing import CliRunner
 import hf_apar
 from byte_tokenizer import byte_tokenizer
 from hf_apar.cli import app
-from hf_apar.cli.live import CURSOR, LiveTree, TreeView
+from hf_apar.cli.live import CURSOR, TreeView
 from hf_apar.config import AparConfig
 from hf_apar.data.distillation.distill import TextAnswer, _Limits, in_batches, read_answers
 from hf_apar.data.distillation.questions import template_questions
@@ -471,15 +469,3 @@ def test_the_view_reads_as_the_tree_reads(steps):
             thread.tokens.append(token)
             view.put_token(0, thread.index, thread.parent, token)
     assert view.token_ids() == ParagraphTree(threads).token_ids
-
-
-def test_a_terminal_sees_the_last_lines_while_the_answer_grows_and_all_of_it_at_the_end():
-    output = io.StringIO()
-    console = Console(file=output, force_terminal=True, width=10, height=4, color_system=None)
-    live = LiveTree(Letters(), console=console, refresh_seconds=0.0)
-    live.begin_thread(0, 0, None)
-    for letter in "1\n2\n3\n4\n5\n6":
-        live.put_token(0, 0, None, ord(letter))
-    assert live._visible().plain.split("\n") == ["4", "5", f"6{CURSOR}"]
-    live.end()
-    assert output.getvalue().endswith("1\n2\n3\n4\n5\n6\n")

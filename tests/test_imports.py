@@ -14,8 +14,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "hf_apar"
 # From the ground up: a module may import what stands before it in this list, and its own part; nothing imports the CLI.
 ORDER = (
     "releases", "errors", "config", "protocol", "generation_settings", "tokens", "text", "tree", "streaming", "replay",
-    "forward", "checks", "choice", "speculation", "results", "decoding", "generation", "enabling", "branches", "checkpoints",
-    "data", "training", "serving", "evaluation", "probing", "cli",
+    "notebook", "forward", "checks", "choice", "speculation", "results", "decoding", "generation", "enabling", "branches",
+    "checkpoints", "data", "training", "serving", "evaluation", "probing", "cli",
 )  # fmt: skip
 
 

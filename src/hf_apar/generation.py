@@ -51,7 +51,7 @@ class AparGenerationMixin(GenerationMixin):
             protocol: who decides to fork; by default the control tokens of the checkpoint.
             proposer: guesses what threads write next.
             **kwargs: as those of ``generate``; ``streamer`` may also be an :class:`~hf_apar.streaming.AparStreamer`, or
-                several streamers in a list.
+                several streamers in a list. With ``tokenizer`` the trees show their text in notebooks.
 
         Returns:
             As ``generate``: a LongTensor (batch, prompt + new), or with ``return_dict_in_generate=True`` an
@@ -92,11 +92,15 @@ def generate_in_threads(
         _refuse_strategies(kwargs)
         settings = apar if isinstance(apar, AparConfig) else None
         taken, kwargs = _split_off(model, kwargs, _KEPT_FROM_GENERATE)
-        criteria = stop_string_criteria(taken["stop_strings"], kwargs.pop("tokenizer", None))
+        tokenizer = kwargs.pop("tokenizer", None)
+        criteria = stop_string_criteria(taken["stop_strings"], tokenizer)
         kwargs["stopping_criteria"] = [*(kwargs.get("stopping_criteria") or ()), *criteria]
         proposer = _proposer(proposer, kwargs.pop("assistant_model", None), taken)
         loop = partial(loop, apar=settings, protocol=protocol, streamer=streamer, proposer=proposer)
-        return generate(**kwargs | {"custom_generate": loop, "streamer": _prompt_relay(streamer, kwargs)})
+        out = generate(**kwargs | {"custom_generate": loop, "streamer": _prompt_relay(streamer, kwargs)})
+        for tree in (getattr(out, "trees", None) or ()) if tokenizer is not None else ():
+            tree.tokenizer = tokenizer
+        return out
 
 
 def apar_decode(

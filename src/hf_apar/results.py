@@ -10,6 +10,7 @@ from transformers.cache_utils import Cache
 from transformers.utils.generic import ModelOutput
 
 from hf_apar.forward.passes import Passes
+from hf_apar.tree.display import tree_html
 from hf_apar.tree.growth import GrowingTree
 from hf_apar.tree.threads import ParagraphTree
 
@@ -99,8 +100,17 @@ class AparOutput(ModelOutput):
         """The cache under its name before transformers 5.24."""
         return self.cache
 
+    def _repr_html_(self) -> str:
+        return "".join(map(_row_html, self.trees or (), self.stats or ()))
+
     def __getitem__(self, key: Any) -> Any:
         return super().__getitem__("cache" if key == "past_key_values" else key)  # type: ignore[no-untyped-call]
+
+
+def _row_html(tree: ParagraphTree, stats: AparStats) -> str:
+    threads = f"{len(tree.threads)} thread{'' if len(tree.threads) == 1 else 's'}"
+    speed = f"{stats.tokens} tokens in {stats.steps} steps, {stats.tokens_per_step:.2f} a step, {stats.seconds:.2f} s"
+    return tree_html(tree, tree.tokenizer, f"{threads}, {speed}")
 
 
 def output(

@@ -3,7 +3,17 @@
 What is slow to import is imported inside the commands, so that ``--help`` is quick.
 """
 
-from hf_apar.cli import data, decode, evaluate, probe, proxy, recipes, replay, training  # noqa: F401 - each adds its commands
+from hf_apar.cli import (  # noqa: F401 - each adds its commands
+    chat,
+    data,
+    decode,
+    evaluate,
+    probe,
+    proxy,
+    recipes,
+    replay,
+    training,
+)
 from hf_apar.cli.application import app, main
 
 __all__ = ["app", "main"]

@@ -44,6 +44,14 @@ class AparResult(Result):
     tree: dict[str, object]
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C came while an answer was shown: ``text`` is what was written of it, ``trace`` how, where that is recorded."""
+
+    def __init__(self, text: str, trace: Trace | None) -> None:
+        super().__init__()
+        self.text, self.trace = text, trace
+
+
 @dataclass(frozen=True)
 class Method:
     """A loaded model, an encoded prompt and the options of ``generate`` that both ways share.
@@ -87,16 +95,28 @@ class Method:
         return AparResult(tree.text(self.tokenizer), stats.tokens, seconds, unfinished, stats, tree.to_dict(), trace=trace)
 
     def _shown(self, view: LiveText | LiveTree | None, **options: object) -> tuple[object, float, Trace | None]:
-        """Generate, and leave on the screen what was written, also where something stops it."""
+        """Generate, and leave on the screen what was written, also where something stops it.
+
+        Raises:
+            Interrupted: with Ctrl-C, if the answer is shown.
+        """
         recorder = None if self.question is None else Recorder(keep_scores=False)
         try:
             streamers = _Together(one for one in (recorder, view) if one is not None)
             output, seconds = self._generate(streamer=streamers or None, **options)
+        except KeyboardInterrupt as error:
+            if view is None:
+                raise
+            raise Interrupted(view.text(), self._trace(recorder)) from error
         finally:
             if view is not None:
                 view.close()
-        question = self.question or ""
-        return output, seconds, None if recorder is None else recorder.trace(self.tokenizer, question=question)
+        return output, seconds, self._trace(recorder)
+
+    def _trace(self, recorder: Recorder | None) -> Trace | None:
+        if recorder is None or not recorder.times:
+            return None
+        return recorder.trace(self.tokenizer, question=self.question or "")
 
     def _generate(self, **options: object) -> tuple[object, float]:
         ids = torch.tensor([self.prompt], device=self.model.device)

@@ -5,14 +5,28 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hf_apar.cli.answers import (
+    BiasOption,
+    Drawing,
+    HeadsOption,
+    NewTokensOption,
+    NoHeadsOption,
+    SystemOption,
+    ThreadsOption,
+    heads_for,
+    refuse_together,
+    say_what_was_cut,
+    summarise,
+    title,
+)
 from hf_apar.cli.common import (
     BaseOption,
     DeviceOption,
@@ -21,60 +35,21 @@ from hf_apar.cli.common import (
     ModelOption,
     TemplateArgumentsOption,
     app,
-    counted,
-    finite,
     load,
     load_any,
     on_device,
     say,
-    tell,
     template_arguments,
 )
 from hf_apar.cli.options import with_settings
 from hf_apar.cli.replay import HtmlOption, TraceOption, keep_traces, refuse_missing_folders
 from hf_apar.config import AparConfig
-from hf_apar.data.described import setting
 from hf_apar.errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from hf_apar.cli.compare import AparResult, Result
-    from hf_apar.speculation.proposer import Proposer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """How a token is chosen of those that may come next: any option of sampling samples, temperature 0 is greedy.
-
-    >>> Drawing(top_p=0.9).options()
-    {'do_sample': True, 'top_p': 0.9}
-    >>> Drawing(temperature=0.0, top_p=0.9, repetition_penalty=1.1).options()
-    {'do_sample': False, 'repetition_penalty': 1.1}
-    """
-
-    do_sample: bool = setting(False, "Sample, instead of the likeliest token.")
-    temperature: float | None = setting(None, "Of the sampling; 0 takes the likeliest token.", least=0)
-    top_p: float | None = setting(None, "Sample of the likeliest tokens that have this share together.", least=0, most=1)
-    top_k: int | None = setting(None, "Sample of so many likeliest tokens; 0 for all.", least=0)
-    repetition_penalty: float | None = setting(None, "Above 1: say again less; 1 for none.", least=0.01)
-    seed: int = setting(0, "Seed of whatever is drawn at random.", least=0, most=2**32 - 1)
-
-    def options(self) -> dict[str, object]:
-        """Return the options of ``generate``."""
-        _refuse_together("--do-sample", self.do_sample, {"--temperature 0": self.temperature == 0}, "draws")
-        given = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k") if getattr(self, name) is not None}
-        sampled = self.temperature != 0 and (self.do_sample or bool(given))
-        options: dict[str, object] = {"do_sample": sampled, **(given if sampled else {})}
-        return options if self.repetition_penalty is None else options | {"repetition_penalty": self.repetition_penalty}
-
-
-HeadsOption = Annotated[
-    Path | None,
-    typer.Option(
-        exists=True, file_okay=False, help="Folder of Medusa heads; default: those that lie with the model, if any."
-    ),
-]
 
 
 @app.command("generate")
@@ -84,17 +59,15 @@ def generate_command(
     drawing: Drawing,
     model: ModelOption = None,
     base: BaseOption = None,
-    system: Annotated[str | None, typer.Option(help="What the model is told before the question.")] = None,
+    system: SystemOption = None,
     chat_template_kwargs: TemplateArgumentsOption = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Bound on all tokens of all threads together.")] = 512,
-    max_threads: Annotated[int | None, typer.Option(min=1, help="Threads that may live at once.")] = None,
-    fork_bias: Annotated[
-        float | None, typer.Option(callback=finite, help="Added to the logit of [Fork]: more forks, or fewer.")
-    ] = None,
+    max_new_tokens: NewTokensOption = 512,
+    max_threads: ThreadsOption = None,
+    fork_bias: BiasOption = None,
     compare: Annotated[bool, typer.Option("--compare", help="Decode plainly first, and show both times.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Decode plainly only; any chat model will do.")] = False,
     heads: HeadsOption = None,
-    no_heads: Annotated[bool, typer.Option("--no-heads", help="Write without Medusa heads.")] = False,
+    no_heads: NoHeadsOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object and nothing else.")] = False,
     html: HtmlOption = None,
     trace: TraceOption = None,
@@ -103,30 +76,30 @@ def generate_command(
 ) -> None:
     """Answer PROMPT with many threads, and watch them write. Sampling options sample; without one it is greedy."""
     only_apar = {"--compare": compare, "--max-threads": max_threads, "--fork-bias": fork_bias, "--heads": heads}
-    _refuse_together("--plain", plain, only_apar, "leaves APAR out")
-    _refuse_together("--no-heads", no_heads, {"--heads": heads}, "leaves the heads out")
+    refuse_together("--plain", plain, only_apar, "leaves APAR out")
+    refuse_together("--no-heads", no_heads, {"--heads": heads}, "leaves the heads out")
     refuse_missing_folders({"--html": html, "--trace": trace})
     options, text, arguments = drawing.options(), _prompt(prompt), template_arguments(chat_template_kwargs)
     loaded, tokenizer = (load_any if plain else load)(model, dtype, base)
     from hf_apar.cli.compare import Method
 
     config = AparConfig(max_threads=max_threads, fork_bias=fork_bias)
-    proposer = None if no_heads or plain else _heads(model, heads)
+    proposer = None if no_heads or plain else heads_for(model, heads)
     ids = _encode(tokenizer, text, system, arguments)
     question = None if html is None and trace is None else text
     loaded = on_device(loaded, device)
     decoder = Method(loaded, tokenizer, ids, max_new_tokens, options, drawing.seed, not as_json, proposer, question)
     if compare:
         decoder.warm_up(config)
-        _title("Plain decoding", decoder.show)
+        title("Plain decoding", decoder.show)
     one = decoder.plain() if plain or compare else None
-    _title("APAR", compare and decoder.show)
+    title("APAR", compare and decoder.show)
     many = None if plain else decoder.apar(config)
     if as_json:
         typer.echo(json.dumps(_record(text, one, many), ensure_ascii=not _unicode_output()))
     else:
-        _summarise(one, many)
-    _say_what_was_cut(one, many, max_new_tokens)
+        summarise(one, many)
+    say_what_was_cut(one, many, max_new_tokens)
     keep_traces([one.trace for one in (many, one) if one is not None], html, trace)
 
 
@@ -180,12 +153,6 @@ def _whole_or_nothing(folder: Path) -> Iterator[Path]:
             raise ConfigurationError(f"{folder} cannot be written ({error.strerror}); name a new folder") from error
 
 
-def _refuse_together(name: str, given: bool, others: Mapping[str, object], why: str) -> None:
-    for other, value in others.items():
-        if given and value is not None and value is not False:
-            raise typer.BadParameter(f"{name} {why}, so that {other} means nothing; give one of them")
-
-
 def _prompt(argument: str) -> str:
     """Return the question, read from the standard input for ``-``."""
     text = argument
@@ -199,17 +166,6 @@ def _prompt(argument: str) -> str:
         raise ConfigurationError("the prompt is empty; give a question, or - and one on the standard input")
     text.encode()  # what the shell passed on need not be UTF-8
     return text
-
-
-def _heads(model: str | None, folder: Path | None) -> "Proposer | None":
-    """Return what makes drafts: heads in ``folder``, or those that lie with the model, if any."""
-    from hf_apar.checkpoints.default_model import DEFAULT_ADAPTER
-    from hf_apar.speculation.medusa import MedusaDrafts, MedusaHeads, heads_in
-
-    lies_with_model = DEFAULT_ADAPTER if model is None else Path(model)
-    if folder is None and heads_in(lies_with_model) is None:
-        return None
-    return MedusaDrafts(MedusaHeads.load(folder or lies_with_model))
 
 
 def _encode(
@@ -250,47 +206,6 @@ def _record(prompt: str, one: "Result | None", many: "AparResult | None") -> dic
 
 def _plain_record(one: "Result") -> dict[str, object]:
     return {"text": one.text, "tokens": one.tokens, "seconds": one.seconds, "unfinished": one.unfinished}
-
-
-def _title(text: str, show: bool) -> None:
-    if show:
-        typer.secho(f"--- {text}", bold=True)
-
-
-def _summarise(one: "Result | None", many: "AparResult | None") -> None:
-    """Write what the answer cost; to the standard error where the output is one answer alone."""
-    err = one is None or many is None
-    if many is not None:
-        stats, threads = many.stats, _thread_count(many)
-        typer.echo(err=err)
-        tell(
-            f"{counted(threads, 'thread')}, {counted(stats.tokens, 'token')} in {counted(stats.steps, 'step')} "
-            f"({stats.tokens_per_step:.2f} a step), {many.seconds:.2f} s; peak KV cache {counted(stats.peak_kv, 'slot')}, "
-            f"{stats.peak_kv / stats.kv_if_sequential:.0%} of sequential",
-            dim=True, err=err,
-        )  # fmt: skip
-    for name, result in (("plain", one), ("APAR", many)):
-        if result is not None:
-            speed = f"{result.tokens_per_second:7.1f} tokens/s"
-            tell(f"{name:>5}: {result.tokens:5d} tokens {result.seconds:8.2f} s {speed}", err=err)
-    if one is not None and many is not None and one.tokens and many.tokens:
-        tell(
-            f"APAR is {many.tokens_per_second / one.tokens_per_second:.2f} times as fast per token, "
-            f"{one.seconds / many.seconds:.2f} times in all",
-            bold=True, err=err,
-        )  # fmt: skip
-
-
-def _say_what_was_cut(one: "Result | None", many: "AparResult | None", limit: int) -> None:
-    if many is not None and many.unfinished:
-        threads = counted(_thread_count(many), "thread")
-        say(f"cut at {counted(limit, 'token')}: {many.unfinished} of {threads} unfinished; give --max-new-tokens more")
-    if one is not None and one.unfinished:
-        say(f"the plain answer was cut at {counted(limit, 'token')}; give --max-new-tokens more")
-
-
-def _thread_count(many: "AparResult") -> int:
-    return len(cast(Sequence[object], many.tree["threads"]))
 
 
 def _unicode_output() -> bool:

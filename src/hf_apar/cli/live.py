@@ -1,5 +1,6 @@
 """A live view of an answer while its threads write it, for terminals (needs ``rich``)."""
 
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -7,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from rich.console import Console
-from rich.live import Live
 from rich.text import Text
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from hf_apar.cli.picture import Picture
 from hf_apar.streaming import AparStreamer
 from hf_apar.text.encoding import answer_text, decode_text
 from hf_apar.tree.threads import Decodes, joined, segments_text
@@ -155,17 +156,15 @@ class LiveTree(TreeView):
         super().__init__(tokenizer, row=row, joint=joint)
         self.console = console or standard_output()
         self.refresh_seconds = refresh_seconds
-        live = Live(console=self.console, auto_refresh=False, transient=True)
-        self._live = live if self.console.is_terminal and not self.console.is_dumb_terminal else None
+        self._picture = Picture(self.console) if self.console.is_terminal and not self.console.is_dumb_terminal else None
         self._drawn = 0.0
         self._left = False
 
     def put_token(self, row: int, thread: int, parent: int | None, token: int) -> None:
         super().put_token(row, thread, parent, token)
-        if self._live is None or time.monotonic() - self._drawn < self.refresh_seconds:
+        if self._picture is None or time.monotonic() - self._drawn < self.refresh_seconds:
             return
-        self._live.start()  # a second start does nothing
-        self._live.update(self._visible(), refresh=True)
+        self._picture.draw(self.render())
         self._drawn = time.monotonic()
 
     def end(self) -> None:
@@ -183,18 +182,14 @@ class LiveTree(TreeView):
         if self._left:
             return
         self._left = True
-        if self._live is not None:
-            self._live.stop()
+        if self._picture is not None:
+            self._picture.erase()
         text = self.text()
         if self.console.is_terminal:
             self.console.print(Text(text.translate(_CONTROLS)))
         else:
             self.console.file.write(f"{text}\n")  # as it is: rich drops control characters, such as a carriage return
             self.console.file.flush()
-
-    def _visible(self) -> Text:
-        lines = self.render().wrap(self.console, self.console.width)
-        return Text("\n").join(lines[-max(self.console.height - 1, 1) :])
 
 
 class LiveText:
@@ -216,6 +211,10 @@ class LiveText:
     def end(self) -> None:
         self.view.end()
 
+    def text(self) -> str:
+        """Return the text of the answer so far."""
+        return self.view.text()
+
     def close(self) -> None:
         """Leave what was written on the console; safe to call twice."""
         self.view.close()
@@ -223,4 +222,9 @@ class LiveText:
 
 def standard_output() -> Console:
     """Return a console that is a terminal where it really is one: ``FORCE_COLOR`` must not put pictures into a file."""
-    return Console(highlight=False, force_terminal=sys.stdout is not None and sys.stdout.isatty())
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    console = Console(highlight=False, force_terminal=terminal)
+    if not console.is_dumb_terminal:
+        return console
+    width, height = shutil.get_terminal_size()  # rich takes any dumb terminal for one of 80 columns
+    return Console(highlight=False, force_terminal=terminal, width=width, height=height)

@@ -78,6 +78,7 @@ class ParagraphTree:
         stopped_by: index of the thread whose stop string or criterion cut the answer: what reads after that thread's last
             token is no part of the answer, though its threads still hold it; ``None`` for an answer that was not cut.
         joint: what :meth:`text` puts between two segments neither of which has a space there; no token of the answer.
+        tokenizer: with it the tree shows its text in a notebook; ``generate(..., tokenizer=tokenizer)`` sets it.
 
     >>> tree = ParagraphTree([Thread(0, None, 0, 1, [], tokens=[1, 2, 3]), Thread(1, 0, 2, 2, [], tokens=[7, 8])])
     >>> list(tree.reading_order())
@@ -88,9 +89,15 @@ class ParagraphTree:
         self.threads = list(threads)
         self.stopped_by = stopped_by
         self.joint = joint
+        self.tokenizer: Decodes | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(threads={len(self.threads)}, tokens={sum(len(t.tokens) for t in self.threads)})"
+
+    def _repr_html_(self) -> str:
+        from hf_apar.tree.display import tree_html
+
+        return tree_html(self, self.tokenizer)
 
     def children(self, thread: Thread) -> list[Thread]:
         """Return the threads that ``thread`` forked, in reading order."""
@@ -159,13 +166,19 @@ def segments_text(segments: Iterable[list[int]], tokenizer: Decodes, joint: str)
     """Return the text of segments in reading order, with ``joint`` between two neither of which has a space there."""
     if not joint:
         return tokenizer.decode([token for tokens in segments for token in tokens], skip_special_tokens=True)
+    return "".join(segment_texts(segments, tokenizer, joint))
+
+
+def segment_texts(segments: Iterable[list[int]], tokenizer: Decodes, joint: str) -> Iterator[str]:
+    """Yield what each of the segments adds to their text."""
     ids, whole, text = list[int](), "", ""
     for tokens in segments:  # decoded from the start: a segment alone may lose its first space
         ids += tokens
         new = tokenizer.decode(ids, skip_special_tokens=True)[len(whole) :]
         whole += new
-        text += joined(text, new, joint)
-    return text
+        piece = joined(text, new, joint)
+        text += piece
+        yield piece
 
 
 def joined(text: str, new: str, joint: str) -> str:

@@ -1,0 +1,119 @@
+"""What the commands that answer share: how tokens are chosen, heads, and what is told of an answer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from hf_apar.cli.common import counted, finite, say, tell
+from hf_apar.data.described import setting
+
+if TYPE_CHECKING:
+    from hf_apar.cli.compare import AparResult, Result
+    from hf_apar.speculation.proposer import Proposer
+
+SystemOption = Annotated[str | None, typer.Option("--system", help="What the model is told before the question.")]
+NewTokensOption = Annotated[
+    int, typer.Option("--max-new-tokens", min=1, help="Bound on all tokens of all threads together.")
+]
+ThreadsOption = Annotated[int | None, typer.Option("--max-threads", min=1, help="Threads that may live at once.")]
+BiasOption = Annotated[
+    float | None,
+    typer.Option("--fork-bias", callback=finite, help="Added to the logit of [Fork]: more forks, or fewer."),
+]
+NoHeadsOption = Annotated[bool, typer.Option("--no-heads", help="Write without Medusa heads.")]
+HeadsOption = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True, file_okay=False, help="Folder of Medusa heads; default: those that lie with the model, if any."
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How a token is chosen of those that may come next: any option of sampling samples, temperature 0 is greedy.
+
+    >>> Drawing(top_p=0.9).options()
+    {'do_sample': True, 'top_p': 0.9}
+    >>> Drawing(temperature=0.0, top_p=0.9, repetition_penalty=1.1).options()
+    {'do_sample': False, 'repetition_penalty': 1.1}
+    """
+
+    do_sample: bool = setting(False, "Sample, instead of the likeliest token.")
+    temperature: float | None = setting(None, "Of the sampling; 0 takes the likeliest token.", least=0)
+    top_p: float | None = setting(None, "Sample of the likeliest tokens that have this share together.", least=0, most=1)
+    top_k: int | None = setting(None, "Sample of so many likeliest tokens; 0 for all.", least=0)
+    repetition_penalty: float | None = setting(None, "Above 1: say again less; 1 for none.", least=0.01)
+    seed: int = setting(0, "Seed of whatever is drawn at random.", least=0, most=2**32 - 1)
+
+    def options(self) -> dict[str, object]:
+        """Return the options of ``generate``."""
+        refuse_together("--do-sample", self.do_sample, {"--temperature 0": self.temperature == 0}, "draws")
+        given = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k") if getattr(self, name) is not None}
+        sampled = self.temperature != 0 and (self.do_sample or bool(given))
+        options: dict[str, object] = {"do_sample": sampled, **(given if sampled else {})}
+        return options if self.repetition_penalty is None else options | {"repetition_penalty": self.repetition_penalty}
+
+
+def refuse_together(name: str, given: bool, others: Mapping[str, object], why: str) -> None:
+    """Refuse options that say nothing beside one that was given."""
+    for other, value in others.items():
+        if given and value is not None and value is not False:
+            raise typer.BadParameter(f"{name} {why}, so that {other} means nothing; give one of them")
+
+
+def heads_for(model: str | None, folder: Path | None) -> "Proposer | None":
+    """Return what makes drafts: heads in ``folder``, or those that lie with the model, if any."""
+    from hf_apar.checkpoints.default_model import DEFAULT_ADAPTER
+    from hf_apar.speculation.medusa import MedusaDrafts, MedusaHeads, heads_in
+
+    lies_with_model = DEFAULT_ADAPTER if model is None else Path(model)
+    if folder is None and heads_in(lies_with_model) is None:
+        return None
+    return MedusaDrafts(MedusaHeads.load(folder or lies_with_model))
+
+
+def title(text: str, show: bool) -> None:
+    """Write what comes next, where answers are shown."""
+    if show:
+        typer.secho(f"--- {text}", bold=True)
+
+
+def summarise(one: "Result | None", many: "AparResult | None") -> None:
+    """Write what the answer cost; to the standard error where the output is one answer alone."""
+    err = one is None or many is None
+    if many is not None:
+        stats, threads = many.stats, _thread_count(many)
+        typer.echo(err=err)
+        tell(
+            f"{counted(threads, 'thread')}, {counted(stats.tokens, 'token')} in {counted(stats.steps, 'step')} "
+            f"({stats.tokens_per_step:.2f} a step), {many.seconds:.2f} s; peak KV cache {counted(stats.peak_kv, 'slot')}, "
+            f"{stats.peak_kv / stats.kv_if_sequential:.0%} of sequential",
+            dim=True, err=err,
+        )  # fmt: skip
+    for name, result in (("plain", one), ("APAR", many)):
+        if result is not None:
+            speed = f"{result.tokens_per_second:7.1f} tokens/s"
+            tell(f"{name:>5}: {result.tokens:5d} tokens {result.seconds:8.2f} s {speed}", err=err)
+    if one is not None and many is not None and one.tokens and many.tokens:
+        tell(
+            f"APAR is {many.tokens_per_second / one.tokens_per_second:.2f} times as fast per token, "
+            f"{one.seconds / many.seconds:.2f} times in all",
+            bold=True, err=err,
+        )  # fmt: skip
+
+
+def say_what_was_cut(one: "Result | None", many: "AparResult | None", limit: int) -> None:
+    """Say which threads the limit of tokens kept from ending."""
+    if many is not None and many.unfinished:
+        threads = counted(_thread_count(many), "thread")
+        say(f"cut at {counted(limit, 'token')}: {many.unfinished} of {threads} unfinished; give --max-new-tokens more")
+    if one is not None and one.unfinished:
+        say(f"the plain answer was cut at {counted(limit, 'token')}; give --max-new-tokens more")
+
+
+def _thread_count(many: "AparResult") -> int:
+    return len(cast(Sequence[object], many.tree["threads"]))
