@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from storm import exactness, growth, scripted, texts
+from storm import doors, exactness, files, growth, scripted, texts
 from storm.storms import Storm, mended, run
 
 STORMS: tuple[Storm, ...] = (
-    exactness.STORM, scripted.STORM, *texts.STORMS, growth.STORM,
+    exactness.STORM, scripted.STORM, *texts.STORMS, growth.STORM, files.STORM, doors.STORM,
 )  # fmt: skip
 
 

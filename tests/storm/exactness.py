@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 
 from families import CASES, SMALL, tiny
 from hf_apar import AparConfig, enable_apar
@@ -61,8 +62,8 @@ def options(scenario: Scenario, enabled: Any, given: dict[str, torch.Tensor]) ->
         head = {name: tensor[:, :-2] for name, tensor in given.items()}
         positions = (head["attention_mask"].cumsum(1) - 1).clamp(min=0)
         with torch.no_grad():
-            known = {} if scenario["family"] == "gpt_neox" else {"position_ids": positions}
-            told["past_key_values"] = enabled(**head, **known, use_cache=True).past_key_values
+            told["past_key_values"] = cache = DynamicCache()  # without a config: a window would drop what others see
+            enabled(**head, position_ids=positions, past_key_values=cache, use_cache=True)
     return told
 
 
