@@ -13,7 +13,7 @@ CONTRACT := releases cache layout decoding generation options scripted families 
 # What touches the other packages that have a lower bound.
 BOUNDED := training extraction convert
 
-.PHONY: demo test test-lowest test-newest test-wheel test-vllm serve-demo docs dist bench bench-smoke clean
+.PHONY: storm demo test test-lowest test-newest test-wheel test-vllm serve-demo docs dist bench bench-smoke clean
 
 demo: $(VENV)/.stamp
 	mkdir -p build
@@ -93,6 +93,11 @@ bench: $(VENV)/.stamp
 	test -z "$(VICUNA)" || $(BIN)/python benchmarks/batches.py --repeats 1 "$(VICUNA)"
 	test -z "$(VICUNA)" || $(BIN)/python benchmarks/speculation.py --each 1 "$(VICUNA)"
 	test -z "$(ANSWERS)" || $(BIN)/python benchmarks/training_cost.py "$(ANSWERS)"
+
+# Random scenarios for so many minutes, on from where the last call stopped: tests/storm, and docs/reliability.md.
+STORM_MINUTES ?= 30
+storm: $(VENV)/.stamp
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m storm --minutes $(STORM_MINUTES)
 
 # Counts of operations instead of seconds, so that it holds on a busy machine too.
 bench-smoke: $(VENV)/.stamp

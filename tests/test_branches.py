@@ -15,12 +15,12 @@ from transformers import (
 )
 
 from conftest import CHILD, EOS, FORK, VOCABULARY, left_padded, random_prompts, tiny_llama
+from families import CASES, WINDOW, tiny
 from hf_apar import AparStreamer, ConfigurationError, ControlTokenError, branch, enable_apar
 from hf_apar.protocol import NoForks
 from hf_apar.speculation.medusa import MedusaDrafts, MedusaHeads
 from hf_apar.tree.growth import GrowingTree
 from letter_tokenizer import letter_tokenizer
-from test_families import CASES, WINDOW, tiny
 
 BRANCHES = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [5, 6], []]
 PROMPTS = random_prompts(3, seed=1)

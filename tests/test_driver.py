@@ -13,9 +13,10 @@ from hf_apar.serving.answer import Answer, Limits
 from hf_apar.serving.driver import Driver, Made, ThreadRequest
 from hf_apar.serving.reading import MadeToken
 from letter_tokenizer import letter_tokenizer
+from reference import Reference
 from scripted_model import LETTERS, follow
 from test_docs import ROOT, padded_code
-from test_scripted import RULES, Reference
+from test_scripted import RULES
 
 POLICIES = [Eager(), FixedCap(1), EqualShare(5)]
 

@@ -37,16 +37,16 @@ class AparConfig:
     joint: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_threads", "max_depth"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ConfigurationError(f"{name} is {value}; it must be 1 or more")
-        for name in ("fork_token_id", "child_token_id"):
-            if (value := getattr(self, name)) is not None and value < 0:
-                raise ConfigurationError(f"{name} is {value}; a token id is 0 or more")
+        whole = {"max_threads": 1, "max_depth": 1, "fork_token_id": 0, "child_token_id": 0}
+        for name, least in whole.items():
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise ConfigurationError(f"{name} is {value!r}; it must be a whole number of {least} or more")
         if self.fork_token_id is not None and self.fork_token_id == self.child_token_id:
             raise ConfigurationError(f"fork_token_id and child_token_id are both {self.fork_token_id}, and must differ")
-        if self.fork_bias is not None and not self.fork_bias < float("inf"):  # NaN is not below it either
-            raise ConfigurationError(f"fork_bias is {self.fork_bias}; it must be a number below infinity")
+        bias = self.fork_bias
+        if bias is not None and (isinstance(bias, bool) or not isinstance(bias, int | float) or not bias < float("inf")):
+            raise ConfigurationError(f"fork_bias is {bias!r}; it must be a number below infinity")  # NaN is not below it
         if not isinstance(self.joint, str | None):
             raise ConfigurationError(f"joint is {self.joint!r}; it must be a text, such as a line break")
 
@@ -55,10 +55,12 @@ class AparConfig:
         """Build a configuration from the plain ``dict`` that a generation config carries.
 
         Raises:
-            ConfigurationError: if a key is unknown; the message lists the right ones.
+            ConfigurationError: if a key is unknown, the message lists the right ones, or a value is of another kind.
         """
+        if not isinstance(values, Mapping):
+            raise ConfigurationError(f"APAR settings are {str(values)[:80]!r}; they must be a dict")
         known = [field.name for field in fields(cls)]
-        if unknown := sorted(set(values) - set(known)):
+        if unknown := sorted(str(name)[:40] for name in values if name not in known):
             raise ConfigurationError(f"unknown APAR setting {', '.join(unknown)}; the settings are {', '.join(known)}")
         return cls(**values)  # type: ignore[arg-type]
 

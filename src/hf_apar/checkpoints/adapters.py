@@ -62,6 +62,10 @@ def check_fit(folder: Path, model: PreTrainedModel) -> None:
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as tensors:
         for key in tensors.keys():  # noqa: SIM118 - not a dict
             shape = tensors.get_slice(key).get_shape()
+            if len(shape) != 2:
+                raise _misfit(folder, model, f"{key} has the shape {shape}, and not two dimensions")
+            if not tensors.get_tensor(key).isfinite().all():
+                raise ConfigurationError(f"the adapter in {folder} has values in {key} that are no numbers; train it again")
             layer, _, rest = key.removeprefix("base_model.model.").partition(".lora_")
             if key.endswith(".trainable_tokens_delta"):  # (tokens, hidden)
                 sizes = ("the hidden states", shape[1], int(cast(Tensor, model.get_input_embeddings().weight).shape[1]))
@@ -113,7 +117,11 @@ def load_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fol
     check_files(folder)
     check_fit(folder, model)
     generation_config = adapter_settings(folder, add_control_tokens(model, tokenizer) if forks(folder) else None)
-    wrapped = PeftModel.from_pretrained(model, str(folder))
+    try:
+        wrapped = PeftModel.from_pretrained(model, str(folder))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # PEFT takes its settings as they come
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        raise ConfigurationError(f"the settings in {folder / 'adapter_config.json'} make no adapter ({reason})") from error
     model.generation_config = generation_config
     if getattr(model, "hf_quantizer", None) is not None:
         return cast(PreTrainedModel, wrapped.eval())  # it passes on what it lacks to the model within

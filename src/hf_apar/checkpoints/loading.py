@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -19,10 +20,12 @@ from hf_apar.checkpoints.adapters import (
 )
 from hf_apar.checkpoints.conversion import cast_parameters, forget_quantization, taken_dtype
 from hf_apar.checkpoints.default_model import DEFAULT_BASE, load_default_base
-from hf_apar.checkpoints.sources import HUB_OPTIONS, Source, find_source, is_folder
+from hf_apar.checkpoints.sources import HUB_OPTIONS, Source, find_source, is_folder, settings_in
 from hf_apar.enabling import enable_apar
 from hf_apar.errors import CheckpointError, ConfigurationError
 from hf_apar.tokens import KNOWN_PAIRS, checkpoint_config, known_pair
+
+_NO_CODE = {"trust_remote_code": False}  # where nothing is said, transformers would ask on the terminal
 
 
 def load_base(
@@ -84,8 +87,18 @@ def _is_quantised(source: Source, options: Mapping[str, Any]) -> bool:
 
 def _read(source: Source, dtype: torch.dtype | str, options: Mapping[str, Any]) -> PreTrainedModel:
     # without adapter_kwargs, transformers looks on the Hub for an adapter, whatever local_files_only says
-    everything: dict[str, Any] = {"adapter_kwargs": dict(source.options), **source.options, **options}
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source.name, dtype=dtype, **everything)
+    everything: dict[str, Any] = {"adapter_kwargs": dict(source.options), **_NO_CODE, **source.options, **options}
+    source.check_settings()
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source.name, dtype=dtype, **everything)
+    except UnpicklingError as error:
+        raise CheckpointError(
+            f"{source.name} holds a pickle that is more than weights, and is not read; give one with safetensors"
+        ) from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise CheckpointError(f"the weights of {source.name} have other shapes than its config.json says") from error
     if "gguf_file" in options:
         forget_quantization(_without_info(model))
     return model
@@ -99,7 +112,7 @@ def _without_info(loaded: Any) -> PreTrainedModel:
 
 def _read_tokenizer(source: Source, options: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model that is loaded with ``options``."""
-    shared = {key: options[key] for key in ("trust_remote_code", "gguf_file") if key in options}
+    shared = _NO_CODE | {key: options[key] for key in ("trust_remote_code", "gguf_file") if key in options}
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.name, **source.options, **shared)
     return tokenizer
 
@@ -145,6 +158,7 @@ class AparModelForCausalLM:
         """
         dtype = taken_dtype(dtype, options)
         source = find_source(name_or_adapter, {key: options.pop(key) for key in HUB_OPTIONS if key in options})
+        source.check_settings()
         if (config := source.file("adapter_config.json")) is not None:
             if options.pop("output_loading_info", False):
                 raise ConfigurationError(f"output_loading_info tells of a checkpoint, and {source.name} is an adapter")
@@ -174,6 +188,8 @@ def load_tokenizer(
     if name_or_adapter == DEFAULT_BASE:
         return load_default_base()[1]
     source = find_source(name_or_adapter, {key: options.pop(key) for key in HUB_OPTIONS if key in options})
+    source.check_settings()
+    options = _NO_CODE | options
     config = source.file("adapter_config.json")
     if config is None:
         return AutoTokenizer.from_pretrained(source.name, **source.options, **options)
@@ -207,8 +223,10 @@ def _base_of(adapter: Source, config: Path, base: str | Path | None) -> tuple[st
     shared = {key: value for key, value in adapter.options.items() if key not in ("revision", "subfolder")}
     if base is not None:
         return base, shared
-    recorded = json.loads(config.read_text(encoding="utf-8"))
-    place = str(recorded["base_model_name_or_path"])
+    recorded = settings_in(config)
+    place = recorded.get("base_model_name_or_path")
+    if not isinstance(place, str) or not place:
+        raise CheckpointError(f"{config} names no base but {str(place)[:80]!r}; {PASS_BASE}")
     shared |= {"revision": recorded.get("revision")}  # PEFT's word for the base's, mostly None
     return place if place == DEFAULT_BASE else recorded_base(adapter.name, place), shared
 

@@ -4,6 +4,7 @@ transformers takes a name that is no folder for one on the Hub, and asks there a
 name is looked up once, before anything is loaded.
 """
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "token", "revision", "subfolder")
 """The options of ``from_pretrained`` that say how to get files from the Hub."""
 
+_SETTINGS = ("config.json", "adapter_config.json", "generation_config.json", "tokenizer_config.json")
 _FILES = ("config.json", "adapter_config.json")  # a repository has one of them
 
 
@@ -53,6 +55,38 @@ class Source:
             return Path(hf_hub_download(self.name, name, **options))
         except EntryNotFoundError:  # on the Hub, or in the cache where the Hub is not asked
             return None
+
+    def check_settings(self) -> None:
+        """Check that the files of settings in a folder are objects of JSON, and name tokens by numbers.
+
+        Raises:
+            CheckpointError: if one is not.
+        """
+        for name in _SETTINGS if is_folder(self.name) else ():
+            if (path := self.file(name)) is not None:
+                settings_in(path)
+
+
+def settings_in(path: Path) -> dict[str, Any]:
+    """Return the settings that the file ``path`` of a checkpoint holds.
+
+    Raises:
+        CheckpointError: if it holds no object of JSON, or a token in it has no number.
+    """
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no JSON ({_first_line(error)}); copy the checkpoint again") from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path} is a {type(settings).__name__}, and must be an object of settings")
+    if path.name == "generation_config.json":
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            given = settings.get(name)
+            if not all(type(one) is int for one in (given if isinstance(given, list) else [given]) if one is not None):
+                raise CheckpointError(
+                    f"{path} has {name} {str(given)[:80]!r}; it must be the number of a token, or a list of such"
+                )
+    return settings
 
 
 def find_source(name: str | Path, options: Mapping[str, Any] | None = None) -> Source:

@@ -1,8 +1,10 @@
 """Threads and the paragraph tree that they write: plain Python (paper, section 3.1)."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeGuard, get_args
+
+from hf_apar.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,15 +118,18 @@ class ParagraphTree:
             assert thread.parent is not None
             forks.setdefault(thread.parent, []).append(thread)
 
-        def walk(thread: Thread) -> Iterator[tuple[Thread, list[int], bool]]:
-            start = 0
-            for child in forks.get(thread.index, ()):
+        waiting = {parent: iter(children) for parent, children in forks.items()}
+        stack = [(self.threads[0], 0)]  # threads that the place lies in, and how much of each was read
+        while stack:
+            thread, start = stack[-1]
+            child = next(waiting.get(thread.index, iter(())), None)
+            if child is None:
+                stack.pop()
+                yield thread, thread.tokens[start:], True
+            else:
+                stack[-1] = (thread, child.fork_position)
+                stack.append((child, 0))
                 yield thread, thread.tokens[start : child.fork_position], False
-                yield from walk(child)
-                start = child.fork_position
-            yield thread, thread.tokens[start:], True
-
-        return walk(self.threads[0])
 
     def reading_order(self) -> Iterator[tuple[int, list[int]]]:
         """Yield ``(thread index, tokens)`` depth first: node, its detail, its next sibling."""
@@ -157,9 +162,66 @@ class ParagraphTree:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> Self:
-        """Build the tree that :meth:`to_dict` wrote down."""
-        known = cast(Mapping[str, Any], values)
-        return cls([Thread(**thread) for thread in known["threads"]], known.get("stopped_by"), known.get("joint", ""))
+        """Build the tree that :meth:`to_dict` wrote down.
+
+        Raises:
+            DataError: if it did not.
+        """
+        given = values.get("threads") if isinstance(values, Mapping) else None
+        if not isinstance(given, list) or not given:
+            raise DataError(f"a tree is a dict with threads, a list with one at least, got {str(values)[:80]}")
+        threads: list[Thread] = []
+        forked: dict[int, int] = {}  # where each thread forked last
+        for one in given:
+            threads.append(_read_thread(one, threads, forked))
+        stopped_by, joint = values.get("stopped_by"), values.get("joint", "")
+        if not (stopped_by is None or (_is_count(stopped_by) and stopped_by < len(threads))) or not isinstance(joint, str):
+            raise DataError(f"a tree has stopped_by {str(stopped_by)[:40]} and joint {str(joint)[:40]!r}; the one is the "
+                            f"index of one of its {len(threads)} threads or null, the other a text")  # fmt: skip
+        return cls(threads, stopped_by, joint)
+
+
+_COUNTS = ("index", "fork_position", "depth", "start", "drafts", "proposed", "accepted")
+_IDS = ("path_ids", "tokens", "injected", "unread")
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _read_thread(values: object, earlier: Sequence[Thread], forked: dict[int, int]) -> Thread:
+    """Return the thread that a dict tells of; ``earlier`` are those before it, of which each last ``forked`` where it says.
+
+    Raises:
+        DataError: if it is none that may follow them.
+    """
+    number = len(earlier)
+    if not isinstance(values, Mapping) or not values.keys() <= {one.name for one in fields(Thread)} - {*_TENSORS}:
+        raise DataError(f"thread {number} of a tree is {str(values)[:80]}; a dict of the fields of a Thread is wanted")
+    try:
+        thread = Thread(**values)
+    except TypeError as error:  # one is missing
+        raise DataError(f"thread {number} of a tree lacks a field: {error}") from error
+    lists = [getattr(thread, name) for name in _IDS]
+    logprobs = [] if thread.logprobs is None else thread.logprobs
+    kinds = (
+        all(_is_count(getattr(thread, name)) for name in _COUNTS)
+        and all(isinstance(ids, list) and all(map(_is_count, ids)) for ids in lists)
+        and (thread.eos_token_id is None or _is_count(thread.eos_token_id))
+        and thread.finish_reason in (None, *get_args(FinishReason))
+        and isinstance(logprobs, list) and all(isinstance(one, float | int) for one in logprobs)
+    )  # fmt: skip
+    if not kinds or thread.index != number or (thread.parent is None) != (number == 0):
+        raise DataError(f"thread {number} of a tree has a field of another kind, or a wrong index or parent")
+    if thread.parent is not None:
+        if not _is_count(thread.parent) or thread.parent >= number:
+            raise DataError(
+                f"thread {number} of a tree has the parent {str(thread.parent)[:40]}, none of those before it"
+            )
+        if not forked.get(thread.parent, 0) <= thread.fork_position <= len(earlier[thread.parent].tokens):
+            raise DataError(f"thread {number} of a tree forks at {thread.fork_position}, where its parent does not")
+        forked[thread.parent] = thread.fork_position
+    return thread
 
 
 def segments_text(segments: Iterable[list[int]], tokenizer: Decodes, joint: str) -> str:

@@ -131,13 +131,22 @@ class _Source:
     def sections(self) -> Iterator[Part]:
         """Yield what stands under each heading, a bold line alone being one too."""
         headings = list(self._headings())
+        ends = self._section_ends(headings)
         groups: dict[int, list[int]] = {}  # level: group, sections so far
         for place, (level, (start, body)) in enumerate(headings):
             groups = {other: group for other, group in groups.items() if other <= level}
             group = groups.setdefault(level, [-1 - place, -1])
             group[1] += 1
-            end = next((span[0] for other, span in headings[place + 1 :] if other <= level), len(self.answer))
-            yield from self._part("section", (start, body, end), group)
+            yield from self._part("section", (start, body, ends[place]), group)
+
+    def _section_ends(self, headings: Sequence[tuple[int, Span]]) -> list[int]:
+        """Return where each section ends: at the next heading of its level or a higher one."""
+        ends, following = [len(self.answer)] * len(headings), dict[int, int]()  # level: where the next one begins
+        for place in reversed(range(len(headings))):
+            level, (start, _) = headings[place]
+            ends[place] = min((begins for other, begins in following.items() if other <= level), default=len(self.answer))
+            following[level] = start
+        return ends
 
     def _headings(self) -> Iterator[tuple[int, Span]]:
         for token in self.tokens:

@@ -1,6 +1,7 @@
 """The rules by which an answer, or a part of it, stays unforked: named, so that they can be counted and switched off."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -90,7 +91,7 @@ def _is_verse(candidate: Candidate) -> bool:
 def _is_dialogue(candidate: Candidate) -> bool:
     """Do two speakers take turns, or most paragraphs open with a quotation?"""
     speakers = [match["speaker"].strip().lower() for match in _SPEECH.finditer(candidate.answer)]
-    turns = {speaker for speaker in speakers if speakers.count(speaker) > 1}
+    turns = {speaker for speaker, count in Counter(speakers).items() if count > 1}
     paragraphs = [token.content for token in candidate.tokens if token.type == "inline" and token.level == 1]
     spoken = sum(_SPOKEN_PARAGRAPH.match(text) is not None for text in paragraphs)
     return (len(turns) > 1 and _alternate(speakers, turns)) or spoken >= max(3, len(paragraphs) / 2)

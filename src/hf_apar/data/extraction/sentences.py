@@ -17,6 +17,8 @@ _ABBREVIATIONS = """
 _CLOSING = re.compile(r"""["'”’»›」』）)\]*_]*""")
 _NEXT = re.compile(r"""\s*["'“‘„«‹「『（(\[*_¿¡]*(\w)""")
 _WORD = re.compile(r"(\S+)\Z")
+_LOOKED_AT = 200  # letters before an end: the work is linear in the text's length
+_LONGEST = 2000  # letters of a first sentence: segmenting takes quadratic time where no space follows a full stop
 
 
 def first_sentence_end(text: str) -> int | None:
@@ -31,7 +33,7 @@ def first_sentence_end(text: str) -> int | None:
     >>> first_sentence_end("茶は体によい。水もよい。")
     7
     """
-    return next(_ends(text), None)
+    return next(_ends(text[:_LONGEST]), None)
 
 
 def sentence_ends(text: str) -> list[int]:
@@ -50,7 +52,7 @@ def _ends(text: str) -> Iterator[int]:
         following = _NEXT.match(text, end)
         if following is None or not _can_start(following[1]) or not all(end in seen for seen in others):
             continue
-        sentence = text[:end].rstrip("\"'”’»›」』）)]*_")
+        sentence = text[max(0, end - _LOOKED_AT) : end].rstrip("\"'”’»›」』）)]*_")
         if sentence[-1:].isalnum() or (sentence.endswith(".") and _is_abbreviated(sentence.rstrip(".!?"))):
             continue
         yield end

@@ -95,11 +95,23 @@ def read_chat(record: object) -> Chat:
     if not isinstance(record, Mapping):
         raise DataError("the record is no object")
     given = [_message(item) for item in [*_system(record), *_turns(record)]]
-    first = [message for place, message in enumerate(given) if message["role"] != "system" or message not in given[:place]]
-    messages, repairs = _in_order(first)  # a field may say once more what the first turn says
+    messages, repairs = _in_order(_said_once(given))
     tools = read_tools(record.get("tools"))
     _check_letters(shown(tools))
     return Chat(tuple(messages), tools, repairs)
+
+
+def _said_once(given: Sequence[Message]) -> list[Message]:
+    """Leave out what the system says once more: a field may say what the first turn says."""
+    known: set[tuple[str, str | None]] = set()
+    kept = []
+    for message in given:
+        told = message["content"], message.get("name")
+        if message["role"] != "system" or told not in known:
+            kept.append(message)
+        if message["role"] == "system":
+            known.add(told)
+    return kept
 
 
 def _system(record: Mapping[str, object]) -> Iterator[object]:
@@ -189,18 +201,22 @@ def _in_order(given: Sequence[Message]) -> tuple[list[Message], tuple[str, ...]]
     """Return messages in the order that strict templates ask for, and what had to be done to them."""
     repairs: dict[str, None] = {}
     messages: list[Message] = []
+    more: dict[int, list[str]] = {}  # what is joined to a message
     for message in given:
         last = messages[-1]["role"] if messages else ""
         if message["role"] == "assistant" and last in ("", "system"):
             repairs[LED] = None
         elif message["role"] == last and last in ("system", "user"):
             repairs[JOINED] = None
-            messages[-1] = _joined(messages[-1], message)
+            more.setdefault(len(messages) - 1, []).append(message["content"])
         elif message["role"] not in _FOLLOWERS[last]:
             raise DataError(f"a message of the role {message['role']} follows one of the role {last}" if last else
                             f"the chat begins with a message of the role {message['role']}")  # fmt: skip
         else:
             messages.append(message)
+    for place, texts in more.items():
+        text = "\n\n".join(text for text in (messages[place]["content"], *texts) if text)
+        messages[place] = Message(role=messages[place]["role"], content=text)
     while messages and not is_answer(messages[-1]):
         repairs[UNANSWERED] = None
         messages.pop()
@@ -209,11 +225,6 @@ def _in_order(given: Sequence[Message]) -> tuple[list[Message], tuple[str, ...]]
     if not all(message["content"].strip() for message in messages if is_answer(message)):
         raise DataError("an answer is empty")
     return messages, tuple(repairs)
-
-
-def _joined(first: Message, second: Message) -> Message:
-    text = "\n\n".join(message["content"] for message in (first, second) if message["content"])
-    return Message(role=first["role"], content=text)
 
 
 def is_answer(message: Message) -> bool:

@@ -144,18 +144,21 @@ def _end(text: str, start: int) -> int | None:
     if text[start : start + 1] not in ("{", "["):
         raise ValueError("neither object nor array")
     opened: list[str] = []
+    braces = 0  # among them
     for found in _BRACKET.finditer(text, start):
         mark = found[0]
         if mark in "{[":
             opened.append(mark)
+            braces += mark == "{"
         elif mark == '"':  # a string that is not complete yet
             return None
         elif mark in "}]":
             begun = "{" if mark == "}" else "["
-            if begun not in opened:
+            if (begun == "{" and not braces) or (begun == "[" and len(opened) == braces):
                 raise ValueError("what is around it ends")
-            while opened.pop() != begun:  # what was left open within ends too
-                pass
+            while (last := opened.pop()) != begun:  # what was left open within ends too
+                braces -= last == "{"
+            braces -= last == "{"
             if not opened:
                 return found.end()
     return None

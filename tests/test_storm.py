@@ -1,0 +1,135 @@
+"""A few scenarios of each storm, and those by which the storms have found something: ``make storm`` tries many more."""
+
+import json
+import time
+from io import BytesIO
+
+import pytest
+
+from hf_apar import AparConfig, ParagraphTree, Thread
+from hf_apar.checkpoints.sources import settings_in
+from hf_apar.data.extraction.markdown import extract
+from hf_apar.data.extraction.sentences import first_sentence_end
+from hf_apar.data.records.json_array import array_items
+from hf_apar.errors import CheckpointError, ConfigurationError, DataError
+from storm import files, texts
+from storm.__main__ import STORMS, main
+from storm.storms import Storm, Tally, mended, run
+
+
+@pytest.mark.parametrize("storm", STORMS, ids=lambda storm: storm.name)
+def test_the_first_scenarios_of_each_storm_hold(storm):
+    for seed in range(3 if storm.name in ("growth", "exactness") else 20):
+        assert storm.failure(storm.scenario(seed)) is None, storm.scenario(seed)
+
+
+def even(numbers):
+    assert 7 not in numbers, f"7 among {len(numbers)}"
+
+
+def test_a_failure_is_shrunk_written_down_and_counted_as_mended_once_it_holds(tmp_path):
+    storm = Storm("even", lambda draw: {"numbers": [draw.randrange(9) for _ in range(20)]}, even)
+    said = []
+    tally = run(storm, tmp_path, 0.3, said.append)
+    (failure,) = tally.failures
+    assert failure["scenario"] == {"numbers": [7]} and tally.failed > 1 and "storm.even" not in said[0]
+    assert "def test_storm_even_" in said[0] and "even(numbers=[7])" in said[0]
+    assert mended(storm, tally) == 0 and mended(Storm("even", storm.draw, lambda numbers: None), tally) == 1
+    again = run(storm, tmp_path, 0.1, said.append)
+    assert again.tried > tally.tried and again.next_seed == again.tried and len(said) == 1, "it goes on, and says it once"
+    with (tmp_path / "even.jsonl").open("a") as file:
+        file.write('{"since": 1')  # a process was killed here
+    assert Tally.read(tmp_path / "even.jsonl") == again
+
+
+def test_the_command_tells_what_was_tried(tmp_path):
+    said = []
+    assert main(["trees", "--minutes", "0.003", "--folder", str(tmp_path)], said.append) == 0
+    assert said[-1].splitlines()[-1].endswith("| 0 | 0 | 0 |")
+
+
+SETTINGS = ({"max_threads": "8"}, {"max_depth": 2.5}, {"fork_token_id": True}, {"fork_bias": "0"}, {"child_token_id": []})
+
+
+@pytest.mark.parametrize("settings", [*SETTINGS, [["max_threads", 1]], "x", {1: 2, "y": 3}], ids=str)
+def test_settings_of_a_checkpoint_of_another_kind_are_refused(settings):
+    with pytest.raises(ConfigurationError):
+        AparConfig.from_dict(settings)
+
+
+TREE = {"threads": [vars(Thread(0, None, 0, 1, [1, 2], [2])), vars(Thread(1, 0, 1, 2, [1, 2, 3], [3]))]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"parent": 1}, {"parent": None}, {"index": 0}, {"fork_position": 2}, {"tokens": "ab"}, {"tokens": [-1]}, {"depth": 2.0},
+     {"finish_reason": "end"}, {"logprobs": ["a"]}, {"x": 1}, {"eos_token_id": "0"}, {"path_ids": [True]}],
+    ids=str,
+)  # fmt: skip
+def test_a_tree_that_was_not_written_down_is_refused(change):
+    tree = json.loads(json.dumps(TREE))
+    assert ParagraphTree.from_dict(tree).token_ids == [2, 3]
+    tree["threads"][1] |= change
+    with pytest.raises(DataError, match="thread 1 of a tree"):
+        ParagraphTree.from_dict(tree)
+    for other in (None, {}, {"threads": []}, TREE | {"stopped_by": 2}, TREE | {"joint": 1}, {"threads": [{}]}):
+        with pytest.raises(DataError, match="a tree"):
+            ParagraphTree.from_dict(other)
+
+
+def test_a_tree_may_be_deeper_than_the_stack():
+    threads = [Thread(0, None, 0, 1, [], [0])] + [Thread(n, n - 1, 1, n + 1, [], [n]) for n in range(1, 3000)]
+    assert ParagraphTree(threads).token_ids == list(range(3000))
+
+
+def test_storm_trees_6496():
+    """Two threads of one index, the one the other's parent: read for ever."""
+    texts.check_tree({"threads": [vars(Thread(0, None, 0, 0, [])), vars(Thread(0, 0, 0, 0, []))]})
+
+
+MENDED = (
+    "a pickle for a model", "nan", "shape", "line", "peft: kind", "peft: rank", "peft: modules", "base: number", "eos: text",
+    "a list", "settings: a list", "code",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", MENDED)
+@pytest.mark.parametrize("which", ["adapter", "base"])
+def test_hostile_files_are_refused_in_a_sentence(attack, which):
+    files.check(attack, which, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("config.json", "{", "is no JSON"),
+        ("config.json", "[" * 100_000, "is no JSON"),
+        ("adapter_config.json", "[]", "is a list, and must be an object"),
+        ("generation_config.json", '{"eos_token_id": [1, "2"]}', "has eos_token_id .* the number of a token"),
+    ],
+)
+def test_files_of_settings_hold_settings(tmp_path, name, text, words):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(CheckpointError, match=words):
+        settings_in(tmp_path / name)
+
+
+def seconds(read, text):
+    began = time.process_time()
+    read(text)
+    return time.process_time() - began
+
+
+@pytest.mark.parametrize(
+    ("read", "text"),
+    [
+        (lambda text: list(array_items(BytesIO(text.encode()))), "[" * 50_000 + "{}" * 50_000),
+        (extract, "#\n" * 20_000),
+        (lambda text: texts.check_record({"messages": [{"role": "system", "content": one} for one in text.split()]}),
+         " ".join(map(str, range(20_000)))),
+        (first_sentence_end, "水。" * 20_000),
+    ],
+    ids=["array", "headings", "systems", "sentences"],
+)  # fmt: skip
+def test_what_took_quadratic_time_takes_seconds(read, text):
+    assert seconds(read, text) < 5
