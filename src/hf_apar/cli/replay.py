@@ -79,8 +79,8 @@ def _of_tree(record: Mapping[str, object], model: str | None, base: str | None) 
 
     try:
         tree = ParagraphTree.from_dict(cast(Mapping[str, object], record["tree"]))
-    except (TypeError, KeyError, AttributeError) as error:
-        raise DataError("its tree is none that generate --json writes; give such a file, or one of --trace") from error
+    except DataError as error:
+        raise DataError(f"{error}; give what generate --json wrote, or --trace") from error
     return trace_of_tree(tree, _tokenizer(model, base), question=str(record.get("prompt", "")))
 
 
