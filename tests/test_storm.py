@@ -24,7 +24,8 @@ def test_the_first_scenarios_of_each_storm_hold(storm):
 
 
 def even(numbers):
-    assert 7 not in numbers, f"7 among {len(numbers)}"
+    if 7 in numbers:
+        raise ValueError(f"7 is among {len(numbers)}")
 
 
 def test_a_failure_is_shrunk_written_down_and_counted_as_mended_once_it_holds(tmp_path):
@@ -32,7 +33,7 @@ def test_a_failure_is_shrunk_written_down_and_counted_as_mended_once_it_holds(tm
     said = []
     tally = run(storm, tmp_path, 0.3, said.append)
     (failure,) = tally.failures
-    assert failure["scenario"] == {"numbers": [7]} and tally.failed > 1 and "storm.even" not in said[0]
+    assert failure["scenario"] == {"numbers": [7]} and tally.failed > 1
     assert "def test_storm_even_" in said[0] and "even(numbers=[7])" in said[0]
     assert mended(storm, tally) == 0 and mended(Storm("even", storm.draw, lambda numbers: None), tally) == 1
     again = run(storm, tmp_path, 0.1, said.append)
@@ -57,7 +58,7 @@ def test_settings_of_a_checkpoint_of_another_kind_are_refused(settings):
         AparConfig.from_dict(settings)
 
 
-TREE = {"threads": [vars(Thread(0, None, 0, 1, [1, 2], [2])), vars(Thread(1, 0, 1, 2, [1, 2, 3], [3]))]}
+TREE = ParagraphTree([Thread(0, None, 0, 1, [1, 2], [2]), Thread(1, 0, 1, 2, [1, 2, 3], [3])]).to_dict()
 
 
 @pytest.mark.parametrize(
