@@ -161,5 +161,5 @@ def test_a_chat_at_a_terminal_goes_on_after_ctrl_c_and_keeps_what_was_written(ch
     messages = json.loads((tmp_path / "chat.jsonl").read_text(encoding="utf-8"))["messages"]
     assert [one["role"] for one in messages] == ["user", "assistant"] * 2
     assert messages[0]["content"] == messages[2]["content"] == FIRST
-    assert all(len(one["content"]) > 100 for one in messages[1::2])
+    assert all(one["content"] for one in messages[1::2])
     assert FIRST in (tmp_path / "page.html").read_text(encoding="utf-8")
