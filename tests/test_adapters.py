@@ -3,9 +3,11 @@
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file
 
 from conftest import CHILD, FORK, left_padded, random_prompts, tiny_llama
-from hf_apar import AparConfig, UnsupportedModelError, disable_apar, enable_apar
+from hf_apar import AparConfig, ConfigurationError, UnsupportedModelError, disable_apar, enable_apar
+from hf_apar.checkpoints.adapters import check_fit
 
 PROMPTS = left_padded(random_prompts(3, seed=3))
 CONFIG = AparConfig(fork_token_id=FORK, child_token_id=CHILD)
@@ -35,6 +37,18 @@ def test_a_lora_model_decodes_as_its_merged_weights_do(enabled_first):
     assert isinstance(wrapped, PeftModel)
     assert run(wrapped.eval()) == run(merged(1)) != run(enable_apar(tiny_llama()))
     assert run(wrapped.merge_and_unload()) == run(merged(1))
+
+
+def test_an_adapter_with_magnitudes_of_one_dimension_fits_its_base(tmp_path):
+    """DoRA's have one: it is the pairs of matrices alone whose shapes are compared with the base's."""
+    torch.manual_seed(4)
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM", use_dora=True)
+    get_peft_model(tiny_llama(), config).save_pretrained(tmp_path)
+    keys = load_file(tmp_path / "adapter_model.safetensors")
+    assert {tensor.dim() for tensor in keys.values()} == {1, 2}
+    check_fit(tmp_path, tiny_llama())
+    with pytest.raises(ConfigurationError, match="does not fit"):
+        check_fit(tmp_path, tiny_llama(hidden_size=64))
 
 
 def test_several_adapters_and_none():

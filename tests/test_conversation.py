@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import hf_apar
 from hf_apar.checkpoints.loading import load_tokenizer
 from hf_apar.cli import app
+from hf_apar.data.records.chats import read_chat
 from test_first_hour import command, environment, save
 
 FIRST, SECOND = "Name two rivers.", "Is [Fork] one of them?"
@@ -158,7 +159,9 @@ def test_a_chat_at_a_terminal_goes_on_after_ctrl_c_and_keeps_what_was_written(ch
         assert "No such file or directory" in seen and "Traceback" not in seen
         chat.type("\x04")
         assert chat.process.wait(60) == 0
-    messages = json.loads((tmp_path / "chat.jsonl").read_text(encoding="utf-8"))["messages"]
+    record = json.loads((tmp_path / "chat.jsonl").read_text(encoding="utf-8"))
+    messages = record["messages"]
+    assert [*read_chat(record).messages] == messages, "extract and train take it"
     assert [one["role"] for one in messages] == ["user", "assistant"] * 2
     assert messages[0]["content"] == messages[2]["content"] == FIRST
     assert all(one["content"] for one in messages[1::2])

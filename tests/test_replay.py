@@ -294,8 +294,6 @@ def test_a_picture_holds_both_answers_line_by_line_and_nothing_that_runs_or_load
 
 
 def test_the_picture_that_is_shown_is_that_of_the_recorded_answers(picture):
-    if not picture.ANSWERS.exists():
-        pytest.skip("nothing is recorded: run benchmarks/picture.py --record on a quiet machine")
     trace, plain = load_traces(picture.ANSWERS)
     drawn = picture.PICTURE.read_text(encoding="utf-8")
     assert drawn == picture.draw(trace, plain, json.loads(picture.ANSWERS.read_text(encoding="utf-8"))["where"])

@@ -62,11 +62,12 @@ def check_fit(folder: Path, model: PreTrainedModel) -> None:
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as tensors:
         for key in tensors.keys():  # noqa: SIM118 - not a dict
             shape = tensors.get_slice(key).get_shape()
-            if len(shape) != 2:
-                raise _misfit(folder, model, f"{key} has the shape {shape}, and not two dimensions")
             if not tensors.get_tensor(key).isfinite().all():
                 raise ConfigurationError(f"the adapter in {folder} has values in {key} that are no numbers; train it again")
             layer, _, rest = key.removeprefix("base_model.model.").partition(".lora_")
+            compared = key.endswith(".trainable_tokens_delta") or rest in ("A.weight", "B.weight")
+            if compared and len(shape) < 2:  # the magnitudes of DoRA, and biases, have one
+                raise _misfit(folder, model, f"{key} has the shape {shape}, and not two dimensions")
             if key.endswith(".trainable_tokens_delta"):  # (tokens, hidden)
                 sizes = ("the hidden states", shape[1], int(cast(Tensor, model.get_input_embeddings().weight).shape[1]))
             elif rest in ("A.weight", "B.weight"):  # (rank, inputs) and (outputs, rank)
