@@ -100,7 +100,7 @@ def evaluate_command(
         ),
     ] = None,
     turns: Annotated[
-        int, typer.Option(min=1, max=2, help="Of a bench in FastChat's form; 2: the second too, after the arm's own answer.")
+        int, typer.Option(min=1, max=2, help="Of a bench in FastChat's form; 2: second ones too, after the arm's first.")
     ] = 1,
     model: ModelOption = None,
     base: Annotated[
@@ -112,7 +112,7 @@ def evaluate_command(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Sampled tokens of an answer.")] = 512,
     likelihood: Annotated[
-        bool, typer.Option("--likelihood", help="Say how likely the model before its tuning finds the answers.")
+        bool, typer.Option("--likelihood", help="Say how likely the model before its tuning, in float32, finds the answers.")
     ] = False,
     embeddings: Annotated[
         bool,
@@ -192,7 +192,7 @@ def _measures(models: "Models", likelihood: bool, embeddings: bool) -> "list[Mea
         if likelihood:
             from hf_apar.evaluation.likelihood import Likelihood
 
-            made.append(Likelihood(models.plain()))
+            made.append(Likelihood(models.exact_base()))
         if embeddings:
             from hf_apar.evaluation.embeddings import Likeness
 

@@ -98,7 +98,7 @@ def modified(arm: Arm | SkeletonArm, changes: Sequence[str], seed: int = 0) -> A
         return arm
     rewrites = sum(int(value) for name, value in others if name == "rewrite")
     makes = tuple(_maker(name, value, seed) for name, value in others if name != "rewrite")
-    signs = Signs.of(arm.loaded.model, arm.loaded.tokenizer)
+    signs = arm.loaded.signs
     for make in makes:
         make(signs, 0)  # what does not exist is refused before anything is answered
     return ModifiedArm(arm, signs, makes, rewrites)
