@@ -99,11 +99,6 @@ def beside_one(name: str, figure: Figure) -> str:
     return f"- `{name}`: {few}{cell(figure)} of it, n={figure['n']}."
 
 
-def of_first(record: Record) -> Iterator[tuple[str, str]]:
-    first, *others = record["arms"]
-    return ((other, first) for other in others)
-
-
 def balance(record: Record, one: str, other: str) -> str:
     """Return a line on quality against speed: whether an arm is faster, and what becomes better and worse."""
     found = record["differences"].get(title(one, other), {}).get(ALL, {})
@@ -143,7 +138,7 @@ def of_arms(arms: Record) -> Iterator[str]:
         accepted = cell(arms["figures"][other][ALL].get("accepted"))
         lines = [*against(arms, other, "apar", SPEED), f"- `accepted`: {accepted} of the draft tokens."]
         yield from section(f"With drafts: {other} against apar", lines)
-    yield from section("Quality against speed", [balance(arms, *two) for two in of_first(arms)])
+    yield from section("Quality against speed", [balance(arms, arm, first) for arm in arms["arms"] if arm != first])
 
 
 def of_chats(chats: Record, pair: Record | None) -> Iterator[str]:

@@ -62,9 +62,10 @@ def markdown(report: Report) -> str:
         count = sum(report.suites.values()) if suite == ALL else report.suites[suite]
         title = "All suites" if suite == ALL else f"Suite {suite}"
         lines += [f"## {title} ({count} prompts)", "", *_table(report.figures, suite, count), ""]
+    if report.differences:
+        lines += ["## What differs", "", _PAIRED, ""]
     for title, by_suite in report.differences.items():
-        if ALL in by_suite:
-            lines += [f"## What differs: {title}", "", _PAIRED, "", *(f"- {one}" for one in summary(by_suite[ALL])), ""]
+        lines += [f"### {title}", "", *(f"- {one}" for one in summary(by_suite.get(ALL, {}))), ""]
     for title, groups in report.compared.items():
         lines += [f"## Wall clock: {title}", "", *_comparison(groups), ""]
     if report.likelier:
