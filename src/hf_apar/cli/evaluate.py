@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 ARMS = ("plain", "apar")
 SAMPLE = 40  # prompts of the package's own, where no suite is named
 WIDTH = 120  # of tables, where there is no terminal
+MANY = 9  # arms of which those with changes are left to the report
 SILENT = 60.0  # seconds between two lines of progress, where no bar can be drawn
 
 
@@ -208,10 +209,14 @@ def show(report: "Report") -> None:
 
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     arms, fit = list(report.figures), max((console.width - 50) // 28, 1)
+    if len(arms) > MANY:
+        arms = [arm for arm in arms if "!" not in arm] or arms[:1]
+        say(f"of {counted(len(report.figures), 'arm')} these are shown: {', '.join(arms)}; the report has all")
     for start in range(0, len(arms), fit):
         console.print(table(report.figures, arms[start : start + fit]))
     for title, groups in report.compared.items():
-        tell(f"wall clock of {title}: {groups['all'].seconds}, sum over sum; below 1 the first is faster", err=False)
+        if title.partition(" against ")[0] in arms:
+            tell(f"wall clock of {title}: {groups['all'].seconds}, sum over sum; below 1 the first is faster", err=False)
     for title, judged in report.judged.items():
         for one in judged.comparisons:
             tell(f"win rate of {title}, says {one.judge}: {one.win_rate or '-'}", err=False)
