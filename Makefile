@@ -101,9 +101,9 @@ storm: $(VENV)/.stamp
 
 # All of docs/evaluation.md, hours on two cores; stopped and called again, it goes on. Nothing else may run meanwhile. VICUNA and MTBENCH
 # are FastChat's question.jsonl, CHATS any chats, SEQUENTIAL what hf-apar train --sequential made; each may be left out. SAMPLE is how many
-# prompts of each suite threads and plain decoding answer: 80 for all there are.
+# prompts of each suite threads and plain decoding answer: 80 is all there are.
 EVALUATION ?= build/evaluation
-SAMPLE ?= 40
+SAMPLE ?= 80
 EVALUATE := $(BIN)/hf-apar evaluate
 MEASURES := --likelihood --embeddings
 ALL_SUITES = $(patsubst %,--suite %,parts whole either languages formats nested dialogue $(VICUNA) $(MTBENCH)) --turns 2
@@ -129,7 +129,7 @@ evaluation: $(VENV)/.stamp
 	test -z "$(CHATS)" || $(EVALUATE) --output $(EVALUATION)/chats --arm apar --suite "$(CHATS)" --sample 500 --max-new-tokens 128
 	@echo "4 of 4: faults and strategies"
 	$(call goes_on_from,pair,faults)
-	$(EVALUATE) --output $(EVALUATION)/faults --suite parts --sample 20 $(MEASURES) --arm apar \
+	$(EVALUATE) --output $(EVALUATION)/faults --suite parts --sample 30 $(MEASURES) --arm apar \
 		$(patsubst %,--arm 'apar!%',$(FAULTS) $(STRATEGIES) $(GUARDED))
 	$(BIN)/python benchmarks/evaluation.py $(EVALUATION)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_apar.evaluation.differences import REWRITE, Says, says, sentence, title
+from hf_apar.evaluation.differences import REWRITE, Says, pair_title, says, sentence
 from hf_apar.evaluation.faults import FAULTS
 from hf_apar.evaluation.figures import ALL, FEW, Figure
 from hf_apar.evaluation.metrics import METRICS
@@ -73,13 +73,13 @@ def count(record: Record, suite: str) -> int:
 
 def against(record: Record, one: str, other: str, names: Sequence[str], suite: str = ALL) -> list[str]:
     """Return a sentence for each figure: what both arms have, and what the difference says."""
-    found = record["differences"].get(title(one, other), {}).get(suite, {})
+    found = record["differences"].get(pair_title(one, other), {}).get(suite, {})
     lines = []
     for name in names:
         if name in found:
             both = " against ".join(cell(record["figures"][arm][suite].get(name)) for arm in (one, other))
             lines.append(f"- `{name}`: {both}: {sentence(name, found[name])}, n={found[name]['n']}.")
-    ratio = record["compared"].get(title(one, other), {}).get("all" if suite == ALL else f"suite {suite}")
+    ratio = record["compared"].get(pair_title(one, other), {}).get("all" if suite == ALL else f"suite {suite}")
     return [*wall_clock(ratio), *lines] if "seconds" in names else lines
 
 
@@ -95,15 +95,15 @@ def wall_clock(ratio: Record | None) -> list[str]:
 def beside_one(name: str, figure: Figure) -> str:
     """Return what a ratio to plain decoding of the same text says."""
     what = "less than" if figure["high"] < 1 else "more than" if figure["low"] > 1 else "no gain over"
-    few = f"too few answers to say (n={figure['n']}): " if figure["n"] < FEW else f"{what} the same text in sequence, "
+    few = "too few answers to say: " if figure["n"] < FEW else f"{what} the same text in sequence, "
     return f"- `{name}`: {few}{cell(figure)} of it, n={figure['n']}."
 
 
 def balance(record: Record, one: str, other: str) -> str:
     """Return a line on quality against speed: whether an arm is faster, and what becomes better and worse."""
-    found = record["differences"].get(title(one, other), {}).get(ALL, {})
+    found = record["differences"].get(pair_title(one, other), {}).get(ALL, {})
     told = {what: [f"`{name}`" for name in QUALITY if name in found and says(name, found[name]) is what] for what in Says}
-    clock = "".join(wall_clock(record["compared"].get(title(one, other), {}).get("all"))).removeprefix("- ")
+    clock = "".join(wall_clock(record["compared"].get(pair_title(one, other), {}).get("all"))).removeprefix("- ")
     sides = [f"{what}: {', '.join(told[what]) or 'nothing'}" for what in (Says.better, Says.worse)]
     few = f"; too few answers: {', '.join(told[Says.few])}" if told[Says.few] else ""
     return f"- {short(one)} against {short(other)}. {clock} Quality, {'; '.join(sides)}{few}."
@@ -112,9 +112,9 @@ def balance(record: Record, one: str, other: str) -> str:
 def of_pair(pair: Record) -> Iterator[str]:
     """Yield what threads change, with the same weights."""
     lines = against(pair, "apar", "plain", (*SPEED, *QUALITY))
-    for kind in ("forked", "unforked"):
-        clock = wall_clock(pair["compared"][title("apar", "plain")].get(kind))
-        lines += [f"{line[:-1]}, of the answers that are {kind} in threads." for line in clock]
+    for kind, what in (("forked", "fork"), ("unforked", "do not fork")):
+        clock = wall_clock(pair["compared"][pair_title("apar", "plain")].get(kind))
+        lines += [f"{line[:-1]}, of the answers that {what} in threads." for line in clock]
     yield from section("Speed and quality, with and without threads, same weights", lines)
     found = pair["figures"]["apar"]
     held = [beside_one(name, found[ALL][name]) for name in HELD if name in found[ALL]]
@@ -130,10 +130,9 @@ def of_pair(pair: Record) -> Iterator[str]:
 def of_arms(arms: Record) -> Iterator[str]:
     """Yield what is due to the tuning, to threads, and to drafts."""
     first = next(iter(arms["arms"]))
-    for one, other in (("apar", first), ("apar", "base"), ("plain", first), ("skeleton", first)):
-        if one != other and other != "plain":
-            lines = against(arms, one, other, (*SPEED, *QUALITY))
-            yield from section(f"{one} against {short(other)}", lines)
+    for one in ("apar", "plain", "base", "skeleton"):
+        lines = against(arms, one, first, (*SPEED, *QUALITY))
+        yield from section(f"{one} against {short(first)}", lines)
     for other in (arm for arm in arms["arms"] if arm.startswith("apar+")):
         accepted = cell(arms["figures"][other][ALL].get("accepted"))
         lines = [*against(arms, other, "apar", SPEED), f"- `accepted`: {accepted} of the draft tokens."]
@@ -177,7 +176,7 @@ def faulty(record: Record) -> list[tuple[str, float, str]]:
 
 
 def changed(record: Record, one: str, other: str) -> dict[Says, list[str]]:
-    found = record["differences"].get(title(one, other), {}).get(ALL, {})
+    found = record["differences"].get(pair_title(one, other), {}).get(ALL, {})
     return {what: [name for name in JUDGED if name in found and says(name, found[name]) is what] for what in Says}
 
 
@@ -217,7 +216,7 @@ def strategies(record: Record) -> list[str]:
 def measured(folder: Path, record: Record) -> Iterator[str]:
     settings = ", ".join(f"{name} {record['made_with'][name]}" for name in SETTINGS if record["made_with"].get(name))
     suites = ", ".join(f"{name} ({number})" for name, number in record["suites"].items())
-    yield f"- `{folder.name}`, {FOLDERS[folder.name]}: {len(record['arms'])} arms, {suites}. {settings}."
+    yield f"- `{folder.name}`, {FOLDERS[folder.name]}: {len(record['arms'])} arm{'s' * (len(record['arms']) > 1)}; {suites}. {settings}."
 
 
 def warned(record: Record) -> list[str]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hf_apar.evaluation.answers import Answered
-from hf_apar.evaluation.differences import Says, differences, pairs_of, says, sentence, summary
+from hf_apar.evaluation.differences import Says, compare_figures, pairs_of, says, sentence, summary
 from hf_apar.evaluation.figures import Figure
 from hf_apar.evaluation.metrics import METRICS, Ratio
 from hf_apar.evaluation.rows import Row
@@ -42,14 +42,14 @@ def test_what_does_not_count_on_a_side_weighs_nothing_there():
 
 def test_differences_are_those_of_the_prompts_that_both_answered():
     fast, slow = rows([30, 10, 10], [10, 10, 10]), rows([10, 20, 90], [10, 20, 90])[:2]
-    found = differences([*fast, *rows([8], [2], suite="other")], [*slow, *rows([8], [8], suite="other")])
+    found = compare_figures([*fast, *rows([8], [2], suite="other")], [*slow, *rows([8], [8], suite="other")])
     assert list(found) == ["own", "other", "all"] or list(found) == ["all", "own", "other"]
     assert found["own"]["tokens_per_step"]["value"] == pytest.approx(40 / 20 - 30 / 30)
     assert found["other"]["tokens_per_step"] == {"low": 3.0, "value": 3.0, "high": 3.0, "n": 1}
     assert found["all"]["tokens_per_step"]["value"] == pytest.approx(48 / 22 - 1)
     assert found["all"]["tokens_per_step"]["n"] == 3
     assert "seconds" not in found["all"] and "tokens_per_step_forked" not in found["all"]
-    assert differences(fast, rows([1], [1], suite="other")) == {}
+    assert compare_figures(fast, rows([1], [1], suite="other")) == {}
 
 
 @pytest.mark.parametrize("name", [name for name, metric in METRICS.items() if isinstance(metric.figure, Ratio)])
@@ -59,7 +59,7 @@ def test_each_figure_differs_by_the_difference_of_both(name):
     one = [row for row in rows([30, 10], [10, 10], seconds=2.0, peak_kv=4, kv_if_sequential=8)]
     other = [row for row in rows([10, 20], [10, 20], seconds=1.0, peak_kv=3, kv_if_sequential=3)]
     values = [metric.of(some) for some in (one, other)]
-    found = differences(one, other)["all"].get(name)
+    found = compare_figures(one, other)["all"].get(name)
     assert (found is None) == (None in values)
     if found is not None:
         assert found["value"] == pytest.approx(values[0].value - values[1].value)
@@ -77,7 +77,7 @@ def test_each_figure_differs_by_the_difference_of_both(name):
         ("tokens", -1.0, 3.0, 99, Says.nothing, "no difference: a difference of 1 (-1 to 3)"),
         ("nll", -1.0, 3.0, 99, Says.nothing, "no gain: a difference of 1 (-1 to 3)"),
         ("nll", 0.0, 2.0, 99, Says.nothing, "no gain: a difference of 1 (0 to 2)"),
-        ("nll", 0.5, 1.5, 19, Says.few, "too few answers to say (n=19): a difference of 1 (0.5 to 1.5)"),
+        ("nll", 0.5, 1.5, 19, Says.few, "too few answers to say: a difference of 1 (0.5 to 1.5)"),
     ],
 )
 def test_what_is_said_follows_from_the_interval(metric, low, high, n, what, said):

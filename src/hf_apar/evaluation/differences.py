@@ -36,14 +36,14 @@ def pairs_of(arms: Sequence[str]) -> dict[str, tuple[str, str]]:
     """
     first, *others = arms
     two = [(other, first) for other in others] + [(arm, without) for arm in arms if (without := _without(arm)) in arms]
-    return {title(*pair): pair for pair in two if pair[0] != pair[1]}
+    return {pair_title(*pair): pair for pair in two if pair[0] != pair[1]}
 
 
-def title(one: str, other: str) -> str:
+def pair_title(one: str, other: str) -> str:
     return f"{one} against {other}"
 
 
-def differences(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> dict[str, dict[str, Figure]]:
+def compare_figures(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> dict[str, dict[str, Figure]]:
     """Return by how much figures of arm a exceed those of b on the prompts that both answered, by suite and metric.
 
     Intervals are the bootstrap's over prompts, both answers drawn together. ``n`` is how many answers of each arm count, of
@@ -84,7 +84,7 @@ def sentence(metric: str, found: Figure) -> str:
     """
     what, interval = says(metric, found), Interval(found["low"], found["value"], found["high"])
     if what is Says.few:
-        return f"too few answers to say (n={found['n']}): a difference of {interval}"
+        return f"too few answers to say: a difference of {interval}"
     if what is Says.nothing:
         return f"{'no difference' if METRICS[metric].better is None else what}: a difference of {interval}"
     size = interval if interval.value > 0 else Interval(-interval.high, -interval.value, -interval.low)

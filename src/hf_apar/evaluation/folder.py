@@ -14,13 +14,13 @@ import torch
 import transformers
 
 import hf_apar
-from hf_apar.checkpoints import made_with as made
+from hf_apar.checkpoints.made_with import differences, digest, note, noted
 from hf_apar.errors import ConfigurationError, DataError, MissingPackageError
 from hf_apar.evaluation.agreement import Judged
 from hf_apar.evaluation.alpaca_format import write_alpaca
 from hf_apar.evaluation.answers import Answered, Key
 from hf_apar.evaluation.arms import AnyArm
-from hf_apar.evaluation.differences import differences, pairs_of
+from hf_apar.evaluation.differences import compare_figures, pairs_of
 from hf_apar.evaluation.extras import Measure, measure_all
 from hf_apar.evaluation.figures import Rows, figures, warnings
 from hf_apar.evaluation.likelihood import likelier
@@ -98,7 +98,7 @@ def evaluate(
         warnings=warnings(rows),
         figures=figures(rows),
         compared={title: compare(rows[one], rows[other]) for title, (one, other) in two.items()},
-        differences={title: differences(rows[one], rows[other]) for title, (one, other) in two.items()},
+        differences={title: compare_figures(rows[one], rows[other]) for title, (one, other) in two.items()},
         likelier={title: found for title, (one, other) in two.items() if (found := likelier(rows[one], rows[other]))},
         judged=_judged(judges, arms, prompts, answers, against_first, folder / "verdicts.jsonl", telling("verdicts")),
         plots=_plots(rows, folder),
@@ -112,23 +112,23 @@ def _agree(folder: Path, made_with: Mapping[str, object], prompts: Sequence[Prom
     file = folder / "settings.json"
     before: dict[str, object] = {"made_with": made_with, "prompts": {}}
     if whole_lines(folder / "answers.jsonl"):
-        if (found := made.noted(file)) is None:
+        if (found := noted(file)) is None:
             raise ConfigurationError(
                 f"{folder} has answers and no {file.name} that says how they were made; name another one"
             )
         before = found
-    if other := made.differences(cast(Mapping[str, object], before["made_with"]), made_with):
+    if other := differences(cast(Mapping[str, object], before["made_with"]), made_with):
         raise ConfigurationError(
             f"the answers in {folder} were made with {', '.join(other.values())}; go on with that, or name another folder"
         )
     known = cast(dict[str, str], before["prompts"])
     for prompt in prompts:
-        content = made.digest(json.dumps([prompt.messages, prompt.after]))[:16]
+        content = digest(json.dumps([prompt.messages, prompt.after]))[:16]
         if known.setdefault(prompt.key, content) != content:
             raise ConfigurationError(
                 f"the prompt {prompt.key} is another one than what was answered in {folder}; name another folder"
             )
-    made.note(file, {"made_with": made_with, "prompts": known})
+    note(file, {"made_with": made_with, "prompts": known})
 
 
 def _nobody(done: int, total: int, left: float | None) -> None:

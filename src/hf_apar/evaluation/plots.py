@@ -106,10 +106,10 @@ def under_faults(metric: str, rows: Rows, axes: Axes) -> bool:
             at_chances = {0.0: rows.get(head, ()), float(chance): some}
             found = {p: METRICS[metric].of(there) for p, there in at_chances.items()}
             lines.setdefault(kind, {}).update({p: one for p, one in found.items() if one is not None})
-    for kind, points in lines.items():
+    for number, (kind, points) in enumerate(lines.items()):
         chances = sorted(points)
-        middle = [points[p] for p in chances]
-        axes.errorbar(chances, [one.value for one in middle], yerr=_ends(middle), capsize=2, marker=".", label=kind)
+        middle, places = [points[p] for p in chances], [p + 0.006 * number for p in chances]  # side by side
+        axes.errorbar(places, [one.value for one in middle], yerr=_ends(middle), elinewidth=0.6, marker=".", label=kind)
     axes.set(xlabel="probability of the fault", ylabel=metric)
     return any(len(points) > 1 for points in lines.values())
 
