@@ -13,7 +13,7 @@ CONTRACT := releases cache layout decoding generation options scripted families 
 # What touches the other packages that have a lower bound.
 BOUNDED := training extraction convert
 
-.PHONY: storm demo test test-lowest test-newest test-wheel test-vllm serve-demo docs dist bench bench-smoke clean
+.PHONY: storm demo test test-lowest test-newest test-wheel test-vllm serve-demo docs dist bench bench-smoke evaluation clean
 
 demo: $(VENV)/.stamp
 	mkdir -p build
@@ -98,6 +98,40 @@ bench: $(VENV)/.stamp
 STORM_MINUTES ?= 30
 storm: $(VENV)/.stamp
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m storm --minutes $(STORM_MINUTES)
+
+# All of docs/evaluation.md, hours on two cores; stopped and called again, it goes on. Nothing else may run meanwhile. VICUNA and MTBENCH
+# are FastChat's question.jsonl, CHATS any chats, SEQUENTIAL what hf-apar train --sequential made; each may be left out. SAMPLE is how many
+# prompts of each suite threads and plain decoding answer: 80 is all there are.
+EVALUATION ?= build/evaluation
+SAMPLE ?= 80
+EVALUATE := $(BIN)/hf-apar evaluate
+MEASURES := --likelihood --embeddings
+ALL_SUITES = $(patsubst %,--suite %,parts whole either languages formats nested dialogue $(VICUNA) $(MTBENCH)) --turns 2
+ALL_ARMS = $(patsubst %,--arm %,$(SEQUENTIAL:%=sequential=%) plain apar apar+lookup apar+heads base skeleton)
+FAULTS := $(foreach kind,missed needless short endless repeated unending,$(foreach p,0.05 0.1 0.2 0.5,$(kind)=$(p)))
+STRATEGIES := threshold=0.5 most-tokens=64 most-forks=10 loops=8 siblings=6 rewrite=2
+GUARDED := fork-bias=1 fork-bias=1!threshold=0.5 endless=0.2!most-tokens=64 unending=0.2!most-forks=10 endless=0.2!loops=8 \
+	repeated=0.2!siblings=6 short=0.2!rewrite=2 needless=0.2!rewrite=2
+
+define goes_on_from
+mkdir -p $(EVALUATION)/$(2)
+test -e $(EVALUATION)/$(2)/answers.jsonl || \
+	cp $(addprefix $(EVALUATION)/$(1)/,settings.json extras.jsonl answers.jsonl) $(EVALUATION)/$(2)
+endef
+
+evaluation: $(VENV)/.stamp
+	@echo "1 of 4: all arms, 5 prompts of each suite"
+	$(EVALUATE) --output $(EVALUATION)/arms $(ALL_ARMS) $(ALL_SUITES) --sample 5 $(MEASURES)
+	@echo "2 of 4: plain decoding and threads, $(SAMPLE) prompts of each suite; what the first part has is not made again"
+	$(call goes_on_from,arms,pair)
+	$(EVALUATE) --output $(EVALUATION)/pair --arm plain --arm apar $(ALL_SUITES) --sample $(SAMPLE) $(MEASURES)
+	@echo "3 of 4: what share of real prompts forks"
+	test -z "$(CHATS)" || $(EVALUATE) --output $(EVALUATION)/chats --arm apar --suite "$(CHATS)" --sample 500 --max-new-tokens 128
+	@echo "4 of 4: faults and strategies"
+	$(call goes_on_from,pair,faults)
+	$(EVALUATE) --output $(EVALUATION)/faults --suite parts --sample 30 $(MEASURES) --arm apar \
+		$(patsubst %,--arm 'apar!%',$(FAULTS) $(STRATEGIES) $(GUARDED))
+	$(BIN)/python benchmarks/evaluation.py $(EVALUATION)
 
 # Counts of operations instead of seconds, so that it holds on a busy machine too.
 bench-smoke: $(VENV)/.stamp

@@ -1,9 +1,15 @@
 """The command evaluate on tiny models: what it writes is what the arms answered, and it goes on where it stopped."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
+from dataclasses import replace
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from forking_checkpoint import save_base_and_checkpoint
@@ -42,10 +48,13 @@ def write_suite(path, **changed):
     return str(path)
 
 
-def evaluated(folder, models, suite, *options, names=NAMES, limit=48):
+def command(folder, suite, names=NAMES, limit=48):
     arms = [word for name in names for word in ("--arm", name)]
-    arguments = ["evaluate", "--output", str(folder), "--suite", suite, "--max-new-tokens", str(limit), *arms]
-    return CliRunner().invoke(app, [*arguments, *models, *options])
+    return ["evaluate", "--output", str(folder), "--suite", suite, "--max-new-tokens", str(limit), *arms]
+
+
+def evaluated(folder, models, suite, *options, names=NAMES, limit=48):
+    return CliRunner().invoke(app, [*command(folder, suite, names, limit), *models, *options])
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +116,38 @@ def test_the_report_and_the_terminal_say_what_the_figures_say(finished):
     ]  # fmt: skip
 
 
+def without_seconds(folder):
+    """The answers and figures of a folder, but for what a clock told."""
+    answers = {key: replace(one, seconds=None) for key, one in answers_in(folder / "answers.jsonl").items()}
+    record = json.loads((folder / "figures.json").read_text())
+    del record["compared"]
+    for by_suite in (*record["figures"].values(), *record["differences"].values()):
+        for some in by_suite.values():
+            for name in [name for name in some if name.startswith("seconds")]:
+                del some[name]
+    return answers, record
+
+
 def test_what_was_killed_goes_on_where_it_stopped(finished, models, suite, tmp_path):
+    """A process of its own is killed in the middle of it; the oracle is the evaluation that nobody stopped."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    words = [sys.executable, "-m", "hf_apar.cli", *command(tmp_path, suite), *models]
+    with (tmp_path / "log").open("wb") as log:
+        child = subprocess.Popen(words, stdout=log, stderr=log, env=environment)
+    file = tmp_path / "answers.jsonl"
+    while child.poll() is None and not (file.exists() and file.read_bytes().count(b"\n") >= 3):
+        time.sleep(0.01)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
+    kept = file.read_bytes()[: file.read_bytes().rfind(b"\n") + 1]
+    assert 3 <= kept.count(b"\n") < 24 and not (tmp_path / "figures.json").exists()
+    result = evaluated(tmp_path, models, suite)
+    assert result.exit_code == 0, result.output
+    assert file.read_bytes().startswith(kept) and file.read_bytes().count(b"\n") == 24
+    assert without_seconds(tmp_path) == without_seconds(finished[0])
+
+
+def test_a_line_that_was_torn_is_written_again(finished, models, suite, tmp_path):
     """As after a kill in the middle of a line."""
     folder, _ = finished
     lines = (folder / "answers.jsonl").read_bytes().splitlines(keepends=True)

@@ -98,6 +98,14 @@ def test_numbers_are_measured_once_and_kept(tmp_path):
     assert found["a"][0].extras == {"lengths": 14} and len(again.asked) == 1
 
 
+def test_an_answer_in_the_same_parts_is_measured_once_whatever_its_steps(tmp_path):
+    tree = tree_of(("1. Water:", " It rains."))
+    drafted = {**tree, "threads": [{**thread, "drafts": 3} for thread in tree["threads"]]}
+    rows = {"apar": [row("It rains.", tree=tree)], "heads": [row("It rains.", tree=drafted)], "plain": [row("It rains.")]}
+    measure = Lengths()
+    assert len(measure_all([measure], rows, tmp_path / "extras.jsonl")) == 3 and measure.asked == ["It rains."] * 2
+
+
 def test_a_file_of_something_else_is_refused(tmp_path):
     path = tmp_path / "extras.jsonl"
     path.write_text('{"key": "1"}\n')

@@ -199,7 +199,8 @@ def test_guards_bound_tokens_and_forks(bound):
     fault = letter_fault("endless", 1.0)
     for tree in scripted_answers([fault, letter_fault("unending", 1.0), Strategy("most-forks", bound, LETTER_SIGNS, 3)]):
         assert all(thread.sampled_ids.count(LETTER_FORK) <= bound for thread in tree.threads)
-    for tree in scripted_answers([Strategy("most-tokens", bound, LETTER_SIGNS, 3)]):
+    guard = Strategy("most-tokens", bound, LETTER_SIGNS, 3)
+    for tree in scripted_answers([guard]) + scripted_answers([fault, letter_fault("unending", 1.0), guard]):
         assert all(len(thread.sampled_ids) <= bound + 1 for thread in tree.threads) and tree.closing_ids
 
 

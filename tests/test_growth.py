@@ -25,6 +25,7 @@ class Growth(RuleBasedStateMachine):
         self.lines = PathLines({"full": None, "sliding": 3}, torch.device("cpu"))  # kept through all that happens
         self.padding, self.max_threads, self.prompt = padding, max_threads, prompt
         self.paths = {0: list(range(prompt))}  # thread -> its full path; the naive model
+        self.steps = {0: 0}  # thread -> how many tokens were sampled on its path
         self.waits = []  # threads that wait, in reading order
         self.fed = set()  # prefixes of paths that are in the cache
         self.order = [0]  # unfinished threads in reading order
@@ -44,6 +45,7 @@ class Growth(RuleBasedStateMachine):
         thread = self.live()[pick % len(self.live())]
         self.row.write(self.row.tree.threads[thread], token)
         self.paths[thread].append(token)
+        self.steps[thread] += 1
 
     @precondition(lambda self: self.order)
     @rule(pick=st.integers(0, 10), length=st.integers(1, 3), kept=st.integers(0, 3))
@@ -54,6 +56,7 @@ class Growth(RuleBasedStateMachine):
         for slot in slots[:kept]:
             self.row.write(self.row.tree.threads[thread], 5, slot)
             self.paths[thread].append(5)
+            self.steps[thread] += 1
             self.fed.add(tuple(self.paths[thread]))
         self.row.pool.release(slots[kept:])
 
@@ -64,6 +67,7 @@ class Growth(RuleBasedStateMachine):
         self.row.write(self.row.tree.threads[thread], FORK)
         self.paths[thread].append(FORK)
         child = len(self.paths)
+        self.steps[child] = self.steps[thread] = self.steps[thread] + 1
         self.paths[child] = list(self.paths[thread])
         self.paths[thread] += self.protocol.fork(Writing(1, []), FORK).parent
         self.order.insert(self.order.index(thread), child)
@@ -118,6 +122,7 @@ class Growth(RuleBasedStateMachine):
         assert [thread.index for thread in self.row.waiting] == self.waits
         for thread in self.row.tree.threads:
             assert thread.path_ids == self.paths[thread.index]
+            assert self.row.sampled(thread) == self.steps[thread.index]
 
     @invariant()
     def no_slot_is_lost_or_owned_twice(self):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hf_apar.errors import DataError
 from hf_apar.evaluation.length_control import fit_logistic, length_controlled
-from hf_apar.evaluation.statistics import Interval, bootstrap, mean, ratio, ratio_of_sums, wilson
+from hf_apar.evaluation.statistics import Interval, bootstrap, mean, quantile, quotient, ratio, ratio_of_sums, wilson
 
 
 def test_the_bootstrap_interval_of_a_mean_is_that_of_the_normal_distribution():
@@ -51,6 +51,22 @@ def test_the_quick_interval_of_a_ratio_is_the_bootstraps():
     assert str(ratio([1.0, 2.0, 3.0, 4.0], [1.0] * 4)) == str(bootstrap([1.0, 2.0, 3.0, 4.0], mean))
     with pytest.raises(DataError, match="there is no figure with an interval of 0 items"):
         ratio([], [])
+
+
+def test_the_quick_intervals_of_quantiles_and_quotients_are_the_bootstraps():
+    draws = np.random.default_rng(8)
+    values = draws.uniform(1, 9, size=(30, 4))
+    quick = quantile(values[:, 0], 0.25, n=20_000)
+    slow = bootstrap(values[:, 0], lambda some: float(np.quantile(some, 0.25)), n=20_000)
+    assert (quick.low, quick.value, quick.high) == pytest.approx((slow.low, slow.value, slow.high), rel=0.02)
+
+    def ratios(some):
+        first, second, third, fourth = some.sum(axis=0)
+        return first / second / (third / fourth)
+
+    quick, slow = quotient(values[:, :2], values[:, 2:], n=20_000), bootstrap(values, ratios, n=20_000)
+    assert (quick.low, quick.value, quick.high) == pytest.approx((slow.low, slow.value, slow.high), rel=0.02)
+    assert quotient([[1, 2]], [[0, 2]]) is None and quotient([[1, 0]], [[1, 2]]) is None
 
 
 def test_items_are_drawn_whole_and_the_seed_decides():

@@ -22,8 +22,8 @@ class AparStats:
     Attributes:
         steps: forward passes that the row took part in, its prefill included.
         tokens: tokens of the answer, without control tokens and EOS; of branches, what they wrote.
-        critical_path: tokens, control tokens and EOS included, on the longest path: the steps with unbounded threads; of
-            branches, without what they begin with.
+        critical_path: tokens sampled along the path with most of them, [Fork] and EOS included: the steps with unbounded
+            threads and without drafts, but for passes that only feed. What is injected, as [Child], takes no step.
         peak_threads: the most threads that lived at once.
         peak_kv: the most slots that were held or lay below a held one, without padding.
         kv_if_sequential: slots that plain decoding of the same text ends with; of branches, of each alone, all added up.
@@ -55,11 +55,10 @@ class AparStats:
             setattr(self, name, sum(getattr(thread, name) for thread in threads))
         ends = [one.eos_token_id is not None for one in threads]
         self.tokens = len(answer)
-        self.critical_path = max(map(int.__add__, (len(one.path_ids) for one in threads), ends)) - row.prompt_length
+        self.critical_path = max(map(row.sampled, threads))
         texts = [len(answer) + bool(row.tree.closing_ids)]
         if row.apart:
             self.tokens = sum(len(one.path_ids) - one.start for one in threads)
-            self.critical_path = max(len(one.sampled_ids) for one in threads)
             texts = [len(one.path_ids) - row.prompt_length + end for one, end in zip(threads[1:], ends[1:], strict=True)]
         fed = [max(length - 1, 0) for length in texts]  # the last token is fed to get EOS alone
         self.kv_if_sequential = sum(row.prompt_slots + count for count in fed)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 ARMS = ("plain", "apar")
 SAMPLE = 40  # prompts of the package's own, where no suite is named
 WIDTH = 120  # of tables, where there is no terminal
+MANY = 9  # arms of which those with changes are left to the report
 SILENT = 60.0  # seconds between two lines of progress, where no bar can be drawn
 
 
@@ -100,7 +101,7 @@ def evaluate_command(
         ),
     ] = None,
     turns: Annotated[
-        int, typer.Option(min=1, max=2, help="Of a bench in FastChat's form; 2: the second too, after the arm's own answer.")
+        int, typer.Option(min=1, max=2, help="Of a bench in FastChat's form; 2: second ones too, after the arm's first.")
     ] = 1,
     model: ModelOption = None,
     base: Annotated[
@@ -112,7 +113,7 @@ def evaluate_command(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Sampled tokens of an answer.")] = 512,
     likelihood: Annotated[
-        bool, typer.Option("--likelihood", help="Say how likely the model before its tuning finds the answers.")
+        bool, typer.Option("--likelihood", help="Say how likely the model before its tuning, in float32, finds the answers.")
     ] = False,
     embeddings: Annotated[
         bool,
@@ -192,7 +193,7 @@ def _measures(models: "Models", likelihood: bool, embeddings: bool) -> "list[Mea
         if likelihood:
             from hf_apar.evaluation.likelihood import Likelihood
 
-            made.append(Likelihood(models.plain()))
+            made.append(Likelihood(models.exact_base()))
         if embeddings:
             from hf_apar.evaluation.embeddings import Likeness
 
@@ -208,10 +209,14 @@ def show(report: "Report") -> None:
 
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     arms, fit = list(report.figures), max((console.width - 50) // 28, 1)
+    if len(arms) > MANY:
+        arms = [arm for arm in arms if "!" not in arm] or arms[:1]
+        say(f"of {counted(len(report.figures), 'arm')} these are shown: {', '.join(arms)}; the report has all")
     for start in range(0, len(arms), fit):
         console.print(table(report.figures, arms[start : start + fit]))
     for title, groups in report.compared.items():
-        tell(f"wall clock of {title}: {groups['all'].seconds}, sum over sum; below 1 the first is faster", err=False)
+        if title.partition(" against ")[0] in arms:
+            tell(f"wall clock of {title}: {groups['all'].seconds}, sum over sum; below 1 the first is faster", err=False)
     for title, judged in report.judged.items():
         for one in judged.comparisons:
             tell(f"win rate of {title}, says {one.judge}: {one.win_rate or '-'}", err=False)

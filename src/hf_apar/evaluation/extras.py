@@ -71,6 +71,7 @@ def _kept(path: Path) -> dict[str, Numbers]:
 
 
 def _digest(measure: Measure, row: Row) -> str:
-    """Return what stands for all that a measure may look at."""
-    read = [measure.name, row.prompt.messages, row.prompt.language, row.answered.text, row.answered.tree]
+    """Return what stands for all that a measure may look at: an answer and its parts, whichever arm wrote them."""
+    parts = [[[part.title, part.text] for part in details] for details in row.siblings]
+    read = [measure.name, row.prompt.messages, row.prompt.language, row.answered.text, parts]
     return sha256(json.dumps(read).encode()).hexdigest()

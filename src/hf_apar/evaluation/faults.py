@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hf_apar.errors import ConfigurationError
-from hf_apar.evaluation.written import PathProcessor, Signs, Written, force, withhold
+from hf_apar.evaluation.written import PathProcessor, Signs, Written, discourage, force, withhold
 
 SHORTEST = 8  # a child that is ended too early has from one to so many tokens, and what its last word takes
 
@@ -66,12 +66,12 @@ def _short(fault: Fault, written: Written, scores: Tensor) -> None:
 
 def _endless(fault: Fault, written: Written, scores: Tensor) -> None:
     if not written.is_root and len(written.own) < fault.bound and fault.strikes(written.given):
-        withhold(scores, fault.signs.ends)
+        discourage(scores, fault.signs.ends)
 
 
 def _unending(fault: Fault, written: Written, scores: Tensor) -> None:
     if written.is_root and len(written.own) < fault.bound and fault.strikes(written.given):
-        withhold(scores, fault.signs.ends)
+        discourage(scores, fault.signs.ends)
 
 
 def _repeated(fault: Fault, written: Written, scores: Tensor) -> None:

@@ -20,6 +20,7 @@ from hf_apar.evaluation.agreement import Judged
 from hf_apar.evaluation.alpaca_format import write_alpaca
 from hf_apar.evaluation.answers import Answered, Key
 from hf_apar.evaluation.arms import AnyArm
+from hf_apar.evaluation.differences import compare_figures, pairs_of
 from hf_apar.evaluation.extras import Measure, measure_all
 from hf_apar.evaluation.figures import Rows, figures, warnings
 from hf_apar.evaluation.likelihood import likelier
@@ -67,7 +68,7 @@ def evaluate(
     There are ``answers.jsonl``, ``extras.jsonl`` of what was measured of them, ``verdicts.jsonl`` of judges,
     ``figures.json``, ``report.md`` with its plots, and ``alpaca/``, the answers of each arm for alpaca_eval. Later calls may
     name more arms and other prompts: what a call does not name stays in the files and does not count. All arms are compared
-    with the first.
+    with the first, and those with drafts or strategies with the same without.
 
     Args:
         settings: that the answers depend on, :meth:`~hf_apar.evaluation.models.Models.settings` and a seed.
@@ -87,8 +88,9 @@ def evaluate(
     if measures:
         extras = measure_all(measures, rows, folder / "extras.jsonl", progress=telling("answers measured"))
         rows = rows_by_arm(prompts, answers, tokenizers, extras)
-    first, *others = [arm.name for arm in arms]
-    two = {f"{other} against {first}": (other, first) for other in others}
+    names = [arm.name for arm in arms]
+    two = pairs_of(names)
+    against_first = {title: pair for title, pair in two.items() if pair[1] == names[0]}
     report = Report(
         made_with=made_with,
         arms={arm.name: arm.says for arm in arms},
@@ -96,8 +98,9 @@ def evaluate(
         warnings=warnings(rows),
         figures=figures(rows),
         compared={title: compare(rows[one], rows[other]) for title, (one, other) in two.items()},
+        differences={title: compare_figures(rows[one], rows[other]) for title, (one, other) in two.items()},
         likelier={title: found for title, (one, other) in two.items() if (found := likelier(rows[one], rows[other]))},
-        judged=_judged(judges, arms, prompts, answers, two, folder / "verdicts.jsonl", telling("verdicts")),
+        judged=_judged(judges, arms, prompts, answers, against_first, folder / "verdicts.jsonl", telling("verdicts")),
         plots=_plots(rows, folder),
     )
     _write(report, prompts, answers, folder)

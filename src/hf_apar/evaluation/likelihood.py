@@ -29,7 +29,7 @@ class Likelihood:
 
     @property
     def name(self) -> str:
-        return f"nll by {self.base.name}"
+        return f"nll by {self.base.name} in {str(self.base.model.dtype).removeprefix('torch.')}"
 
     def __call__(self, rows: Sequence[Row]) -> Iterator[tuple[int, dict[str, float]]]:
         """Yield the place of each row and its ``nll``, the longest first."""

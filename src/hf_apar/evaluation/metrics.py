@@ -9,24 +9,55 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from hf_apar.data.extraction.markdown import extract
 from hf_apar.data.extraction.repetition import repeated_share
 from hf_apar.evaluation.quality import distinct, false_forks
 from hf_apar.evaluation.rows import Row
-from hf_apar.evaluation.statistics import Interval, bootstrap, ratio, wilson
+from hf_apar.evaluation.statistics import Interval, quantile, ratio, wilson
 
 LOOP = 0.3  # of its runs of five words that an answer repeats
-
+EARLY = 128  # tokens within which an answer is expected to fork, if it does
 
 Holds = Callable[[Row], bool]
 Number = Callable[[Row], float]
-Compute = Callable[[Sequence[Row]], Interval | None]
 
 
 def _any(row: Row) -> bool:
     return True
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The sum of parts over that of wholes: over the whole set, so long answers weigh more; the mean where a whole is 1."""
+
+    part: Number
+    whole: Number = lambda row: 1
+
+    def pair(self, row: Row) -> tuple[float, float]:
+        return self.part(row), self.whole(row)
+
+    def of(self, rows: Sequence[Row]) -> Interval | None:
+        parts, wholes = zip(*map(self.pair, rows), strict=True)
+        return ratio(parts, wholes) if any(wholes) else None
+
+
+@dataclass(frozen=True)
+class Share(Ratio):
+    """The share of rows for which something holds, 0 or 1 each."""
+
+    def of(self, rows: Sequence[Row]) -> Interval | None:
+        return wilson(sum(map(bool, map(self.part, rows))), len(rows))
+
+
+@dataclass(frozen=True)
+class Quantile:
+    """The number that a ``share`` of the rows stay below."""
+
+    value: Number
+    share: float
+
+    def of(self, rows: Sequence[Row]) -> Interval | None:
+        return quantile(list(map(self.value, rows)), self.share)
 
 
 @dataclass(frozen=True)
@@ -36,13 +67,13 @@ class Metric:
     Attributes:
         says: what it is, and of which answers.
         better: which way; ``None`` where neither is.
-        compute: the figure of rows that count, one at least; ``None`` where it is not defined.
+        figure: how it is computed of rows that count, one at least; ``None`` where it is not defined.
         counts: does a row?
     """
 
     says: str
     better: Literal["higher", "lower"] | None
-    compute: Compute
+    figure: Ratio | Quantile
     counts: Holds = _any
 
     def counted(self, rows: Sequence[Row]) -> list[Row]:
@@ -52,34 +83,12 @@ class Metric:
     def of(self, rows: Sequence[Row]) -> Interval | None:
         """Return the figure of the rows that count; ``None`` where nothing does."""
         counted = self.counted(rows)
-        return self.compute(counted) if counted else None
+        return self.figure.of(counted) if counted else None
 
 
-def _share(holds: Holds) -> Compute:
-    return lambda rows: wilson(sum(map(holds, rows)), len(rows))
-
-
-def _ratio(part: Number, whole: Number) -> Compute:
-    """Return the sum of parts over that of wholes: over the whole set, so long answers weigh more."""
-
-    def compute(rows: Sequence[Row]) -> Interval | None:
-        wholes = list(map(whole, rows))
-        return ratio(list(map(part, rows)), wholes) if sum(wholes) else None
-
-    return compute
-
-
-def _mean(value: Number) -> Compute:
-    return _ratio(value, lambda _: 1)
-
-
-def _quantile(value: Number, share: float) -> Compute:
-    return lambda rows: bootstrap(list(map(value, rows)), lambda values: float(np.quantile(values, share)))
-
-
-def _cost(part: str, whole: str) -> Compute:
+def _cost(part: str, whole: str) -> Ratio:
     """Return a ratio of two numbers of :class:`~hf_apar.evaluation.answers.Answered`."""
-    return _ratio(lambda row: getattr(row.answered, part), lambda row: getattr(row.answered, whole))
+    return Ratio(lambda row: getattr(row.answered, part), lambda row: getattr(row.answered, whole))
 
 
 def _expects(expected: str) -> Holds:
@@ -92,6 +101,10 @@ def _forked(row: Row) -> bool:
 
 def _unforked(row: Row) -> bool:
     return not row.forked
+
+
+def _nested(row: Row) -> bool:
+    return row.tree is not None and any(thread.depth > 2 for thread in row.tree.threads)
 
 
 def _timed(row: Row) -> bool:
@@ -110,58 +123,63 @@ def _false_forks(row: Row) -> int:
 
 def _distinct(length: int, says: str) -> Metric:
     return Metric(
-        says, "higher", _mean(lambda row: distinct([row.answered.text], length)),
+        says, "higher", Ratio(lambda row: distinct([row.answered.text], length)),
         lambda row: len(re.findall(r"\w+", row.answered.text)) >= length,
     )  # fmt: skip
 
 
 def _extra(name: str, better: Literal["higher", "lower"] | None, says: str, counts: Holds = _any) -> Metric:
-    return Metric(says, better, _mean(lambda row: row.extras[name]), lambda row: name in row.extras and counts(row))
+    return Metric(says, better, Ratio(lambda row: row.extras[name]), lambda row: name in row.extras and counts(row))
 
 
-_SECONDS_PER_TOKEN = _ratio(_seconds, lambda row: row.answered.tokens)
+_SECONDS_PER_TOKEN = Ratio(_seconds, lambda row: row.answered.tokens)
 
 METRICS: Mapping[str, Metric] = {
     "forks_in_parts": Metric(
-        "share of the prompts that ask for parts whose answer forks (recall)", "higher", _share(_forked), _expects("parts")
+        "share of the prompts that ask for parts whose answer forks (recall)", "higher", Share(_forked), _expects("parts")
     ),
     "missed_forks": Metric(
-        "share of the prompts that ask for parts whose answer does not fork", "lower", _share(_unforked), _expects("parts")
+        "share of the prompts that ask for parts whose answer does not fork", "lower", Share(_unforked), _expects("parts")
     ),
     "false_forks": Metric(
-        "share of the prompts whose answer should be whole that forks", "lower", _share(_forked), _expects("whole")
+        "share of the prompts whose answer should be whole that forks", "lower", Share(_forked), _expects("whole")
     ),
-    "forks_either": Metric("share that forks of the prompts that either suits", None, _share(_forked), _expects("either")),
-    "forks": Metric("share of all answers that fork", None, _share(_forked), lambda row: row.tree is not None),
+    "forks_either": Metric("share that forks of the prompts that either suits", None, Share(_forked), _expects("either")),
+    "forks": Metric("share of all answers that fork", None, Share(_forked), lambda row: row.tree is not None),
     "in_parts": Metric(
         "share of the prompts that ask for parts whose answer has titles with details, written in threads or not", "higher",
-        _share(lambda row: extract(row.answered.text).is_structured), lambda row: row.prompt.expected == "parts",
+        Share(lambda row: extract(row.answered.text).is_structured), lambda row: row.prompt.expected == "parts",
     ),
+    "late_forks": Metric(
+        f"share of the answers that fork whose first fork comes after {EARLY} tokens", None,
+        Share(lambda row: row.first_fork > EARLY), _forked,
+    ),
+    "nested": Metric("share of the answers that fork in which a detail forks again", None, Share(_nested), _forked),
     "malformed": Metric(
-        "share of the answers that fork with a detail that has no title", "lower", _share(lambda row: row.malformed), _forked
+        "share of the answers that fork with a detail that has no title", "lower", Share(lambda row: row.malformed), _forked
     ),
     "empty_or_repeated": Metric(
         "share of the forked threads that are empty or repeat a sibling", "lower",
-        _ratio(_false_forks, lambda row: row.forks), lambda row: row.forked and row.tokenizer is not None,
+        Ratio(_false_forks, lambda row: row.forks), lambda row: row.forked and row.tokenizer is not None,
     ),
     "items_right": Metric(
         "share of the prompts that name a number of parts whose answer has as many", "higher",
-        _share(lambda row: row.items == row.prompt.items), lambda row: row.prompt.items is not None,
+        Share(lambda row: row.items == row.prompt.items), lambda row: row.prompt.items is not None,
     ),
     "items_ratio": Metric(
         "parts written over parts asked for, where a number is named; 1 is best", None,
-        _ratio(lambda row: row.items, lambda row: row.prompt.items or 0), lambda row: row.prompt.items is not None,
+        Ratio(lambda row: row.items, lambda row: row.prompt.items or 0), lambda row: row.prompt.items is not None,
     ),
     "ended": Metric(
-        "share of the answers all of whose threads end by themselves", "higher", _share(lambda row: row.answered.ended)
+        "share of the answers all of whose threads end by themselves", "higher", Share(lambda row: row.answered.ended)
     ),
     "looped": Metric(
         f"share of the answers that repeat more than {LOOP} of their runs of five words", "lower",
-        _share(lambda row: repeated_share(row.answered.text) > LOOP),
+        Share(lambda row: repeated_share(row.answered.text) > LOOP),
     ),
     "right": Metric(
         "share of the answers with a check that hold its pattern: it looks for a pattern, and nothing else", "higher",
-        _share(lambda row: bool(row.prompt.is_right(row.answered.text))), lambda row: row.prompt.check is not None,
+        Share(lambda row: bool(row.prompt.is_right(row.answered.text))), lambda row: row.prompt.check is not None,
     ),
     "tokens_per_step": Metric(
         "tokens per step, as measured; what does not end counts one token a step; plain decoding has 1 at most", "higher",
@@ -174,25 +192,25 @@ METRICS: Mapping[str, Metric] = {
         "total over critical path: tokens per step without drafts and with unbounded threads; cut answers likewise",
         "higher", _cost("tokens", "counted_path"),
     ),
-    "steps": Metric("forward passes of an answer, on average", "lower", _mean(lambda row: row.answered.steps)),
-    "tokens": Metric("length of an answer in tokens, on average", None, _mean(lambda row: row.answered.tokens)),
+    "steps": Metric("forward passes of an answer, on average", "lower", Ratio(lambda row: row.answered.steps)),
+    "tokens": Metric("length of an answer in tokens, on average", None, Ratio(lambda row: row.answered.tokens)),
     "distinct_2": _distinct(2, "share of different runs of two words, each answer by itself"),
     "distinct_4": _distinct(4, "share of different runs of four words, each answer by itself"),
-    "seconds": Metric("wall clock of an answer, on average", "lower", _mean(_seconds), _timed),
+    "seconds": Metric("wall clock of an answer, on average", "lower", Ratio(_seconds), _timed),
     "seconds_forked": Metric(
-        "the same of the answers that fork", "lower", _mean(_seconds), lambda row: _timed(row) and row.forked
+        "the same of the answers that fork", "lower", Ratio(_seconds), lambda row: _timed(row) and row.forked
     ),
     "seconds_unforked": Metric(
-        "the same of those that do not", "lower", _mean(_seconds), lambda row: _timed(row) and not row.forked
+        "the same of those that do not", "lower", Ratio(_seconds), lambda row: _timed(row) and not row.forked
     ),
     "seconds_first_quartile": Metric(
-        "wall clock of an answer that a quarter of them stay below", "lower", _quantile(_seconds, 0.25), _timed
+        "wall clock of an answer that a quarter of them stay below", "lower", Quantile(_seconds, 0.25), _timed
     ),
     "seconds_median": Metric(
-        "wall clock of an answer that half of them stay below", "lower", _quantile(_seconds, 0.5), _timed
+        "wall clock of an answer that half of them stay below", "lower", Quantile(_seconds, 0.5), _timed
     ),
     "seconds_third_quartile": Metric(
-        "wall clock of an answer that three quarters stay below", "lower", _quantile(_seconds, 0.75), _timed
+        "wall clock of an answer that three quarters stay below", "lower", Quantile(_seconds, 0.75), _timed
     ),
     "seconds_per_token": Metric("wall clock of a token: sums over the whole set", "lower", _SECONDS_PER_TOKEN, _timed),
     "seconds_per_token_forked": Metric(
@@ -210,7 +228,7 @@ METRICS: Mapping[str, Metric] = {
     ),
     "peak_slots": Metric(
         "cache slots of one layer that an answer holds at its peak, on average", "lower",
-        _mean(lambda row: row.answered.peak_kv), lambda row: row.answered.peak_kv > 0,
+        Ratio(lambda row: row.answered.peak_kv), lambda row: row.answered.peak_kv > 0,
     ),
     "attended_per_token": Metric(
         "slots that a token attends to, over the whole set", "lower", _cost("attended", "tokens"),
@@ -218,14 +236,14 @@ METRICS: Mapping[str, Metric] = {
     ),
     "peak_threads": Metric(
         "threads that live at once at the peak of an answer that forks, on average", None,
-        _mean(lambda row: row.answered.peak_threads), _forked,
+        Ratio(lambda row: row.answered.peak_threads), _forked,
     ),
     "accepted": Metric("share of the draft tokens that are kept", "higher", _cost("accepted", "proposed")),
     "nll": _extra("nll", "lower", "nats that the base model gives a token as the answer reads, answers weighing alike"),
     "nll_forked": _extra("nll", "lower", "the same of the answers that fork", _forked),
     "sibling_overlap": Metric(
         "share of the runs of three words in details that an earlier sibling has too; plain answers by their Markdown",
-        "lower", _ratio(lambda row: row.sibling_runs[0], lambda row: row.sibling_runs[1]),
+        "lower", Ratio(lambda row: row.sibling_runs[0], lambda row: row.sibling_runs[1]),
         lambda row: row.sibling_runs[1] > 0,
     ),
     "redundancy": _extra("redundancy", "lower", "likeness of sibling details, by sentence embeddings"),

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -15,6 +16,7 @@ from hf_apar.checkpoints.loading import AparModelForCausalLM, load_base, load_to
 from hf_apar.checkpoints.sources import find_source
 from hf_apar.errors import ConfigurationError
 from hf_apar.evaluation.suites import Prompt
+from hf_apar.evaluation.written import Signs
 from hf_apar.speculation.medusa import heads_in
 from hf_apar.text.chat import encode_chat
 
@@ -33,6 +35,15 @@ class Loaded:
     tokenizer: PreTrainedTokenizerBase
     heads: Path | None = None
     chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
+
+    @cached_property
+    def signs(self) -> Signs:
+        """The tokens by which what it writes is read; a second's work for a large vocabulary.
+
+        Raises:
+            ControlTokenError: if it has no control tokens.
+        """
+        return Signs.of(self.model, self.tokenizer)
 
     def encoded(self, prompt: Prompt) -> list[int]:
         """Return the chat of a prompt as token ids."""
@@ -67,6 +78,10 @@ class Models:
             ConfigurationError: if the checkpoint does not tell its base.
         """
         return self._once(name or self.base or self._named_base(), False)
+
+    def exact_base(self) -> Loaded:
+        """Return the base in float32, to measure with: in bfloat16 a token's likelihood is rounded to three digits."""
+        return Models(self.checkpoint, self.base, torch.float32, self.device, self.chat_template_kwargs).plain()
 
     def settings(self) -> dict[str, object]:
         """Return what answers depend on, as JSON can hold it."""

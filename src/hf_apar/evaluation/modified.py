@@ -22,6 +22,7 @@ from hf_apar.evaluation.written import Signs
 from hf_apar.tree.threads import Decodes, ParagraphTree
 
 PENALTY = "repetition-penalty"
+DETAIL = 128  # tokens of a detail that is written again; one that has not ended by then stays as it was
 SETTINGS: Mapping[str, Callable[[float], Mapping[str, Any]]] = {
     "fork-bias": lambda value: {"apar": AparConfig(fork_bias=value)},
     PENALTY: lambda value: {"repetition_penalty": value},
@@ -62,7 +63,8 @@ class ModifiedArm:
         assert one.tree is not None
         start = time.perf_counter()
         loaded, tree = self.arm.loaded, ParagraphTree.from_dict(one.tree)
-        new = rewrite(loaded.model, ids, tree, self.signs, most=self.rewrites, max_new_tokens=max_new_tokens)
+        bound = min(max_new_tokens, DETAIL)
+        new = rewrite(loaded.model, ids, tree, self.signs, most=self.rewrites, max_new_tokens=bound)
         seconds = time.perf_counter() - start
         return replace(
             one,
@@ -98,7 +100,7 @@ def modified(arm: Arm | SkeletonArm, changes: Sequence[str], seed: int = 0) -> A
         return arm
     rewrites = sum(int(value) for name, value in others if name == "rewrite")
     makes = tuple(_maker(name, value, seed) for name, value in others if name != "rewrite")
-    signs = Signs.of(arm.loaded.model, arm.loaded.tokenizer)
+    signs = arm.loaded.signs
     for make in makes:
         make(signs, 0)  # what does not exist is refused before anything is answered
     return ModifiedArm(arm, signs, makes, rewrites)

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hf_apar.evaluation.rows import Row
-from hf_apar.evaluation.statistics import Interval, bootstrap, ratio
+from hf_apar.evaluation.statistics import Interval, quotient, ratio
 
 Pairs = Sequence[tuple[Row, Row]]
 
@@ -33,8 +32,8 @@ def compare(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> dict[str, Paired]:
     """Compare arm a with arm b over the prompts that both answered on the clock.
 
     Returns:
-        ``all``; ``forked`` and ``unforked``, by whether a's answer forks; and ``category NAME`` for each category. What
-        has no prompt is left out.
+        ``all``; ``forked`` and ``unforked``, by whether a's answer forks; ``suite NAME`` and ``category NAME`` for each.
+        What has no prompt is left out.
     """
     others = {row.prompt.key: row for row in rows_b if row.answered.seconds}
     pairs = [(row, others[row.prompt.key]) for row in rows_a if row.answered.seconds and row.prompt.key in others]
@@ -44,6 +43,8 @@ def compare(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> dict[str, Paired]:
         "unforked": [pair for pair in pairs if not pair[0].forked],
     }
     for pair in pairs:
+        groups.setdefault(f"suite {pair[0].prompt.suite}", []).append(pair)
+    for pair in pairs:
         groups.setdefault(f"category {pair[0].prompt.category}", []).append(pair)
     return {name: _compared(some) for name, some in groups.items() if some}
 
@@ -52,15 +53,9 @@ def _compared(pairs: Pairs) -> Paired:
     seconds = np.array([[row.answered.seconds for row in pair] for pair in pairs], dtype=np.float64)  # (prompts, 2)
     tokens = np.array([[row.answered.tokens for row in pair] for pair in pairs], dtype=np.float64)
     first, median, third = np.quantile(seconds[:, 0] / seconds[:, 1], [0.25, 0.5, 0.75])
-    both = np.column_stack((seconds, tokens))
     return Paired(
         len(pairs),
         ratio(seconds[:, 0].tolist(), seconds[:, 1].tolist()),
-        bootstrap(both, _per_token) if tokens.sum(axis=0).all() else None,
+        quotient(*(np.column_stack((seconds[:, side], tokens[:, side])) for side in (0, 1))),
         (float(first), float(median), float(third)),
     )
-
-
-def _per_token(values: NDArray[np.float64]) -> float:
-    seconds_a, seconds_b, tokens_a, tokens_b = values.sum(axis=0)
-    return float(seconds_a / tokens_a / (seconds_b / tokens_b)) if tokens_a and tokens_b else np.nan

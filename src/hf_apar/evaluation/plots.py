@@ -1,5 +1,6 @@
 """Plots of an evaluation, a function each; a file each beside the report."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,8 +22,11 @@ from hf_apar.evaluation.statistics import Interval
 
 SHOWN = 4  # answers whose cache is drawn
 UNDER_FAULTS = (
-    "tokens_per_step", "tokens", "ended", "looped", "empty_or_repeated", "right", "nll", "redundancy", "relevance",
+    "tokens_per_step", "tokens", "ended", "looped", "empty_or_repeated", "nll", "redundancy", "relevance",
+    "answers_question",
 )  # fmt: skip
+AGAINST_SPEED = ("nll", "answers_question", "distinct_4", "ended", "looped", "right")
+COLUMNS = 3  # of plots with several panels
 
 
 def tokens_per_step(rows: Rows, axes: Axes) -> bool:
@@ -77,6 +81,21 @@ def attended(rows: Rows, axes: Axes) -> bool:
     return highest > 0
 
 
+def against_speed(metric: str, rows: Rows, axes: Axes) -> bool:
+    """Draw a metric over the seconds of an answer, a point for each arm; return whether there are two."""
+    found = {arm: (METRICS["seconds"].of(some), METRICS[metric].of(some)) for arm, some in rows.items()}
+    shown = 0
+    for arm, (seconds, value) in found.items():
+        if seconds is not None and value is not None:
+            shown += 1
+            axes.errorbar(
+                [seconds.value], [value.value], xerr=_ends([seconds]), yerr=_ends([value]), capsize=2, marker=".",
+                label=arm.partition("=")[0],
+            )  # fmt: skip
+    axes.set(xlabel="seconds of an answer", ylabel=metric)
+    return shown > 1
+
+
 def under_faults(metric: str, rows: Rows, axes: Axes) -> bool:
     """Draw a metric over the probability of each fault, of arms such as ``apar!missed=0.1``; return whether there is any."""
     lines: dict[str, dict[float, Interval]] = {}
@@ -87,38 +106,54 @@ def under_faults(metric: str, rows: Rows, axes: Axes) -> bool:
             at_chances = {0.0: rows.get(head, ()), float(chance): some}
             found = {p: METRICS[metric].of(there) for p, there in at_chances.items()}
             lines.setdefault(kind, {}).update({p: one for p, one in found.items() if one is not None})
-    for kind, points in lines.items():
+    for number, (kind, points) in enumerate(lines.items()):
         chances = sorted(points)
-        middle = [points[p] for p in chances]
-        axes.errorbar(chances, [one.value for one in middle], yerr=_ends(middle), capsize=2, marker=".", label=kind)
+        middle, places = [points[p] for p in chances], [p + 0.006 * number for p in chances]  # side by side
+        axes.errorbar(places, [one.value for one in middle], yerr=_ends(middle), elinewidth=0.6, marker=".", label=kind)
     axes.set(xlabel="probability of the fault", ylabel=metric)
-    if lines:
-        axes.legend()
     return any(len(points) > 1 for points in lines.values())
 
 
-PLOTS: Mapping[str, Callable[[Rows, Axes], bool]] = {
-    "Tokens per step by category": tokens_per_step,
-    "KV cache held over time": kv_held,
-    "Attended tokens": attended,
-    "Seconds per token": seconds_per_token,
-    **{f"Under faults: {metric}": partial(under_faults, metric) for metric in UNDER_FAULTS},
+Plot = Callable[[Rows, Axes], bool]
+PLOTS: Mapping[str, Sequence[Plot]] = {
+    "Tokens per step by category": [tokens_per_step],
+    "KV cache held over time": [kv_held],
+    "Attended tokens": [attended],
+    "Seconds per token": [seconds_per_token],
+    "Quality against speed": [partial(against_speed, metric) for metric in AGAINST_SPEED],
+    "Under faults": [partial(under_faults, metric) for metric in UNDER_FAULTS],
 }
-"""By title."""
+"""The panels of each by its title; arms with changes stand in the last one alone."""
 
 
 def draw(rows: Rows, folder: Path) -> dict[str, str]:
     """Write all plots that show something into ``folder``; return their files' names by title."""
     folder.mkdir(parents=True, exist_ok=True)
     made = {}
-    for title, plot in PLOTS.items():
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
-        axes = figure.subplots()
-        if plot(rows, axes):
-            axes.set_title(title)
+    unchanged = {arm: some for arm, some in rows.items() if "!" not in arm} or rows
+    for title, panels in PLOTS.items():
+        height = 4.5 if len(panels) == 1 else 2.6 * math.ceil(len(panels) / COLUMNS)
+        figure = Figure(figsize=(7 if len(panels) == 1 else 10, height), layout="constrained")
+        if _drew(panels, rows if title == "Under faults" else unchanged, figure):
+            figure.suptitle(title)
             made[title] = f"{re.sub('[^a-z_]+', '-', title.lower())}.png"
-            figure.savefig(folder / made[title], dpi=100)
+            figure.savefig(folder / made[title], dpi=72)
     return made
+
+
+def _drew(panels: Sequence[Plot], rows: Rows, figure: Figure) -> bool:
+    """Draw the panels that show something, with one legend where there are several; return whether any does."""
+    columns = min(len(panels), COLUMNS)
+    grid = figure.subplots(math.ceil(len(panels) / columns), columns, squeeze=False).flat
+    shown = []
+    for axes, plot in zip(grid, panels, strict=False):
+        if plot(rows, axes):
+            shown.append(axes)
+        else:
+            axes.remove()
+    if len(shown) > 1:
+        figure.legend(*shown[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    return bool(shown)
 
 
 def _bars(bars: Mapping[str, Mapping[str, Interval]], axes: Axes) -> bool:

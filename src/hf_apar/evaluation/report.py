@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hf_apar.evaluation.agreement import Judged
+from hf_apar.evaluation.differences import summary
 from hf_apar.evaluation.figures import ALL, FEW, Figure, Figures
 from hf_apar.evaluation.metrics import METRICS
 from hf_apar.evaluation.paired import Paired
@@ -17,6 +18,7 @@ _INTRODUCTION = (
     "A figure stands before its 95 % interval; n is told where not all answers count. Shares lie between 0 and 1, ratios "
     "are of sums over the whole set; where a ratio's interval has no width, no answer differed, which others may."
 )
+_PAIRED = "By the intervals of the differences over the prompts that both answered; one in forty is better by chance."
 _UNJUDGED = (
     "No judge compared the answers: what stands here says how they were written and what they cost, and, but for what is "
     "checked by a pattern, not whether they are right or good."
@@ -33,6 +35,7 @@ class Report:
         suites: how many prompts each has.
         warnings: what takes meaning from figures.
         compared: wall clocks by a title such as ``apar against plain``.
+        differences: by how much figures of one arm exceed those of the other, by the same titles, by suite and metric.
         likelier: how likely the base finds a token of one arm over one of the other, by the same titles.
         judged: what judges say, by the same titles.
         plots: files of plots by their titles; none where matplotlib is missing.
@@ -44,6 +47,7 @@ class Report:
     warnings: Sequence[str]
     figures: Figures
     compared: Mapping[str, Mapping[str, Paired]] = field(default_factory=dict)
+    differences: Mapping[str, Mapping[str, Mapping[str, Figure]]] = field(default_factory=dict)
     likelier: Mapping[str, Interval] = field(default_factory=dict)
     judged: Mapping[str, Judged] = field(default_factory=dict)
     plots: Mapping[str, str] = field(default_factory=dict)
@@ -58,6 +62,10 @@ def markdown(report: Report) -> str:
         count = sum(report.suites.values()) if suite == ALL else report.suites[suite]
         title = "All suites" if suite == ALL else f"Suite {suite}"
         lines += [f"## {title} ({count} prompts)", "", *_table(report.figures, suite, count), ""]
+    if report.differences:
+        lines += ["## What differs", "", _PAIRED, ""]
+    for title, by_suite in report.differences.items():
+        lines += [f"### {title}", "", *(f"- {one}" for one in summary(by_suite.get(ALL, {}))), ""]
     for title, groups in report.compared.items():
         lines += [f"## Wall clock: {title}", "", *_comparison(groups), ""]
     if report.likelier:

@@ -52,6 +52,11 @@ class Row:
         """Was any?"""
         return self.forks > 0
 
+    @property
+    def first_fork(self) -> int:
+        """How many tokens were written before the first fork, if there is one."""
+        return 0 if self.tree is None else min((thread.fork_position for thread in self.tree.threads[1:]), default=0)
+
     @cached_property
     def parts(self) -> TextThread:
         """The answer with its parts apart: as threads wrote them, of an answer in one thread as its Markdown has them."""

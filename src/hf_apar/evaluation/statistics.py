@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -83,10 +84,61 @@ def ratio(parts: Sequence[float], wholes: Sequence[float], *, n: int = 2000, see
     Much faster than that with :func:`ratio_of_sums`; with wholes of 1 it is the mean.
     """
     pairs = np.column_stack((parts, wholes)).astype(np.float64)  # (items, 2)
-    value, chances = _counted(pairs, ratio_of_sums), np.full(len(pairs), 1 / len(pairs))
-    times = np.random.default_rng(seed).multinomial(len(pairs), chances, size=n)  # (draws, items): how often each is drawn
-    drawn = times @ pairs  # (draws, 2)
-    draws = np.divide(drawn[:, 0], drawn[:, 1], out=np.full(n, np.nan), where=drawn[:, 1] != 0)
+    value = _counted(pairs, ratio_of_sums)
+    return _between(_ratios(pairs, n, seed), value, level)
+
+
+def difference(one: ArrayLike, other: ArrayLike, *, n: int = 2000, seed: int = 0, level: float = 0.95) -> Interval | None:
+    """Return the :func:`ratio_of_sums` of ``one`` less that of ``other``, an item's pairs drawn together.
+
+    ``None`` where one is not defined.
+
+    >>> str(difference([[2, 1], [4, 1]], [[1, 1], [3, 1]]))
+    '1 (1 to 1)'
+
+    Args:
+        one, other: (items, 2), of the same items; an item that does not count on a side is two zeros there.
+    """
+    both = [np.asarray(side, dtype=np.float64).reshape(-1, 2) for side in (one, other)]
+    value = ratio_of_sums(both[0]) - ratio_of_sums(both[1])
+    return None if np.isnan(value) else _between(_ratios(both[0], n, seed) - _ratios(both[1], n, seed), value, level)
+
+
+def quotient(one: ArrayLike, other: ArrayLike, *, n: int = 2000, seed: int = 0, level: float = 0.95) -> Interval | None:
+    """Return the :func:`ratio_of_sums` of ``one`` over that of ``other``, drawn and given as for :func:`difference`."""
+    both = [np.asarray(side, dtype=np.float64).reshape(-1, 2) for side in (one, other)]
+    below = ratio_of_sums(both[1])
+    value = ratio_of_sums(both[0]) / below if below else np.nan
+    if np.isnan(value):
+        return None
+    return _between(_divided(_ratios(both[0], n, seed), _ratios(both[1], n, seed)), value, level)
+
+
+def quantile(values: Sequence[float], share: float, *, n: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
+    """Return the number that a ``share`` of ``values`` stay below, with the interval of :func:`bootstrap`, much faster."""
+    array = np.asarray(values, dtype=np.float64)
+    value = _counted(array, lambda some: float(np.quantile(some, share)))
+    drawn = np.random.default_rng(seed).integers(len(array), size=(n, len(array)))
+    return _between(np.quantile(array[drawn], share, axis=1), value, level)
+
+
+def _ratios(pairs: NDArray[np.float64], n: int, seed: int) -> NDArray[np.float64]:
+    drawn = _times(len(pairs), n, seed) @ pairs  # (draws, 2)
+    return _divided(drawn[:, 0], drawn[:, 1])
+
+
+def _divided(parts: NDArray[np.float64], wholes: NDArray[np.float64]) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = np.divide(parts, wholes, out=np.full(len(parts), np.nan), where=wholes != 0)
+    return found
+
+
+@lru_cache(maxsize=4)
+def _times(items: int, n: int, seed: int) -> NDArray[np.float64]:
+    """Return how often each item is drawn in each draw (draws, items): kept, since many figures are of the same items."""
+    return np.random.default_rng(seed).multinomial(items, np.full(items, 1 / items), size=n).astype(np.float64)
+
+
+def _between(draws: NDArray[np.float64], value: float, level: float) -> Interval:
     low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return Interval(min(float(low), value), value, max(float(high), value))  # but for rounding
 

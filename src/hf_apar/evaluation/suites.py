@@ -113,11 +113,11 @@ def read_fastchat(path: Path, turns: int = 1) -> list[Prompt]:
     nothing is expected.
 
     Args:
-        turns: 1, or 2 for the second ones too.
+        turns: 1, or 2 for the second ones too, where there are any.
 
     Raises:
         ConfigurationError: if ``turns`` is another.
-        DataError: if there is none, or a line holds something else, or no second turn where it is wanted; it is named.
+        DataError: if there is none, or a line holds something else; it is named.
     """
     if turns not in (1, 2):
         raise ConfigurationError(f"turns is {turns!r}; give 1, or 2 for the second ones too")
@@ -192,7 +192,9 @@ def _read(path: Path, turns: int) -> list[Prompt]:
 
 
 def drawn(items: Sequence[Item], sample: int | None, seed: int) -> list[Item]:
-    """Return at most ``sample`` of ``items`` in their order, the same ones for the same ``seed``; all without a number.
+    """Return at most ``sample`` of ``items`` in their order, all without a number.
+
+    They are the same ones for the same ``seed``, and a smaller sample is part of a larger one.
 
     Raises:
         ConfigurationError: if ``sample`` is below 1.
@@ -201,7 +203,8 @@ def drawn(items: Sequence[Item], sample: int | None, seed: int) -> list[Item]:
         return list(items)
     if sample < 1:
         raise ConfigurationError(f"sample is {sample}; give a number from 1 on, or leave it out")
-    return [items[place] for place in sorted(random.Random(seed).sample(range(len(items)), sample))]
+    everywhere = random.Random(seed).sample(range(len(items)), len(items))
+    return [items[place] for place in sorted(everywhere[:sample])]
 
 
 def _drawn(prompts: Sequence[Prompt], sample: int | None, seed: int) -> list[Prompt]:
@@ -253,8 +256,8 @@ def _check_pattern(pattern: str) -> None:
 def _bench_prompts(record: object, suite: str, wanted: int) -> list[Prompt]:
     fields = _mapping(record, ("question_id", "category", "turns"))
     key, category, turns = f"{suite}-{fields['question_id']}", _word(fields, "category"), fields["turns"]
-    if not isinstance(turns, Sequence) or isinstance(turns, str) or len(turns) < wanted:
-        raise DataError(f"turns is no list of at least {wanted} text{'s' * (wanted > 1)}")
+    if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
+        raise DataError("turns is no list of at least 1 text")
     expected = FASTCHAT.get(category)
     asked = [_asking([{"role": "user", "content": turn}]) for turn in turns[:wanted]]
     first = Prompt(key, suite, category, expected, asked[0])

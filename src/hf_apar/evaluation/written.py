@@ -14,6 +14,7 @@ from hf_apar.generation_settings import eos_token_ids, padding_token
 from hf_apar.tokens import find_control_tokens
 
 _CLAUSES = (".", "!", "?", ":", ";", ",", "…", "。", "！", "？", "：", "；", "，", "、")
+_LEAST = 1e4  # logits that no model has, and half precision holds
 _WORDS = ("Ġ", "▁", "Ċ", " ", "\n")  # how byte-level and sentencepiece vocabularies spell the space before a word
 
 
@@ -139,3 +140,8 @@ def force(scores: Tensor, token: int) -> None:
 def withhold(scores: Tensor, tokens: Sequence[int]) -> None:
     """Let none of ``tokens`` follow."""
     scores[list(tokens)] = -torch.inf
+
+
+def discourage(scores: Tensor, tokens: Sequence[int]) -> None:
+    """Let any other token that may follow go before ``tokens``; :func:`force` still gets them, where nothing bans them."""
+    scores[list(tokens)] = scores[list(tokens)].clamp(max=-_LEAST)

@@ -43,6 +43,7 @@ class GrowingTree:
         self.root_slots: list[int] = []  # where the root's path stood when it ended
         self._order = [root]  # threads that live or wait, by the place in the answer where each goes on
         self._waiting: dict[int, tuple[int, ...]] = {}  # and what they are fed when they start
+        self._given = {0: self.prompt_length}  # how much of each thread's path nobody sampled when it began
         self.apart = False  # are the threads answers of their own?
 
     @property
@@ -70,6 +71,10 @@ class GrowingTree:
         """A slot that a padding query may write to: a free one, and none that holds a whole answer without forks."""
         whole = self.root_slots if len(self.tree.threads) == 1 else ()
         return max(whole) + 1 if whole else self.pool.peek()
+
+    def sampled(self, thread: Thread) -> int:
+        """Return how many tokens were sampled on a thread's path, [Fork] and EOS included: a step each."""
+        return len(thread.path_ids) - self._given[thread.index] - len(thread.injected) + (thread.eos_token_id is not None)
 
     def slots(self, thread: Thread) -> list[int]:
         """Return the slots of a live or waiting thread's path, by position."""
@@ -200,6 +205,7 @@ class GrowingTree:
             unread=list(parent.unread), start=len(parent.path_ids),
         )  # fmt: skip
         self.tree.threads.append(child)
+        self._given[child.index] = self._given[parent.index] + len(parent.injected)
         self.pool.hold(self._slots[parent.index])
         self._slots[child.index] = list(self._slots[parent.index])
         self._order.insert(self._order.index(parent), child)
@@ -213,6 +219,7 @@ class GrowingTree:
                 if token in self.protocol.control_ids:
                     child.unread.append(len(child.path_ids))
                 self._append(child, token)
+            self._given[child.index] += len(child.path_ids) - child.start
             child.start = len(child.path_ids)
 
     def _append(self, thread: Thread, token: int, slot: int | None = None) -> None:

@@ -1,0 +1,300 @@
+"""Writes what ``make evaluation`` measured into docs/evaluation.md, and README's table beside the figures.
+
+    python benchmarks/evaluation.py build/evaluation
+
+Every sentence that draws a conclusion is made of figures and their intervals: a new run that says otherwise writes otherwise.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_apar.evaluation.differences import REWRITE, Says, pair_title, says, sentence
+from hf_apar.evaluation.faults import FAULTS
+from hf_apar.evaluation.figures import ALL, FEW, Figure
+from hf_apar.evaluation.metrics import METRICS
+from hf_apar.evaluation.statistics import Interval
+from hf_apar.evaluation.strategies import STRATEGIES
+
+PAGE = Path(__file__).parents[1] / "docs" / "evaluation.md"
+START, END = "<!-- measured by hf-apar evaluate -->\n", "<!-- end of what was measured -->"
+FOLDERS = {
+    "arms": "all arms on a part of all suites",
+    "pair": "threads and plain decoding on more of them",
+    "chats": "what people asked an assistant, in threads alone, and no further than what shows whether an answer forks",
+    "faults": "structure wrong on purpose, and strategies against it",
+}
+COST = ("tokens_per_step", "seconds", "seconds_per_token", "peak_kv", "attended", "accepted")
+STRUCTURE = ("forks", "forks_in_parts", "false_forks", "nested", "malformed", "empty_or_repeated", "ended")
+WORDS = ("tokens", "nll", "answers_question", "relevance", "redundancy", "distinct_4", "looped", "right")
+SPEED, QUALITY = ("tokens_per_step", "seconds", "seconds_per_token"), ("ended", *WORDS[1:])
+HELD = ("peak_kv", "attended")
+JUDGED = ("tokens_per_step", "ended", "looped", "empty_or_repeated", "nll", "redundancy", "relevance", "answers_question")
+UNDER_FAULTS = ("tokens_per_step", "ended", "nll")
+RULE = (
+    "The rule was set before: a strategy is kept if under some fault it makes tokens per step or quality better than with the "
+    "fault alone, by an interval that leaves 0 out, and makes none of them worse where nothing is wrong. The figures are "
+    f"{', '.join(f'`{name}`' for name in JUDGED)}; of so many, one in forty is better by chance in each row."
+)
+SETTINGS = ("dtype", "max_new_tokens", "device", "gpu", "machine", "cores", "threads", "hf_apar", "torch", "transformers")
+Record = dict[str, Any]
+
+
+def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (names, ["---"] * len(names), *rows)]
+
+
+def short(arm: str) -> str:
+    """Return an arm's name without the folder of its model."""
+    head, *changes = arm.split("!")
+    return "!".join((head.partition("=")[0], *changes))
+
+
+def cell(figure: Figure | None) -> str:
+    return "-" if figure is None else str(Interval(figure["low"], figure["value"], figure["high"]))
+
+
+def by_arm(record: Record, suites: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return a table of figures: a row for each arm, of one suite after the other."""
+    there = [(suite, arm) for suite in suites for arm, found in record["figures"].items() if suite in found]
+    named = [name for name in names if any(name in record["figures"][arm][suite] for suite, arm in there)]
+    rows = [
+        [f"{suite} ({count(record, suite)})", short(arm), *(cell(record["figures"][arm][suite].get(name)) for name in named)]
+        for suite, arm in there
+    ]
+    return table(["prompts", "arm", *named], rows)
+
+
+def count(record: Record, suite: str) -> int:
+    return sum(record["suites"].values()) if suite == ALL else record["suites"][suite]
+
+
+def against(record: Record, one: str, other: str, names: Sequence[str], suite: str = ALL) -> list[str]:
+    """Return a sentence for each figure: what both arms have, and what the difference says."""
+    found = record["differences"].get(pair_title(one, other), {}).get(suite, {})
+    lines = []
+    for name in names:
+        if name in found:
+            both = " against ".join(cell(record["figures"][arm][suite].get(name)) for arm in (one, other))
+            lines.append(f"- `{name}`: {both}: {sentence(name, found[name])}, n={found[name]['n']}.")
+    ratio = record["compared"].get(pair_title(one, other), {}).get("all" if suite == ALL else f"suite {suite}")
+    return [*wall_clock(ratio), *lines] if "seconds" in names else lines
+
+
+def wall_clock(ratio: Record | None) -> list[str]:
+    """Return the sentence on one arm's seconds over another's."""
+    if ratio is None:
+        return []
+    low, value, high = (ratio["seconds"][name] for name in ("low", "value", "high"))
+    what = "too few answers to say" if ratio["count"] < FEW else "faster" if high < 1 else "slower" if low > 1 else "no gain"
+    return [f"- Wall clock, sum over sum: {Interval(low, value, high)} of the other's: {what}, n={ratio['count']}."]
+
+
+def beside_one(name: str, figure: Figure) -> str:
+    """Return what a ratio to plain decoding of the same text says."""
+    what = "less than" if figure["high"] < 1 else "more than" if figure["low"] > 1 else "no gain over"
+    few = "too few answers to say: " if figure["n"] < FEW else f"{what} the same text in sequence, "
+    return f"- `{name}`: {few}{cell(figure)} of it, n={figure['n']}."
+
+
+def balance(record: Record, one: str, other: str) -> str:
+    """Return a line on quality against speed: whether an arm is faster, and what becomes better and worse."""
+    found = record["differences"].get(pair_title(one, other), {}).get(ALL, {})
+    told = {what: [f"`{name}`" for name in QUALITY if name in found and says(name, found[name]) is what] for what in Says}
+    clock = "".join(wall_clock(record["compared"].get(pair_title(one, other), {}).get("all"))).removeprefix("- ")
+    sides = [f"{what}: {', '.join(told[what]) or 'nothing'}" for what in (Says.better, Says.worse)]
+    few = f"; too few answers: {', '.join(told[Says.few])}" if told[Says.few] else ""
+    return f"- {short(one)} against {short(other)}. {clock} Quality, {'; '.join(sides)}{few}."
+
+
+def of_pair(pair: Record) -> Iterator[str]:
+    """Yield what threads change, with the same weights."""
+    lines = against(pair, "apar", "plain", (*SPEED, *QUALITY))
+    for kind, what in (("forked", "fork"), ("unforked", "do not fork")):
+        clock = wall_clock(pair["compared"][pair_title("apar", "plain")].get(kind))
+        lines += [f"{line[:-1]}, of the answers that {what} in threads." for line in clock]
+    yield from section("Speed and quality, with and without threads, same weights", lines)
+    found = pair["figures"]["apar"]
+    held = [beside_one(name, found[ALL][name]) for name in HELD if name in found[ALL]]
+    slots = against(pair, "apar", "plain", ("peak_slots", "attended_per_token"))
+    yield from section("KV cache and attention", [*held, *slots])
+    for suite, what in (("nested", "Deeper structure"), ("languages", "Other languages"), ("formats", "Exact formats")):
+        own = found.get(suite, {})
+        shares = [f"- `{name}`: {cell(own[name])}, n={own[name]['n']}." for name in STRUCTURE if name in own]
+        lines = [*shares, *against(pair, "apar", "plain", (*SPEED[:2], *QUALITY), suite)]
+        yield from section(f"{what}: suite {suite}, {count(pair, suite)} prompts" if own else what, lines)
+
+
+def of_arms(arms: Record) -> Iterator[str]:
+    """Yield what is due to the tuning, to threads, and to drafts."""
+    first = next(iter(arms["arms"]))
+    for one in ("apar", "plain", "base", "skeleton"):
+        lines = against(arms, one, first, (*SPEED, *QUALITY))
+        yield from section(f"{one} against {short(first)}", lines)
+    for other in (arm for arm in arms["arms"] if arm.startswith("apar+")):
+        accepted = cell(arms["figures"][other][ALL].get("accepted"))
+        lines = [*against(arms, other, "apar", SPEED), f"- `accepted`: {accepted} of the draft tokens."]
+        yield from section(f"With drafts: {other} against apar", lines)
+    yield from section("Quality against speed", [balance(arms, arm, first) for arm in arms["arms"] if arm != first])
+
+
+def of_chats(chats: Record, pair: Record | None) -> Iterator[str]:
+    """Yield what share of real prompts forks, and whether the bound on their tokens hides any."""
+    forks, limit = chats["figures"]["apar"][ALL]["forks"], chats["made_with"]["max_new_tokens"]
+    lines = [f"- {cell(forks)} of {forks['n']} answers to what people asked an assistant fork within {limit} tokens."]
+    if pair and (late := pair["figures"]["apar"][ALL].get("late_forks")):
+        lines += [f"- `late_forks` of the prompts above: {cell(late)}, n={late['n']}: {METRICS['late_forks'].says}."]
+    yield from section("How many real prompts fork", lines)
+
+
+def questions(records: dict[str, Record]) -> Iterator[str]:
+    """Yield the questions, and what the figures answer."""
+    if "pair" in records:
+        yield from of_pair(records["pair"])
+    if "arms" in records:
+        yield from of_arms(records["arms"])
+    if "chats" in records:
+        yield from of_chats(records["chats"], records.get("pair"))
+    yield from section("Larger models", ["- Not measured: one model was, of 135 million parameters."])
+
+
+def section(name: str, lines: Sequence[str]) -> Iterator[str]:
+    if lines:
+        yield from ("", f"#### {name}", "", *lines)
+
+
+def faulty(record: Record) -> list[tuple[str, float, str]]:
+    """Return the arms with one fault: its kind, its probability, the arm."""
+    found = []
+    for arm in record["arms"]:
+        kind, _, chance = arm.removeprefix("apar!").partition("=")
+        if arm.count("!") == 1 and kind in FAULTS:
+            found.append((kind, float(chance), arm))
+    return sorted(found, key=lambda one: (list(FAULTS).index(one[0]), one[1]))
+
+
+def changed(record: Record, one: str, other: str) -> dict[Says, list[str]]:
+    found = record["differences"].get(pair_title(one, other), {}).get(ALL, {})
+    return {what: [name for name in JUDGED if name in found and says(name, found[name]) is what] for what in Says}
+
+
+def faults(record: Record) -> Iterator[str]:
+    """Yield a table of what each fault does at each probability, and what strategies do against it."""
+    rows = [["none", "0", *(cell(record["figures"]["apar"][ALL].get(name)) for name in UNDER_FAULTS), "", ""]]
+    for kind, chance, arm in faulty(record):
+        told, figures = changed(record, arm, "apar"), record["figures"][arm][ALL]
+        none = "too few answers" if told[Says.few] else "nothing"
+        sides = [", ".join(told[what]) or none for what in (Says.worse, Says.better)]
+        rows.append([kind, f"{chance:g}", *(cell(figures.get(name)) for name in UNDER_FAULTS), *sides])
+    yield from table(["fault", "probability", *UNDER_FAULTS, "worse than without", "better"], rows)
+    yield from ("", *(f"- `{name}`: {kind.says}." for name, kind in FAULTS.items()))
+    yield from ("", "### Strategies against it", "", RULE, "", *strategies(record))
+
+
+def strategies(record: Record) -> list[str]:
+    """Return a table: which strategy pays, by the rule."""
+    rows = []
+    for arm in record["arms"]:
+        name, _, value = arm.removeprefix("apar!").partition("=")
+        if arm.count("!") != 1 or name not in (*STRATEGIES, REWRITE):
+            continue
+        alone, better, few = changed(record, arm, "apar"), [], []
+        for other in record["arms"]:
+            if other.endswith(f"!{name}={value}") and other != arm:
+                without = other.removesuffix(f"!{name}={value}")
+                told = changed(record, other, without)
+                better += [f"{', '.join(told[Says.better])} at {without.removeprefix('apar!')}"] if told[Says.better] else []
+                few += told[Says.few]
+        kept = "kept" if better and not alone[Says.worse] else "not kept"
+        kept += "; of too few answers" if alone[Says.few] or few else ""
+        rows.append([f"{name}={value}", ", ".join(alone[Says.worse]) or "nothing", "; ".join(better) or "nothing", kept])
+    return table(["strategy", "worse where nothing is wrong", "better under a fault", "so it is"], rows)
+
+
+def measured(folder: Path, record: Record) -> Iterator[str]:
+    settings = ", ".join(f"{name} {record['made_with'][name]}" for name in SETTINGS if record["made_with"].get(name))
+    suites = ", ".join(f"{name} ({number})" for name, number in record["suites"].items())
+    yield f"- `{folder.name}`, {FOLDERS[folder.name]}: {len(record['arms'])} arm{'s' * (len(record['arms']) > 1)}; {suites}. {settings}."
+
+
+def warned(record: Record) -> list[str]:
+    lines: list[str] = record["warnings"]
+    for arm in record["arms"]:
+        lines = [line.replace(arm, short(arm)) for line in lines]
+    return lines
+
+
+def plots(folder: Path, records: dict[str, Record], page: Path) -> dict[str, str]:
+    """Copy the plots that the page shows; return their files' names by the folder's name and title."""
+    made = {}
+    wanted = (("pair", "Tokens per step by category"), ("arms", "Quality against speed"), ("faults", "Under faults"))
+    for name, heading in wanted:
+        if name in records and (file := records[name]["plots"].get(heading)):
+            made[name] = f"evaluation_{name}.png"
+            (page.parent / made[name]).write_bytes((folder / name / file).read_bytes())
+    return {name: f"![{heading}]({made[name]})" for name, heading in wanted if name in made}
+
+
+def whole(folder: Path, page: Path) -> str:
+    """Return all that goes into the page."""
+    records = {name: read(folder / name) for name in FOLDERS if (folder / name / "figures.json").exists()}
+    shown = plots(folder, records, page)
+    lines = ["Measured by `make evaluation`; a figure stands before its 95 % interval.", ""]
+    for name, record in records.items():
+        lines += measured(folder / name, record)
+    said = [f"- `{name}`: {line}" for name in ("arms", "pair") if name in records for line in warned(records[name])]
+    lines += ["", "### Read this first", "", *said] if said else []
+    for name, heading in (("arms", "All arms"), ("pair", "By suite")):
+        if name in records:
+            suites = [ALL] if name == "arms" else [ALL, *records[name]["suites"]]
+            lines += ["", f"### {heading}"]
+            for names in (COST, STRUCTURE, WORDS):
+                lines += ["", *by_arm(records[name], suites, names)]
+            lines += ["", shown[name]] if name in shown else []
+    lines += ["", "### The questions", *questions(records)]
+    if "faults" in records:
+        lines += ["", "### Structure that is wrong", "", *faults(records["faults"])]
+        lines += ["", shown["faults"]] if "faults" in shown else []
+    named = [name for name in METRICS if any(name in one for one in (COST, STRUCTURE, WORDS, HELD, JUDGED))]
+    lines += ["", "### What the figures are", "", *(f"- `{name}`: {METRICS[name].says}." for name in named)]
+    return "\n".join(lines) + "\n"
+
+
+def readme(pair: Record) -> str:
+    """Return README's table: threads and plain decoding over whole suites."""
+    suites = [suite for suite, number in pair["suites"].items() if number >= FEW]
+    rows = []
+    for suite in (ALL, *suites):
+        apar, plain = (pair["figures"][arm][suite] for arm in ("apar", "plain"))
+        ratio = pair["compared"]["apar against plain"]["all" if suite == ALL else f"suite {suite}"]["seconds"]
+        names = ("forks", "tokens_per_step", "peak_kv", "attended")
+        ended = f"{cell(apar.get('ended'))}, plainly {cell(plain.get('ended'))}"
+        clock = str(Interval(ratio["low"], ratio["value"], ratio["high"]))
+        rows.append([f"{suite} ({count(pair, suite)})", *(cell(apar.get(name)) for name in names), clock, ended])
+    kept = ("tokens per step", "peak KV, of sequential", "attended, of sequential")
+    names = ["prompts", "fork", *kept, "seconds, of plain decoding", "end by themselves"]
+    return "\n".join(table(names, rows)) + "\n"
+
+
+def read(folder: Path) -> Record:
+    record: Record = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
+    return record
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="of make evaluation")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    options = parser.parse_args()
+    text = options.page.read_text(encoding="utf-8")
+    before, _, rest = text.partition(START)
+    after = rest[rest.index(END) :]
+    options.page.write_text(f"{before}{START}\n{whole(options.folder, options.page)}\n{after}", encoding="utf-8")
+    if (options.folder / "pair" / "figures.json").exists():
+        (options.folder / "readme.md").write_text(readme(read(options.folder / "pair")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""What benchmarks/evaluation.py writes: sentences that follow from figures, and a page around them that stays as it was."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def page():
+    spec = importlib.util.spec_from_file_location("evaluation_page", ROOT / "benchmarks" / "evaluation.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def figure(low, value, high, n=40):
+    return {"low": low, "value": value, "high": high, "n": n}
+
+
+def record(arms, figures, differences=(), compared=(), suites=None, **more):
+    return {
+        "made_with": {"dtype": "bfloat16", "max_new_tokens": 512, "cores": 2, "model": "/some/folder"},
+        "arms": dict.fromkeys(arms, "an arm"),
+        "suites": suites or {"parts": 40},
+        "warnings": [],
+        "figures": {arm: {suite: figures.get(arm, {}) for suite in ("all", *(suites or {"parts": 40}))} for arm in arms},
+        "differences": {name: {"all": found} for name, found in dict(differences).items()},
+        "compared": {name: {"all": {"count": 40, "seconds": one}, "suite parts": {"count": 40, "seconds": one}}
+                     for name, one in dict(compared).items()},
+        "plots": {},
+    } | more  # fmt: skip
+
+
+FASTER = {"low": 0.5, "value": 0.6, "high": 0.7}
+PAIR = record(
+    ["plain", "apar"],
+    {
+        "apar": {"tokens_per_step": figure(2, 2.5, 3), "nll": figure(0.8, 0.9, 1), "peak_kv": figure(0.7, 0.75, 0.8),
+                 "attended": figure(0.9, 0.95, 1.1), "forks": figure(0.6, 0.7, 0.8), "late_forks": figure(0, 0, 0.1)},
+        "plain": {"tokens_per_step": figure(1, 1, 1), "nll": figure(0.7, 0.8, 0.9)},
+    },
+    {"apar against plain": {"tokens_per_step": figure(1, 1.5, 2), "nll": figure(0.05, 0.1, 0.15)}},
+    {"apar against plain": FASTER},
+)  # fmt: skip
+
+
+def test_threads_against_plain_decoding(page):
+    assert list(page.of_pair(PAIR)) == [
+        "", "#### Speed and quality, with and without threads, same weights", "",
+        "- Wall clock, sum over sum: 0.6 (0.5 to 0.7) of the other's: faster, n=40.",
+        "- `tokens_per_step`: 2.5 (2 to 3) against 1 (1 to 1): better by 1.5 (1 to 2), n=40.",
+        "- `nll`: 0.9 (0.8 to 1) against 0.8 (0.7 to 0.9): worse by 0.1 (0.05 to 0.15), n=40.",
+        "", "#### KV cache and attention", "",
+        "- `peak_kv`: less than the same text in sequence, 0.75 (0.7 to 0.8) of it, n=40.",
+        "- `attended`: no gain over the same text in sequence, 0.95 (0.9 to 1.1) of it, n=40.",
+    ]  # fmt: skip
+
+
+def test_quality_against_speed(page):
+    arms = record(
+        ["sequential=/a/folder", "apar", "base"], {},
+        {"apar against sequential=/a/folder": PAIR["differences"]["apar against plain"]["all"],
+         "base against sequential=/a/folder": {"ended": figure(-0.3, -0.2, 0.1), "right": figure(0, 0.2, 0.3, n=4)}},
+        {"apar against sequential=/a/folder": FASTER,
+         "base against sequential=/a/folder": {"low": 1.1, "value": 1.2, "high": 1.3}},
+    )  # fmt: skip
+    assert list(page.of_arms(arms))[-2:] == [
+        "- apar against sequential. Wall clock, sum over sum: 0.6 (0.5 to 0.7) of the other's: faster, n=40. "
+        "Quality, better: nothing; worse: `nll`.",
+        "- base against sequential. Wall clock, sum over sum: 1.2 (1.1 to 1.3) of the other's: slower, n=40. "
+        "Quality, better: nothing; worse: nothing; too few answers: `right`.",
+    ]
+
+
+def test_real_prompts(page):
+    chats = record(["apar"], {"apar": {"forks": figure(0.05, 0.1, 0.15, n=500)}})
+    assert list(page.of_chats(chats, PAIR))[3:] == [
+        "- 0.1 (0.05 to 0.15) of 500 answers to what people asked an assistant fork within 512 tokens.",
+        "- `late_forks` of the prompts above: 0 (0 to 0.1), n=40: share of the answers that fork whose first fork comes "
+        "after 128 tokens.",
+    ]
+
+
+BETTER, WORSE, NOTHING = figure(0.1, 0.2, 0.3), figure(-0.3, -0.2, -0.1), figure(-0.1, 0, 0.1)
+
+
+def strategies(alone, guarded):
+    arms = ["apar", "apar!short=0.1", "apar!short=0.5", "apar!loops=8", "apar!short=0.5!loops=8"]
+    return record(arms, {arm: {"tokens_per_step": figure(1, 2, 3)} for arm in arms}, {
+        "apar!short=0.1 against apar": {"tokens_per_step": NOTHING}, "apar!short=0.5 against apar": {"ended": WORSE},
+        "apar!loops=8 against apar": alone, "apar!short=0.5!loops=8 against apar!short=0.5": guarded,
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("alone", "guarded", "row"),
+    [
+        ({"ended": NOTHING}, {"ended": BETTER}, "nothing | ended at short=0.5 | kept"),
+        ({"ended": BETTER}, {"ended": NOTHING}, "nothing | nothing | not kept"),
+        ({"ended": WORSE}, {"ended": BETTER}, "ended | ended at short=0.5 | not kept"),
+        ({"ended": NOTHING}, {"seconds": BETTER}, "nothing | nothing | not kept"),
+        ({"ended": {**WORSE, "n": 3}}, {"ended": BETTER}, "nothing | ended at short=0.5 | kept; of too few answers"),
+    ],
+)
+def test_a_strategy_is_kept_by_the_rule(page, alone, guarded, row):
+    assert page.strategies(strategies(alone, guarded))[2:] == [f"| loops=8 | {row} |"]
+
+
+def test_faults_in_a_table(page):
+    lines = list(page.faults(strategies({}, {})))
+    assert [line for line in lines if line.startswith("| ")][2:5] == [
+        "| none | 0 | 2 (1 to 3) | - | - |  |  |", "| short | 0.1 | 2 (1 to 3) | - | - | nothing | nothing |",
+        "| short | 0.5 | 2 (1 to 3) | - | - | ended | nothing |",
+    ]  # fmt: skip
+
+
+def test_readmes_table(page):
+    assert page.readme(PAIR).splitlines()[2:] == [
+        f"| {suite} | 0.7 (0.6 to 0.8) | 2.5 (2 to 3) | 0.75 (0.7 to 0.8) | 0.95 (0.9 to 1.1) | 0.6 (0.5 to 0.7) "
+        "| -, plainly - |"
+        for suite in ("all (40)", "parts (40)")
+    ]
+
+
+def test_the_page_is_written_between_its_marks_and_names_no_folder(page, tmp_path, monkeypatch):
+    arms = record(["sequential=/a/folder", "apar"], {}, warnings=["sequential=/a/folder: cut"])
+    for name, one in {"pair": PAIR, "arms": arms}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "figures.json").write_text(json.dumps(one))
+    (tmp_path / "pair" / "bars.png").write_bytes(b"PNG")
+    one = {**PAIR, "plots": {"Tokens per step by category": "bars.png"}}
+    (tmp_path / "pair" / "figures.json").write_text(json.dumps(one))
+    docs = tmp_path / "docs" / "evaluation.md"
+    docs.parent.mkdir()
+    docs.write_text(f"before\n{page.START}{page.END}\nafter\n")
+    monkeypatch.setattr("sys.argv", ["evaluation.py", str(tmp_path), "--page", str(docs)])
+    page.main()
+    first = docs.read_text()
+    page.main()
+    assert docs.read_text() == first and first.startswith("before\n") and first.endswith("\nafter\n")
+    assert "folder" not in first and "- `arms`: sequential: cut" in first
+    assert "![Tokens per step by category](evaluation_pair.png)" in first
+    assert (docs.parent / "evaluation_pair.png").read_bytes() == b"PNG"
+    assert (tmp_path / "readme.md").read_text() == page.readme(PAIR)
+    assert (ROOT / "docs" / "evaluation.md").read_text().count(page.START) == 1
