@@ -1,4 +1,4 @@
-"""The code that readers copy runs: README's and docs' blocks marked python, and every example; one marked py needs a server."""
+"""The code that readers copy runs: README's and docs' Python blocks, and every example. A block marked py needs a server."""
 
 import re
 import runpy
