@@ -362,7 +362,7 @@ With a quarter of the KV blocks that plain decoding held at its peak:
 
 What steps allow, a calculation: throughput of APAR over plain for these answers' tokens, paths, prompts and what their children
 compute anew, if nothing but steps took time and no thread waited. A step here takes {record["cost"]}, fitted while they
-ran; one of an H100 58 ms and 0.3 a request, fitted to 1, 8 and 64 threads of [performance.md](performance.md#on-a-gpu).
+ran; one of an H100 58 ms and 0.3 a request, fitted to 1, 8 and 64 threads of [Performance](performance.md#on-a-gpu).
 
 {table(["at once", "here", "with an H100's steps"], record["allowed"])}
 

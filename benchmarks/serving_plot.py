@@ -11,8 +11,8 @@ def main():
     if not file.is_file():
         raise SystemExit(f"{file} is missing: run benchmarks/serving.py first")
     record = json.loads(file.read_text(encoding="utf-8"))
-    ratios = {f"{row[0]} at once": spread(row[3]) for row in record["rows"] if "," not in row[0]}
-    ratios |= {f"{row[0].split(',')[0]}, a quarter of the KV": spread(row[3]) for row in record["scarce"]}
+    ratios = {f"{row[0]} at once": spread(row[4]) for row in record["rows"] if "," not in row[0]}
+    ratios |= {f"{row[0].split(',')[0]}, a quarter of the KV": spread(row[4]) for row in record["scarce"]}
     draw(Bars("tokens a second, APAR / plain", ratios), "On vLLM's server", ROOT / "docs" / "serving.png")
 
 

@@ -1,4 +1,4 @@
-"""The code that readers copy runs: README's and docs' Python blocks, and every example."""
+"""The code that readers copy runs: README's and docs' Python blocks, and every example. A block marked py needs a server."""
 
 import re
 import runpy
@@ -34,6 +34,13 @@ def test_the_code_of_a_page_runs_in_order(page, tmp_path, monkeypatch):
     namespace: dict[str, object] = {"__name__": "__main__"}
     for piece in padded_code(page):
         exec(compile(piece, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_fence_is_one_that_the_web_site_knows(page):
+    fences = re.findall(r"^```.*$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert all(re.fullmatch(r"```\w*", fence) for fence in fences[::2]), "a word alone: the rest of the page would be code"
+    assert set(fences[1::2]) <= {"```"}
 
 
 def test_every_line_of_the_options_table_is_run():

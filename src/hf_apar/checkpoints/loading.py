@@ -22,7 +22,7 @@ from hf_apar.checkpoints.conversion import cast_parameters, forget_quantization,
 from hf_apar.checkpoints.default_model import DEFAULT_BASE, load_default_base
 from hf_apar.checkpoints.sources import HUB_OPTIONS, Source, find_source, is_folder, settings_in
 from hf_apar.enabling import enable_apar
-from hf_apar.errors import CheckpointError, ConfigurationError
+from hf_apar.errors import CheckpointError, ConfigurationError, ControlTokenError
 from hf_apar.tokens import KNOWN_PAIRS, checkpoint_config, known_pair
 
 _NO_CODE = {"trust_remote_code": False}  # where nothing is said, transformers would ask on the terminal
@@ -156,6 +156,8 @@ class AparModelForCausalLM:
             ConfigurationError: if adapter and base do not fit.
             ControlTokenError: if the checkpoint has no control tokens.
         """
+        if name_or_adapter == DEFAULT_BASE:
+            raise ControlTokenError(f"{DEFAULT_BASE} is the base of the default model; load_default_model loads what forks")
         dtype = taken_dtype(dtype, options)
         source = find_source(name_or_adapter, {key: options.pop(key) for key in HUB_OPTIONS if key in options})
         source.check_settings()

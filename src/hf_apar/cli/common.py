@@ -158,7 +158,7 @@ def named(name: str) -> Iterator[None]:
 
 def load(name: str | None, dtype: Dtype, base: str | None = None) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a model that can fork, and its tokenizer; ``base`` is where an adapter's base is now."""
-    from hf_apar.checkpoints.default_model import DEFAULT_BASE, load_default_model
+    from hf_apar.checkpoints.default_model import load_default_model
     from hf_apar.checkpoints.loading import AparModelForCausalLM, load_tokenizer
 
     if name is None:
@@ -166,10 +166,6 @@ def load(name: str | None, dtype: Dtype, base: str | None = None) -> "tuple[PreT
             raise ConfigurationError("--base is for an adapter of yours; name it with --model")
         with quietly():
             return load_default_model(dtype=chosen_dtype(dtype))
-    if name == DEFAULT_BASE:
-        raise ConfigurationError(
-            f"{name} is the base of the default model and cannot fork; leave out --model, or decode it with generate --plain"
-        )
     with quietly(), named(name):
         loaded = AparModelForCausalLM.from_pretrained(name, base=base, dtype=chosen_dtype(dtype))
         return loaded, load_tokenizer(name, base=base)

@@ -113,7 +113,7 @@ class Models:
         elif not name:
             model, tokenizer = load_default_model(dtype=self.dtype)
         else:
-            base = self.base if _recorded_base(name) is not None else None
+            base = None if self.base is None or _recorded_base(name) is None else self.base
             if base is not None:
                 self._check_vocabulary(load_tokenizer(base))
             model = AparModelForCausalLM.from_pretrained(name, base=base, dtype=self.dtype)
