@@ -16,6 +16,7 @@ from hf_apar.cli.common import (
     ModelOption,
     SeedOption,
     TemplateArgumentsOption,
+    alone,
     app,
     errors_in_one_line,
     load_untuned,
@@ -25,8 +26,9 @@ from hf_apar.cli.common import (
 )
 from hf_apar.cli.options import with_settings
 from hf_apar.data.described import not_free
-from hf_apar.data.settings import AnswerLimits, Elaboration, Engine, PromptChoice, Sampling, TreeLimits
+from hf_apar.data.settings import AnswerLimits, Elaboration, Engine, Loading, PromptChoice, Sampling, TreeLimits
 from hf_apar.errors import ConfigurationError, DataError
+from hf_apar.processes import process_count, process_number
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,6 +49,7 @@ def distill_command(
     asking: PromptChoice,
     limits: AnswerLimits,
     sampling: Sampling,
+    loading: Loading,
     model: ModelOption = None,
     chat_template_kwargs: TemplateArgumentsOption = None,
     seed: SeedOption = 0,
@@ -54,7 +57,7 @@ def distill_command(
 ) -> None:
     """Let a model answer prompts in its own words: the text for `train`. Goes on where it stopped."""
     with errors_in_one_line():
-        writer = TextWriter(model, sampling, dtype, seed, template_arguments(chat_template_kwargs))
+        writer = TextWriter(model, sampling, loading, dtype, seed, template_arguments(chat_template_kwargs))
         answer_prompts(writer, None if prompts == "-" else Path(prompts), output, asking, limits)
 
 
@@ -65,6 +68,7 @@ def elaborate_command(
     output: AnswersOutput,
     elaboration: Elaboration,
     sampling: Sampling,
+    loading: Loading,
     model: ModelOption = None,
     chat_template_kwargs: TemplateArgumentsOption = None,
     seed: SeedOption = 0,
@@ -72,7 +76,7 @@ def elaborate_command(
 ) -> None:
     """Let a model go on with the short details of its ANSWERS, and close its lists. Goes on where it stopped."""
     with errors_in_one_line():
-        writer = TextWriter(model, sampling, dtype, seed, template_arguments(chat_template_kwargs))
+        writer = TextWriter(model, sampling, loading, dtype, seed, template_arguments(chat_template_kwargs))
         elaborate_answers(writer, answers, output, elaboration)
 
 
@@ -85,6 +89,7 @@ def extract_command(
 ) -> None:
     """Find where the answers of chats fork, and report what keeps the others whole. Bad records are written aside."""
     with errors_in_one_line():
+        alone("hf-apar extract", "start it without a launcher, with --workers N for several")
         extract_trees(source, output, limits)
 
 
@@ -94,15 +99,26 @@ class TextWriter:
 
     model: str | None
     sampling: Sampling
+    loading: Loading
     dtype: Dtype
     seed: int
     chat_template_kwargs: dict[str, object] | None
 
+    def __post_init__(self) -> None:
+        if self.sampling.engine is not Engine.vllm:
+            return
+        if self.loading != Loading():
+            raise ConfigurationError(
+                "load_in_4bit, load_in_8bit, attn_implementation and device_map are for transformers, and vLLM loads the "
+                "model whole; leave them out, or give the engine transformers"
+            )
+        alone("the engine vllm", "start it without a launcher, or give the engine transformers")
+
     def settings(self) -> dict[str, object]:
         """Return what its texts depend on."""
         return {
-            "model": self.model, **not_free(self.sampling), "chat_template_kwargs": self.chat_template_kwargs,
-            "seed": self.seed, "dtype": self.dtype,
+            "model": self.model, **not_free(self.sampling), **not_free(self.loading), "seed": self.seed, "dtype": self.dtype,
+            "chat_template_kwargs": self.chat_template_kwargs,
         }  # fmt: skip
 
     def __str__(self) -> str:
@@ -110,26 +126,31 @@ class TextWriter:
 
         how = self.sampling
         name = self.model or DEFAULT_BASE
-        return f"{name} {how.engine} {self.dtype} {how.temperature} {how.repetition_penalty} {self.seed}"
+        bits = "" if self.loading.bits is None else f" {self.loading.bits} bits"
+        return f"{name} {how.engine} {self.dtype} {how.temperature} {how.repetition_penalty} {self.seed}{bits}"
 
     @contextmanager
     def loaded(self) -> "Iterator[tuple[TextSampler, PreTrainedTokenizerBase]]":
         """Load what lets it write."""
-        import torch
-
         from hf_apar.checkpoints.readiness import check_model
         from hf_apar.data.distillation.samplers import TransformersSampler, VllmSampler
 
-        model, tokenizer = load_untuned(self.model, self.dtype)
+        model, tokenizer = load_untuned(self.model, self.dtype, self.loading)
         check_model(model, tokenizer, token_rows=False, chat_template_kwargs=self.chat_template_kwargs)
         names = ("temperature", "repetition_penalty")
         how: dict[str, Any] = {name: getattr(self.sampling, name) for name in names}
         if self.sampling.engine is Engine.transformers:
-            torch.manual_seed(self.seed)
             yield TransformersSampler(on_device(model), tokenizer, **how), tokenizer
             return
         with TemporaryDirectory() as folder:  # vLLM reads no GGUF file, and no adapter with new tokens
             yield VllmSampler(self._engine(model, tokenizer, folder), tokenizer, **how), tokenizer
+
+    def before(self, done: int) -> None:
+        """Seed what is drawn for the batch that comes after so many texts; vLLM has its seed, and one process."""
+        import torch
+
+        if self.sampling.engine is Engine.transformers:
+            torch.manual_seed(self.seed + done)
 
     def _engine(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: str) -> object:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # on few cores a second process only competes
@@ -159,10 +180,10 @@ def answer_prompts(
     with writer.loaded() as (sample, tokenizer):
         steps = distill(
             sample, tokenizer, questions, output, batch_size=writer.sampling.batch_size, made_with=str(writer),
-            chat_template_kwargs=writer.chat_template_kwargs, **asdict(limits),
+            chat_template_kwargs=writer.chat_template_kwargs, before=writer.before, **asdict(limits),
         )  # fmt: skip
         follow(steps, total=len(questions))
-    _tell_dropped(output)
+    _tell_dropped(output, len(questions))
 
 
 def elaborate_answers(writer: TextWriter, answers: Path, output: Path, elaboration: Elaboration) -> None:
@@ -179,7 +200,7 @@ def elaborate_answers(writer: TextWriter, answers: Path, output: Path, elaborati
     with writer.loaded() as (sample, tokenizer):
         steps = elaborate(
             sample, tokenizer, given, output, batch_size=writer.sampling.batch_size, made_with=str(writer),
-            chat_template_kwargs=writer.chat_template_kwargs, **asdict(elaboration),
+            chat_template_kwargs=writer.chat_template_kwargs, before=writer.before, **asdict(elaboration),
         )  # fmt: skip
         follow(steps, total=len(given))
 
@@ -213,11 +234,13 @@ def _tell_extracted(report: "ExtractionReport") -> None:
             typer.echo(f"{title:>12} {count:8d}  {reason}")
 
 
-def _aside(output: Path) -> Path:
+def _aside(output: Path) -> Path | None:
+    if process_number() > 0:
+        return None  # the first one writes what all of them read
     return output.with_name(output.name + ".rejected.jsonl")
 
 
-def _read_questions(path: Path, aside: Path) -> "list[Question]":
+def _read_questions(path: Path, aside: Path | None) -> "list[Question]":
     from hf_apar.data.distillation.distill import Question
     from hf_apar.data.records.files import open_records, record_of
     from hf_apar.data.records.rejections import UNUSABLE, Rejected, Rejections
@@ -255,12 +278,12 @@ def _unasked(fields: dict[str, object]) -> str:
 
 
 def _tell_rejected(rejected: "Rejections") -> None:
-    if rejected:
+    if rejected and process_number() == 0:
         typer.echo(f"hf-apar: {rejected}", err=True)
 
 
-def _tell_dropped(answers: Path) -> None:
-    """Say how many answers there are, and why the others were dropped.
+def _tell_dropped(answers: Path, asked: int) -> None:
+    """Say how many answers there are, and why the others were dropped; of several processes the last to end says it.
 
     Raises:
         DataError: if there are none.
@@ -268,6 +291,8 @@ def _tell_dropped(answers: Path) -> None:
     from hf_apar.data.distillation.batches import BatchReport
 
     report = BatchReport.of(answers)
+    if process_count() > 1 and report.asked < asked:
+        return
     typer.echo(f"of {report.asked} answers {report.answers} kept, {report.dropped.total()} dropped")
     for reason, count in report.dropped.most_common():
         typer.echo(f"{'dropped':>12} {count:8d}  {reason}")
