@@ -149,6 +149,11 @@ class _Run:
         if self.loading.bits is not None:
             options.setdefault("device_map", {"": device})  # packed weights do not move
         base, tokenizer = load_base(self.model, dtype=torch.float32, **options)
+        if not shards_weights() and any(weight.is_meta for weight in base.parameters()):
+            raise ConfigurationError(
+                f"device_map {self.loading.device_map} leaves layers of {self.model} outside memory, where they cannot be "
+                "trained on; give more GPUs, or load_in_4bit"
+            )
         check_model(base, tokenizer, token_rows=not sequential, chat_template_kwargs=self.chat_template_kwargs)
         if sequential:
             assert base.generation_config is not None
