@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -17,11 +18,12 @@ from hf_apar.cli.common import Dtype
 from hf_apar.cli.data import TextWriter
 from hf_apar.data.settings import Engine, Loading, Sampling
 from hf_apar.errors import ConfigurationError, MissingPackageError
+from hf_apar.speculation.medusa import MedusaHeads
 from hf_apar.text.chat import encode_chat
 from hf_apar.training import fine_tuning
 from hf_apar.training.tuning import Selection
 from tiny_trainer import tiny_model
-from tuned import train
+from tuned import train, train_medusa
 
 LIST = "- A: a b c d e\n- B: f g h i j\n- C: k l m n o"
 
@@ -60,6 +62,18 @@ def test_an_adapter_of_few_bits_forks_on_the_plain_base_and_on_that_one(bits, ba
         assert isinstance(model, PeftModel) == bool(given)
         out = model.generate(ids, apar=True, max_new_tokens=80, return_dict_in_generate=True)
         assert len(out.trees[0].threads) == 4
+    found = train_medusa(model, tokenizer, answers, tmp_path / "heads", max_steps=2, max_length=256, inner_size=32)
+    assert 0 <= found["eval_accepted"] <= 5
+    assert MedusaHeads.load(tmp_path / "heads").hidden_size == 64
+
+
+def test_the_model_that_writes_answers_is_packed_too(base):
+    writer = TextWriter(str(base), Sampling(), Loading(load_in_4bit=True), Dtype.float32, 0, None)
+    with writer.loaded() as (sample, _):
+        kinds = {type(layer).__name__ for layer in sample.model.model.layers.modules()}
+        assert "Linear4bit" in kinds and "Linear" not in kinds
+        assert type(sample.model.lm_head).__name__ == "Linear"
+    assert "4 bits" in str(writer) and "bits" not in str(replace(writer, loading=Loading()))
 
 
 def test_checkpointing_attention_and_devices_change_no_adapter(base, answers, tmp_path, monkeypatch):

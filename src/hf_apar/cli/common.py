@@ -169,18 +169,19 @@ def load(
         if base is not None:
             raise ConfigurationError("--base is for an adapter of yours; name it with --model")
         with quietly():
-            return load_default_model(dtype=chosen_dtype(dtype), **_options(loading, dtype))
+            return load_default_model(dtype=chosen_dtype(dtype), **loading_options(loading, dtype))
     if name == DEFAULT_BASE:
         raise ConfigurationError(
             f"{name} is the base of the default model and cannot fork; leave out --model, or decode it with generate --plain"
         )
     with quietly(), named(name):
-        options = _options(loading, dtype)
+        options = loading_options(loading, dtype)
         loaded = AparModelForCausalLM.from_pretrained(name, base=base, dtype=chosen_dtype(dtype), **options)
         return loaded, load_tokenizer(name, base=base)
 
 
-def _options(loading: Loading, dtype: Dtype) -> dict[str, object]:
+def loading_options(loading: Loading, dtype: Dtype) -> dict[str, object]:
+    """Return how a model is loaded, as options of ``from_pretrained``."""
     options: dict[str, object] = loading.options("bfloat16" if dtype is Dtype.auto else dtype.value)
     if loading.bits is not None:
         options.setdefault("device_map", {"": chosen_device("auto")})  # packed weights do not move
@@ -196,7 +197,7 @@ def load_untuned(
 
     name = name or DEFAULT_BASE
     with quietly(), named(name):
-        return load_base(name, dtype=chosen_dtype(dtype), **_options(loading, dtype))
+        return load_base(name, dtype=chosen_dtype(dtype), **loading_options(loading, dtype))
 
 
 def load_any(name: str | None, dtype: Dtype, base: str | None = None) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":

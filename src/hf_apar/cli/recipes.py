@@ -16,6 +16,7 @@ from hf_apar.cli.common import (
     errors_in_one_line,
     load,
     load_untuned,
+    loading_options,
 )
 from hf_apar.cli.data import TextWriter, answer_prompts, elaborate_answers, extract_trees
 from hf_apar.cli.evaluate import ARMS, run_evaluation, show
@@ -159,7 +160,7 @@ class RecipeRun:
 
     def _evaluate(self) -> None:
         base, variables = self.recipe.model, self.recipe.chat_template_kwargs
-        settings = {"base": base, "chat_template_kwargs": variables, "dtype": self.dtype}
+        settings = {"base": base, "chat_template_kwargs": variables, "dtype": self.dtype} | not_free(self.recipe.loading)
         with self.stages.stage("evaluation", settings, [self.weights]) as wanted:
             if _tell(6, "it answers prompts that it has not seen", wanted):
                 from hf_apar.checkpoints.default_model import DEFAULT_BASE
@@ -167,7 +168,8 @@ class RecipeRun:
                 from hf_apar.evaluation.models import Models
 
                 dtype, device = chosen_dtype(self.dtype), chosen_device("auto")
-                models = Models(str(self.adapter), base or DEFAULT_BASE, dtype, device, variables or {})
+                options = loading_options(self.recipe.loading, self.dtype)
+                models = Models(str(self.adapter), base or DEFAULT_BASE, dtype, device, variables or {}, options)
                 prompts = prompts_of(["own"], sample=EVALUATED)
                 show(run_evaluation(models, ARMS, prompts, self.adapter / "evaluation", likelihood=True))
 

@@ -19,7 +19,7 @@ from hf_apar.data.records.rejections import Rejections
 from hf_apar.data.settings import Loading
 from hf_apar.errors import ConfigurationError
 from hf_apar.generation_settings import end_as_taught
-from hf_apar.processes import shards_weights
+from hf_apar.processes import process_count, shards_weights
 from hf_apar.releases import CHECKPOINTING
 from hf_apar.tokens import add_control_tokens
 from hf_apar.training.likelihood import mean_nll
@@ -139,7 +139,8 @@ class _Run:
         return {
             "model": self.model, "start": self.start, "rank": self.tuning.rank if self.start is None else None,
             **{name: getattr(self.tuning, name) for name in own}, "bf16": self.bf16, "seed": self.seed,
-            **not_free(self.loading),
+            **not_free(self.loading), "sharded": shards_weights(),
+            "processes": process_count() if process_count() > 1 else None,
         }  # fmt: skip
 
     def _base(self, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[int, int]]:
@@ -170,11 +171,14 @@ class _Run:
     def _arguments(self) -> TrainingArguments:
         tuning = self.tuning
         more: dict[str, Any] = {CHECKPOINTING: tuning.gradient_checkpointing}
-        return training_arguments(
+        arguments = training_arguments(
             self.output, tuning, self.seed, per_device_train_batch_size=tuning.batch_size,
             per_device_eval_batch_size=tuning.batch_size, gradient_accumulation_steps=tuning.accumulation, bf16=self.bf16,
             torch_compile=tuning.compile, ddp_find_unused_parameters=False, **more,
         )  # fmt: skip
+        if self.loading.bits is not None:
+            arguments._n_gpu = 1  # packed weights are not copied to a process's other GPUs
+        return arguments
 
     def _mixture(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, control_ids: tuple[int, int]) -> Mixture:
         def nll(prompt: list[int], answer: list[int]) -> float:
