@@ -1,7 +1,11 @@
 """What `training_memory` calculates beside the bytes of all tensors that live at the peak of a training step, counted on a CPU."""
 
+import weakref
+
 import torch
-from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from hf_apar.checkpoints.loading import load_base
@@ -9,6 +13,35 @@ from hf_apar.training.lora import add_lora
 from hf_apar.training.memory import ModelShape, training_memory
 from hf_apar.training.rows.collator import DataCollatorForApar
 from hf_apar.training.tuning import Tuning
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that live, each storage once, from ``held`` on and what operations make."""
+
+    def __init__(self, *held: torch.Tensor) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.seen = WeakIdKeyDictionary()
+        for tensor in held:
+            self.count(tensor)
+
+    def count(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage not in self.seen:
+            self.seen[storage] = size = storage.nbytes()
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self.release, size)
+
+    def release(self, size: int) -> None:
+        self.live -= size
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for one in tree_leaves(made):
+            if isinstance(one, torch.Tensor):
+                self.count(one)
+        return made
 
 
 def measured_peak(base: PreTrainedModel, tuning: Tuning, *, bf16: bool) -> int:
@@ -24,17 +57,15 @@ def measured_peak(base: PreTrainedModel, tuning: Tuning, *, bf16: bool) -> int:
     row = {"input_ids": tokens, "position_ids": [*range(length)], "visible_until": [length] * length, "shift_labels": tokens}
     batch = DataCollatorForApar(0)([row] * tuning.batch_size)
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], fused=True)
-    tracker = MemTracker()
-    tracker.track_external(model, optimizer, *batch.values())
-    with tracker:
+    with LiveBytes(*model.parameters(), *model.buffers(), *batch.values()) as counted:
         for step in range(2):
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 loss = model(**batch).loss
             loss.backward()
             optimizer.step()
-            model.zero_grad(set_to_none=step > 0)  # gradients that the formula counts are there at the peak
-    peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
-    return int(peak["Total"] if "Total" in peak else max(peak.values()))
+            model.zero_grad(set_to_none=step > 0)  # at the second peak there are gradients, as where they are accumulated
+            del loss
+    return counted.peak
 
 
 def untied_model() -> PreTrainedModel:

@@ -63,27 +63,28 @@ LLAMA_70B = ModelShape(80, 8192, 8192, 1024, 28672, 128256, tied=False)
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes at the peak of a training step, which is where the backward pass begins.
+    """Bytes at the peak of a training step.
 
     Attributes:
         weights: of the model, which are not trained.
         adapter: LoRA and its gradients, in float32.
         optimizer: Adam's two averages of them.
         activations: what the forward pass keeps for the backward pass.
-        output: scores of the vocabulary with their gradients, and the copy of the embeddings that the rows of [Fork] and
-            [Child] are put into.
+        passing: what lives for a moment: scores of the vocabulary with their gradients and the copy of the embeddings that the
+            rows of [Fork] and [Child] are put into, where the backward pass begins; with checkpointing a layer that is
+            computed again, where that is more.
     """
 
     weights: float
     adapter: float
     optimizer: float
     activations: float
-    output: float
+    passing: float
 
     @property
     def total(self) -> float:
         """All of them."""
-        return self.weights + self.adapter + self.optimizer + self.activations + self.output
+        return self.weights + self.adapter + self.optimizer + self.activations + self.passing
 
 
 def training_memory(
@@ -98,27 +99,24 @@ def training_memory(
 
     >>> memory = training_memory(LLAMA_8B, Tuning(gradient_checkpointing=True), bits=4, bf16=True)
     >>> round(memory.weights / 1e9, 1), round(memory.total / 1e9, 1)
-    (7.8, 16.5)
+    (7.8, 14.1)
     """
     tokens = tuning.batch_size * ((length or tuning.max_length) + 1)
     wide, narrow = 4, 2 if bf16 else 4  # bytes of a number
     trained = shape.lora(tuning.rank)
     layer = _layer(shape, tuning.rank, narrow) * tokens
-    layers = shape.layers * layer
-    if bf16 and bits is None:  # of frozen weights the backward pass keeps the narrow copies
-        cast = shape.linear * narrow
-        layer, layers = layer + cast / shape.layers, layers + cast
-    if tuning.gradient_checkpointing:
-        layers = layer + shape.layers * shape.hidden * wide * tokens
+    if bf16 and bits is None:
+        layer += shape.linear * narrow / shape.layers  # of frozen weights the backward pass needs the narrow copies
     scores, rows = tokens * shape.vocabulary, shape.vocabulary * shape.hidden
-    at_loss = scores * (4 * wide if not bf16 else narrow + 3 * wide) + rows * narrow
-    at_output = scores * 2 * narrow + rows * 2 * narrow + (rows * wide if bf16 else 0)
+    at_loss = scores * 3 * wide + rows * narrow
+    at_output = scores * narrow + rows * (2 * narrow + (wide if bf16 else 0))
+    again = tuning.gradient_checkpointing
     return TrainingMemory(
         weights=shape.linear * (wide if bits is None else PACKED[bits]) + shape.embeddings * wide,
         adapter=trained * 2 * wide,
         optimizer=trained * 2 * wide,
-        activations=layers,
-        output=max(at_loss, at_output),
+        activations=shape.layers * (shape.hidden * wide * tokens if again else layer),
+        passing=max(at_loss, at_output, layer if again else 0),
     )
 
 
