@@ -16,7 +16,8 @@ from hf_apar.data.distillation.batches import BatchReport, Dropped, TextAnswer, 
 from hf_apar.data.settings import Loading
 from hf_apar.errors import ConfigurationError, DataError
 from hf_apar.training.together import check_processes
-from tiny_trainer import tiny_model
+from tiny_chat_model import make_likely
+from tiny_trainer import EOS, tiny_model
 
 SCRIPT = Path(__file__).parent / "launched.py"
 FSDP = ["--use_fsdp", "--fsdp_version=2", "--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP"]
@@ -102,7 +103,9 @@ def work(tmp_path_factory):
     """A folder with a base and answers, each of which fills a row; one record is broken."""
     folder, tokenizer = tmp_path_factory.mktemp("work"), byte_tokenizer()
     tiny_model(vocab_size=len(tokenizer)).save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
+    make_likely(tiny_model(vocab_size=len(tokenizer)), ord("a"), EOS, 2.0).save_pretrained(folder / "ends")
+    for name in ("base", "ends"):
+        tokenizer.save_pretrained(folder / name)
     answers = [{"prompt": f"list {n:02}", "response": LIST} for n in range(9)]
     lines = "".join(json.dumps(answer) + "\n" for answer in [{"prompt": "nothing else"}, *answers])
     (folder / "answers.jsonl").write_text(lines)
@@ -156,7 +159,7 @@ def test_two_processes_train_as_one_though_one_of_them_was_killed(launcher, work
 
 def test_two_processes_write_the_answers_that_one_writes(work):
     for launcher, name in (("", "one"), ("torchrun", "two")):
-        options = ["--model", work / "base", "--batch-size", 2, "--max-new-tokens", 24, "--temperature", 1.0]
+        options = ["--model", work / "ends", "--batch-size", 2, "--max-new-tokens", 48, "--temperature", 1.0]
         done = launched(launcher, "distill", work / "prompts.jsonl", work / f"{name}.jsonl", *options, module="hf_apar.cli")
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("of 7 answers") == 1

@@ -70,8 +70,8 @@ class TrainingMemory:
         adapter: LoRA and its gradients, in float32.
         optimizer: Adam's two averages of them.
         activations: what the forward pass keeps for the backward pass.
-        passing: what lives for a moment: scores of the vocabulary with their gradients and the copy of the embeddings that the
-            rows of [Fork] and [Child] are put into, where the backward pass begins; with checkpointing a layer that is
+        passing: what lives for a moment, where the backward pass begins: scores of the vocabulary with their gradients, and
+            the copy of the embeddings that the rows of [Fork] and [Child] are put into; with checkpointing a layer that is
             computed again, where that is more.
     """
 
