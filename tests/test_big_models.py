@@ -61,7 +61,7 @@ def test_an_adapter_of_few_bits_forks_on_the_plain_base_and_on_that_one(bits, ba
         model = AparModelForCausalLM.from_pretrained(tmp_path, **given)
         assert isinstance(model, PeftModel) == bool(given)
         out = model.generate(ids, apar=True, max_new_tokens=80, return_dict_in_generate=True)
-        assert len(out.trees[0].threads) == 4
+        assert len(out.trees[0].threads) >= 4, "a thread for each item at least"
     found = train_medusa(model, tokenizer, answers, tmp_path / "heads", max_steps=2, max_length=256, inner_size=32)
     assert 0 <= found["eval_accepted"] <= 5
     assert MedusaHeads.load(tmp_path / "heads").hidden_size == 64
