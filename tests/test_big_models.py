@@ -15,7 +15,7 @@ from byte_tokenizer import byte_tokenizer
 from hf_apar import AparModelForCausalLM
 from hf_apar.checkpoints.loading import load_tokenizer
 from hf_apar.cli.common import Dtype
-from hf_apar.cli.data import TextWriter
+from hf_apar.cli.writing import TextWriter
 from hf_apar.data.settings import Engine, Loading, Sampling
 from hf_apar.errors import ConfigurationError, MissingPackageError
 from hf_apar.speculation.medusa import MedusaHeads

@@ -18,10 +18,11 @@ from hf_apar.cli.common import (
     load_untuned,
     loading_options,
 )
-from hf_apar.cli.data import TextWriter, answer_prompts, elaborate_answers, extract_trees
+from hf_apar.cli.data import answer_prompts, elaborate_answers, extract_trees
 from hf_apar.cli.evaluate import ARMS, run_evaluation, show
 from hf_apar.cli.stages import Stages
 from hf_apar.cli.training import tell_metrics
+from hf_apar.cli.writing import TextWriter
 from hf_apar.data.described import not_free
 from hf_apar.training.recipe import DEFAULT_RECIPE, EXAMPLE, Recipe, read_recipe, written
 
