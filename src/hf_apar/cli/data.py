@@ -26,7 +26,6 @@ from hf_apar.errors import ConfigurationError, DataError
 from hf_apar.processes import process_count, process_number
 
 if TYPE_CHECKING:
-
     from hf_apar.data.convert import ExtractionReport
     from hf_apar.data.distillation.distill import Question
     from hf_apar.data.records.rejections import Rejections
