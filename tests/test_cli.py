@@ -300,7 +300,7 @@ def test_the_recipe_of_the_docs_is_one(tmp_path):
     page = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
     (text,) = re.findall(r"(?ms)^```toml\n(.*?)^```$", page)
     (tmp_path / "recipe.toml").write_text(text, encoding="utf-8")
-    assert read_recipe(tmp_path / "recipe.toml").select.min_ideal_ratio == 2.6
+    assert read_recipe(tmp_path / "recipe.toml").select.min_balance == 0.37
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,8 @@ ITEMS = "".join(f"A{number}**: it helps\n{number + 1}. **" for number in range(1
         ("How do I rest?", " ways to rest:\n", 4),
         ("How do I rest?", " three ways to rest:\n", 3),
         ("Give me 2 ways to rest.", " ways to rest:\n", 2),
-        ("List ten ways to rest.", " ways to rest:\n", None),  # more than are allowed
+        ("List five ways to rest.", " ways to rest:\n", 5),  # more than are allowed, and asked for
+        ("How do I rest?", " ten ways to rest:\n", None),  # more than are allowed, of its own accord
         ("How do I rest?", " ways. And no list", None),  # no words for the gap
     ],
 )
@@ -183,7 +184,7 @@ def test_what_is_dropped_is_counted_by_reason_over_all_calls(tokenizer, tmp_path
     questions = [
         (Question("How?", opening), Told(" three ways:\n", "A**: it helps\n2. **B**: it does\n3. **C**: so"), None),
         (Question("How?", opening), Told(" three ways:\n", "A**: it helps\n2. **B**: it does too"), TOO_FEW),
-        (Question("List nine.", opening), Told(" ways:\n", ITEMS), TOO_MANY),
+        (Question("How?", opening), Told(" nine ways:\n", ITEMS), TOO_MANY),
         (Question("How?", opening), Told(" ways. And no list", ITEMS), NO_LEAD),
         (Question("Why?"), Told("", "x" * 61), CUT_OFF),
         (Question("Who?"), Told("", ""), EMPTY),

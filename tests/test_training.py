@@ -353,11 +353,11 @@ def test_what_forks_too_often_or_gains_too_little_is_left_out(base):
         return len(kept.train) + len(kept.held_out)
 
     assert count() == len(given)
-    assert count(max_forks=3) == count(min_ideal_ratio=1.3) == len(given) - 1
-    assert count(max_forks=3, min_ideal_ratio=1.3) == len(given) - 2
+    assert count(max_forks=3) == count(min_balance=0.33) == len(given) - 1
+    assert count(max_forks=3, min_balance=0.33) == len(given) - 2
     assert count(min_elaborated=0.5) == 10  # told, and nine that do not fork, so that it is a tenth
     with pytest.raises(DataError, match="fork too often or gain too little"):
-        count(min_ideal_ratio=9.0)
+        count(min_balance=1.0)
 
 
 def test_of_several_answers_to_a_prompt_the_likeliest_that_forks_is_trained_on(base):

@@ -89,8 +89,8 @@ class AnswerLimits:
     """How long an answer may be.
 
     The end of a list whose length is left to chance is never its likeliest continuation, so that a model tuned on such lists
-    hardly ends one: ``max_items`` ends it. Where more items are announced, or fewer follow than announced, the answer is
-    dropped.
+    hardly ends one: ``max_items`` ends it. Where the answer announces more items by itself, or fewer follow than announced,
+    it is dropped.
     """
 
     max_new_tokens: int = setting(384, "Longer answers are dropped.", least=1)

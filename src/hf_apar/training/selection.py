@@ -21,7 +21,7 @@ def is_selected(tree: TextThread, selection: Selection) -> bool:
         return False
     if sum(map(_goes_on, tree.children)) < selection.min_elaborated * len(tree.children):
         return False
-    return len(tree.text) >= selection.min_ideal_ratio * tree.critical_path(len)
+    return len(tree.text) >= selection.min_balance * (1 + tree.fork_count) * tree.critical_path(len)
 
 
 def _is_repetitive(tree: TextThread, most: float) -> bool:

@@ -35,8 +35,12 @@ class Selection:
     max_forks: int | None = setting(
         None, "Leave out answers that fork more often, which a model does not learn to end.", least=1
     )
-    min_ideal_ratio: float = setting(
-        1.0, "Leave out answers that fork and whose text is not so many times their longest path.", least=1
+    min_balance: float = setting(
+        0.0,
+        "Leave out answers that fork and whose text is less than so many times their longest path for each thread; at 1 "
+        "all threads would be equally long, and begin at once.",
+        least=0,
+        most=1,
     )
     min_elaborated: float = setting(
         0.0, "Leave out answers of whose threads a smaller share has a second sentence.", least=0, most=1

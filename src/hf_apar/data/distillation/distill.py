@@ -105,8 +105,8 @@ def distill(
         max_whole_tokens: the same for questions without an opening; by default no less.
         max_items: a numbered list that an opening begins ends after so many items, or after as many as the prompt or the
             answer's first words announce. The end of a list whose length is left to chance is never its likeliest
-            continuation, so that a model tuned on such lists hardly ends one. Where more are announced, or fewer follow
-            than announced, the answer is dropped.
+            continuation, so that a model tuned on such lists hardly ends one. Where its own words announce more, or fewer
+            follow than announced, the answer is dropped.
         made_with: what ``sample`` is, in words that tell it from another: a second call is refused where they differ.
         chat_template_kwargs: as for :func:`~hf_apar.text.chat.encode_chat`; other ones are other settings.
         before: as for :func:`~hf_apar.data.distillation.batches.in_batches`.
@@ -147,7 +147,10 @@ class _Limits:
         return f"\n{(announced(question.prompt, lead) or self.items) + 1}."
 
     def allow(self, question: Question, lead: str) -> bool:
-        return self.items is None or not question.opening or (announced(question.prompt, lead) or 0) <= self.items
+        """May the answer go on? Not where its own first words announce too many; as many as are asked for are never too many."""
+        if self.items is None or not question.opening or announced(question.prompt):
+            return True
+        return (announced(lead) or 0) <= self.items
 
     def judged(self, question: Question, lead: str, response: str, ended: bool) -> TextAnswer | Dropped:
         """Return the answer if it ended, and is a list of as many items as it announces where it announces any."""
