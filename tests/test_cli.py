@@ -20,7 +20,7 @@ from hf_apar.cli.live import CURSOR, TreeView
 from hf_apar.config import AparConfig
 from hf_apar.data.distillation.distill import TextAnswer, _Limits, in_batches, read_answers
 from hf_apar.data.distillation.questions import template_questions
-from hf_apar.data.settings import AnswerLimits, Elaboration, Engine, PromptChoice, Sampling, TreeLimits
+from hf_apar.data.settings import AnswerLimits, Elaboration, Engine, Loading, PromptChoice, Sampling, TreeLimits
 from hf_apar.evaluation.answers import answers_in
 from hf_apar.evaluation.folder import prompts_of
 from hf_apar.replay import load_traces, replay_page, trace_of_tree
@@ -276,7 +276,7 @@ def test_distill_says_why_it_drops_all(untuned, tmp_path):
     assert "none of 3 answers can be kept; of 3: cut off" in result.stderr
 
 
-GROUPS = (Tuning, Selection, HeadsTuning, PromptChoice, Sampling, AnswerLimits, Elaboration, TreeLimits)
+GROUPS = (Loading, Tuning, Selection, HeadsTuning, PromptChoice, Sampling, AnswerLimits, Elaboration, TreeLimits)
 
 
 def test_the_recipe_of_the_default_model_and_every_key_survive_the_file(tmp_path):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -159,11 +160,19 @@ def adapter_settings(folder: Path, control_ids: tuple[int, int] | None) -> Gener
 
 
 def save_adapter(
-    model: "PeftModel", tokenizer: PreTrainedTokenizerBase, folder: Path, *, dtype: torch.dtype = torch.bfloat16
+    model: "PeftModel",
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write the adapter alone, cast to ``dtype``, with its generation config and tokenizer.
 
     PEFT's own ``save_pretrained`` would add the embeddings, which the two trained rows make needless.
+
+    Args:
+        weights: those of the adapter by their names in ``model``, where ``model`` holds a part of them.
     """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
@@ -177,7 +186,7 @@ def save_adapter(
         config.base_model_name_or_path = str(Path(base_name).resolve())
     config.save_pretrained(str(folder))
     config.inference_mode = inference_mode
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    state = get_peft_model_state_dict(model, state_dict=weights, save_embedding_layers=False)
     tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
     unfinished = folder / "adapter_model.safetensors.unfinished"
     save_file(tensors, unfinished, metadata={"format": "pt"})

@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from hf_apar.cli.explanations import explain
+from hf_apar.processes import local_number, process_number
 
 # Threads of the math library wait for each other by spinning: beside another job they keep it from the cores that it needs.
 IDLE_THREADS_SLEEP = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}  # of GNU's OpenMP and of LLVM's
@@ -59,7 +60,8 @@ def errors_in_one_line() -> Iterator[None]:
     except Exception as error:
         _let_go_of_output()
         sentence, foreseen = explain(error)
-        say(sentence)
+        if not foreseen or local_number() == 0:  # the processes of a machine foresee the same
+            say(sentence)
         raise typer.Exit(2 if foreseen else 1) from error
 
 
@@ -78,7 +80,8 @@ class Command(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         model = ctx.params.get("model")
         where = "" if model is None or Path(model).is_dir() else " from the Hub"
-        say(f"loading {model or 'the default model'}{where} ..." if "model" in ctx.params else "loading ...")
+        if process_number() == 0:
+            say(f"loading {model or 'the default model'}{where} ..." if "model" in ctx.params else "loading ...")
         return super().invoke(ctx)
 
 
@@ -116,6 +119,7 @@ class Group(TyperGroup):
 def _messages() -> Iterator[None]:
     """Show on the standard error the library's warnings, and what conversion and the choice of answers say."""
     handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(logging.NOTSET if process_number() == 0 else logging.ERROR)
     handler.setFormatter(logging.Formatter("hf-apar: %(message)s"))
     ours, *talking = map(logging.getLogger, ("hf_apar", "hf_apar.checkpoints.conversion", "hf_apar.training.mixture"))
     ours.addHandler(handler)

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from hf_apar.cli.application import app, errors_in_one_line, say, tell
+from hf_apar.data.settings import Loading
 from hf_apar.errors import AparError, ConfigurationError, ControlTokenError
+from hf_apar.processes import local_number, process_count, process_number
 
 if TYPE_CHECKING:
     import torch
@@ -156,7 +158,9 @@ def named(name: str) -> Iterator[None]:
         raise
 
 
-def load(name: str | None, dtype: Dtype, base: str | None = None) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+def load(
+    name: str | None, dtype: Dtype, base: str | None = None, loading: Loading = Loading()
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a model that can fork, and its tokenizer; ``base`` is where an adapter's base is now."""
     from hf_apar.checkpoints.default_model import load_default_model
     from hf_apar.checkpoints.loading import AparModelForCausalLM, load_tokenizer
@@ -165,20 +169,31 @@ def load(name: str | None, dtype: Dtype, base: str | None = None) -> "tuple[PreT
         if base is not None:
             raise ConfigurationError("--base is for an adapter of yours; name it with --model")
         with quietly():
-            return load_default_model(dtype=chosen_dtype(dtype))
+            return load_default_model(dtype=chosen_dtype(dtype), **loading_options(loading, dtype))
     with quietly(), named(name):
-        loaded = AparModelForCausalLM.from_pretrained(name, base=base, dtype=chosen_dtype(dtype))
+        options = loading_options(loading, dtype)
+        loaded = AparModelForCausalLM.from_pretrained(name, base=base, dtype=chosen_dtype(dtype), **options)
         return loaded, load_tokenizer(name, base=base)
 
 
-def load_untuned(name: str | None, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+def loading_options(loading: Loading, dtype: Dtype) -> dict[str, object]:
+    """Return how a model is loaded, as options of ``from_pretrained``."""
+    options: dict[str, object] = loading.options("bfloat16" if dtype is Dtype.auto else dtype.value)
+    if loading.bits is not None:
+        options.setdefault("device_map", {"": chosen_device("auto")})  # packed weights do not move
+    return options
+
+
+def load_untuned(
+    name: str | None, dtype: Dtype, loading: Loading = Loading()
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load any model, without APAR, and its tokenizer; by default the base of the default model."""
     from hf_apar.checkpoints.default_model import DEFAULT_BASE
     from hf_apar.checkpoints.loading import load_base
 
     name = name or DEFAULT_BASE
     with quietly(), named(name):
-        return load_base(name, dtype=chosen_dtype(dtype))
+        return load_base(name, dtype=chosen_dtype(dtype), **loading_options(loading, dtype))
 
 
 def load_any(name: str | None, dtype: Dtype, base: str | None = None) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
@@ -223,7 +238,8 @@ def chosen_device(device: str, otherwise: str = "cpu") -> str:
     import torch
 
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else otherwise
+        own = f"cuda:{local_number()}" if process_count() > 1 else "cuda"
+        device = own if torch.cuda.is_available() else otherwise
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # each back end has its own
@@ -233,8 +249,11 @@ def chosen_device(device: str, otherwise: str = "cpu") -> str:
 
 
 def on_device(model: "PreTrainedModel", device: str = "auto") -> "PreTrainedModel":
-    """Move ``model`` to the device that :func:`chosen_device` returns."""
+    """Move ``model`` to the device that :func:`chosen_device` returns, unless a device map has placed it."""
     import torch
+
+    if hasattr(model, "hf_device_map"):
+        return model
 
     device = chosen_device(device, model.device.type)
     if model.device != torch.device(device):
@@ -242,12 +261,22 @@ def on_device(model: "PreTrainedModel", device: str = "auto") -> "PreTrainedMode
     return model
 
 
+def alone(command: str, instead: str) -> None:
+    """Raise :class:`ConfigurationError` where ``command`` is one of several processes, and say what to do ``instead``."""
+    if process_count() > 1:
+        raise ConfigurationError(f"{command} runs in one process, and {process_count()} are started; {instead}")
+
+
 @contextmanager
 def progress() -> Iterator[Callable[[int, int | None], None]]:
-    """Draw a progress bar on the standard error; what is yielded takes the count of what is done, and of all if known."""
+    """Draw a progress bar on the standard error; what is yielded takes the count of what is done, and of all if known.
+
+    Of several processes the first one draws.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    with Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+    console = Console(stderr=True, quiet=process_number() > 0)
+    with Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task("", total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

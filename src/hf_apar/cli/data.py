@@ -1,12 +1,9 @@
 """Commands that make what is trained on: distill, elaborate, extract."""
 
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,24 +13,21 @@ from hf_apar.cli.common import (
     ModelOption,
     SeedOption,
     TemplateArgumentsOption,
+    alone,
     app,
     errors_in_one_line,
-    load_untuned,
-    on_device,
     progress,
     template_arguments,
 )
 from hf_apar.cli.options import with_settings
-from hf_apar.data.described import not_free
-from hf_apar.data.settings import AnswerLimits, Elaboration, Engine, PromptChoice, Sampling, TreeLimits
+from hf_apar.cli.writing import TextWriter
+from hf_apar.data.settings import AnswerLimits, Elaboration, Loading, PromptChoice, Sampling, TreeLimits
 from hf_apar.errors import ConfigurationError, DataError
+from hf_apar.processes import process_count, process_number
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
     from hf_apar.data.convert import ExtractionReport
     from hf_apar.data.distillation.distill import Question
-    from hf_apar.data.distillation.samplers import TextSampler
     from hf_apar.data.records.rejections import Rejections
 
 AnswersOutput = Annotated[Path, typer.Argument(help="JSON Lines that the answers are appended to.", dir_okay=False)]
@@ -47,6 +41,7 @@ def distill_command(
     asking: PromptChoice,
     limits: AnswerLimits,
     sampling: Sampling,
+    loading: Loading,
     model: ModelOption = None,
     chat_template_kwargs: TemplateArgumentsOption = None,
     seed: SeedOption = 0,
@@ -54,7 +49,7 @@ def distill_command(
 ) -> None:
     """Let a model answer prompts in its own words: the text for `train`. Goes on where it stopped."""
     with errors_in_one_line():
-        writer = TextWriter(model, sampling, dtype, seed, template_arguments(chat_template_kwargs))
+        writer = TextWriter(model, sampling, loading, dtype, seed, template_arguments(chat_template_kwargs))
         answer_prompts(writer, None if prompts == "-" else Path(prompts), output, asking, limits)
 
 
@@ -65,6 +60,7 @@ def elaborate_command(
     output: AnswersOutput,
     elaboration: Elaboration,
     sampling: Sampling,
+    loading: Loading,
     model: ModelOption = None,
     chat_template_kwargs: TemplateArgumentsOption = None,
     seed: SeedOption = 0,
@@ -72,7 +68,7 @@ def elaborate_command(
 ) -> None:
     """Let a model go on with the short details of its ANSWERS, and close its lists. Goes on where it stopped."""
     with errors_in_one_line():
-        writer = TextWriter(model, sampling, dtype, seed, template_arguments(chat_template_kwargs))
+        writer = TextWriter(model, sampling, loading, dtype, seed, template_arguments(chat_template_kwargs))
         elaborate_answers(writer, answers, output, elaboration)
 
 
@@ -85,63 +81,8 @@ def extract_command(
 ) -> None:
     """Find where the answers of chats fork, and report what keeps the others whole. Bad records are written aside."""
     with errors_in_one_line():
+        alone("hf-apar extract", "start it without a launcher, with --workers N for several")
         extract_trees(source, output, limits)
-
-
-@dataclass(frozen=True)
-class TextWriter:
-    """A model that writes, and how."""
-
-    model: str | None
-    sampling: Sampling
-    dtype: Dtype
-    seed: int
-    chat_template_kwargs: dict[str, object] | None
-
-    def settings(self) -> dict[str, object]:
-        """Return what its texts depend on."""
-        return {
-            "model": self.model, **not_free(self.sampling), "chat_template_kwargs": self.chat_template_kwargs,
-            "seed": self.seed, "dtype": self.dtype,
-        }  # fmt: skip
-
-    def __str__(self) -> str:
-        from hf_apar.checkpoints.default_model import DEFAULT_BASE
-
-        how = self.sampling
-        name = self.model or DEFAULT_BASE
-        return f"{name} {how.engine} {self.dtype} {how.temperature} {how.repetition_penalty} {self.seed}"
-
-    @contextmanager
-    def loaded(self) -> "Iterator[tuple[TextSampler, PreTrainedTokenizerBase]]":
-        """Load what lets it write."""
-        import torch
-
-        from hf_apar.checkpoints.readiness import check_model
-        from hf_apar.data.distillation.samplers import TransformersSampler, VllmSampler
-
-        model, tokenizer = load_untuned(self.model, self.dtype)
-        check_model(model, tokenizer, token_rows=False, chat_template_kwargs=self.chat_template_kwargs)
-        names = ("temperature", "repetition_penalty")
-        how: dict[str, Any] = {name: getattr(self.sampling, name) for name in names}
-        if self.sampling.engine is Engine.transformers:
-            torch.manual_seed(self.seed)
-            yield TransformersSampler(on_device(model), tokenizer, **how), tokenizer
-            return
-        with TemporaryDirectory() as folder:  # vLLM reads no GGUF file, and no adapter with new tokens
-            yield VllmSampler(self._engine(model, tokenizer, folder), tokenizer, **how), tokenizer
-
-    def _engine(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: str) -> object:
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # on few cores a second process only competes
-        from vllm import LLM
-
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return LLM(
-            folder, dtype=self.dtype.value, max_num_seqs=min(self.sampling.batch_size, 128), block_size=32,
-            max_model_len=2048, seed=self.seed,
-            gpu_memory_utilization=0.7,  # of the memory that is free for it: on CPUs the default leaves too little to others
-        )  # fmt: skip
 
 
 def answer_prompts(
@@ -159,10 +100,10 @@ def answer_prompts(
     with writer.loaded() as (sample, tokenizer):
         steps = distill(
             sample, tokenizer, questions, output, batch_size=writer.sampling.batch_size, made_with=str(writer),
-            chat_template_kwargs=writer.chat_template_kwargs, **asdict(limits),
+            chat_template_kwargs=writer.chat_template_kwargs, before=writer.before, **asdict(limits),
         )  # fmt: skip
         follow(steps, total=len(questions))
-    _tell_dropped(output)
+    _tell_dropped(output, len(questions))
 
 
 def elaborate_answers(writer: TextWriter, answers: Path, output: Path, elaboration: Elaboration) -> None:
@@ -179,7 +120,7 @@ def elaborate_answers(writer: TextWriter, answers: Path, output: Path, elaborati
     with writer.loaded() as (sample, tokenizer):
         steps = elaborate(
             sample, tokenizer, given, output, batch_size=writer.sampling.batch_size, made_with=str(writer),
-            chat_template_kwargs=writer.chat_template_kwargs, **asdict(elaboration),
+            chat_template_kwargs=writer.chat_template_kwargs, before=writer.before, **asdict(elaboration),
         )  # fmt: skip
         follow(steps, total=len(given))
 
@@ -213,11 +154,13 @@ def _tell_extracted(report: "ExtractionReport") -> None:
             typer.echo(f"{title:>12} {count:8d}  {reason}")
 
 
-def _aside(output: Path) -> Path:
+def _aside(output: Path) -> Path | None:
+    if process_number() > 0:
+        return None  # the first one writes what all of them read
     return output.with_name(output.name + ".rejected.jsonl")
 
 
-def _read_questions(path: Path, aside: Path) -> "list[Question]":
+def _read_questions(path: Path, aside: Path | None) -> "list[Question]":
     from hf_apar.data.distillation.distill import Question
     from hf_apar.data.records.files import open_records, record_of
     from hf_apar.data.records.rejections import UNUSABLE, Rejected, Rejections
@@ -255,12 +198,12 @@ def _unasked(fields: dict[str, object]) -> str:
 
 
 def _tell_rejected(rejected: "Rejections") -> None:
-    if rejected:
+    if rejected and process_number() == 0:
         typer.echo(f"hf-apar: {rejected}", err=True)
 
 
-def _tell_dropped(answers: Path) -> None:
-    """Say how many answers there are, and why the others were dropped.
+def _tell_dropped(answers: Path, asked: int) -> None:
+    """Say how many answers there are, and why the others were dropped; of several processes the last to end says it.
 
     Raises:
         DataError: if there are none.
@@ -268,6 +211,8 @@ def _tell_dropped(answers: Path) -> None:
     from hf_apar.data.distillation.batches import BatchReport
 
     report = BatchReport.of(answers)
+    if process_count() > 1 and report.asked < asked:
+        return
     typer.echo(f"of {report.asked} answers {report.answers} kept, {report.dropped.total()} dropped")
     for reason, count in report.dropped.most_common():
         typer.echo(f"{'dropped':>12} {count:8d}  {reason}")

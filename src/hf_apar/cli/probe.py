@@ -17,10 +17,11 @@ from hf_apar.cli.common import (
     say,
     template_arguments,
 )
-from hf_apar.cli.data import TextWriter, follow
+from hf_apar.cli.data import follow
 from hf_apar.cli.options import with_settings
+from hf_apar.cli.writing import TextWriter
 from hf_apar.data.described import setting
-from hf_apar.data.settings import Sampling
+from hf_apar.data.settings import Loading, Sampling
 from hf_apar.errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:
@@ -117,10 +118,11 @@ class _Asking:
         from hf_apar.text.encoding import encode_text
 
         how = Sampling(batch_size=self.how.batch_size, temperature=self.how.temperature)
-        writer = TextWriter(known_model(self.name), how, dtype, self.how.seed, self.chat_template_kwargs)
+        writer = TextWriter(known_model(self.name), how, Loading(), dtype, self.how.seed, self.chat_template_kwargs)
         with writer.loaded() as (sampler, tokenizer):
             assert isinstance(sampler, TransformersSampler)
             _refuse_tuned(self.name, sampler.model)
+            writer.before(0)
             steps = ask_model(
                 replace(sampler, straggler_share=0.0), tokenizer, self.prompts, self.answers,
                 batch_size=self.how.batch_size, max_new_tokens=self.how.max_new_tokens, made_with=str(writer),

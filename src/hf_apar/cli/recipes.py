@@ -6,11 +6,23 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_apar.cli.common import Dtype, ModelOption, app, chosen_device, chosen_dtype, errors_in_one_line, load, load_untuned
-from hf_apar.cli.data import TextWriter, answer_prompts, elaborate_answers, extract_trees
+from hf_apar.cli.common import (
+    Dtype,
+    ModelOption,
+    alone,
+    app,
+    chosen_device,
+    chosen_dtype,
+    errors_in_one_line,
+    load,
+    load_untuned,
+    loading_options,
+)
+from hf_apar.cli.data import answer_prompts, elaborate_answers, extract_trees
 from hf_apar.cli.evaluate import ARMS, run_evaluation, show
 from hf_apar.cli.stages import Stages
 from hf_apar.cli.training import tell_metrics
+from hf_apar.cli.writing import TextWriter
 from hf_apar.data.described import not_free
 from hf_apar.training.recipe import DEFAULT_RECIPE, EXAMPLE, Recipe, read_recipe, written
 
@@ -52,6 +64,7 @@ def recipe_command(
 ) -> None:  # fmt: skip
     """From a chat model to one that forks: all of these commands and evaluate; goes on where it stopped."""
     with errors_in_one_line():
+        alone("hf-apar recipe", "start it without a launcher, or its stages one by one, as docs/big-models.md does")
         recipe = DEFAULT_RECIPE if file is None else read_recipe(file)
         given: dict[str, Any] = {"model": model, "prompts": None if prompts is None else str(prompts)}
         recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
@@ -67,7 +80,8 @@ class RecipeRun:
     def __init__(self, recipe: Recipe, output: Path, *, restart: bool) -> None:
         self.recipe, self.output, self.adapter = recipe, output, output / "adapter"
         self.dtype = Dtype.bfloat16 if recipe.bf16 else Dtype.float32
-        self.writer = TextWriter(recipe.model, recipe.sampling, self.dtype, recipe.seed, recipe.chat_template_kwargs)
+        variables = recipe.chat_template_kwargs
+        self.writer = TextWriter(recipe.model, recipe.sampling, recipe.loading, self.dtype, recipe.seed, variables)
         self.answers, self.longer = output / "answers.jsonl", output / "longer.jsonl"
         self.source = self.longer if recipe.elaborate.min_detail_tokens else self.answers
         self.trees, self.weights = self.source.with_suffix(".trees.jsonl"), self.adapter / "adapter_model.safetensors"
@@ -99,7 +113,7 @@ class RecipeRun:
         """Raise what keeps the model from being taught, before it answers for hours."""
         from hf_apar.checkpoints.readiness import check_model
 
-        pair = load_untuned(self.recipe.model, Dtype.float32)
+        pair = load_untuned(self.recipe.model, Dtype.float32, self.recipe.loading)
         check_model(*pair, chat_template_kwargs=self.recipe.chat_template_kwargs)
 
     def _make_texts(self) -> None:
@@ -122,7 +136,9 @@ class RecipeRun:
         recipe = self.recipe
         told: dict[str, Any] = {"seed": recipe.seed, "chat_template_kwargs": recipe.chat_template_kwargs}
         told["bf16"] = recipe.bf16
-        settings = {"model": recipe.model, **told} | not_free(recipe.select) | not_free(recipe.train)
+        settings = {"model": recipe.model, **told} | not_free(recipe.select) | not_free(recipe.loading)
+        settings |= not_free(recipe.train)
+        told["loading"] = recipe.loading
         with self.stages.stage("adapter", settings, [self.trees]) as wanted:
             lesson = "the answers as they read" if recipe.train.sequential else "where to fork"
             if _tell(4, f"the model learns {lesson}", wanted):
@@ -135,17 +151,17 @@ class RecipeRun:
     def _train_heads(self) -> None:
         recipe = self.recipe
         told: dict[str, Any] = {"seed": recipe.seed, "chat_template_kwargs": recipe.chat_template_kwargs}
-        settings = {**told, "dtype": self.dtype} | not_free(recipe.heads)
+        settings = {**told, "dtype": self.dtype} | not_free(recipe.loading) | not_free(recipe.heads)
         with self.stages.stage("heads", settings, [self.trees, self.weights]) as wanted:
             if _tell(5, "heads learn what it writes next", wanted):
                 from hf_apar.training.heads import train_medusa
 
-                pair = load(str(self.adapter), self.dtype)
+                pair = load(str(self.adapter), self.dtype, loading=recipe.loading)
                 tell_metrics(train_medusa(*pair, self.trees, self.adapter, recipe.heads, **told))
 
     def _evaluate(self) -> None:
         base, variables = self.recipe.model, self.recipe.chat_template_kwargs
-        settings = {"base": base, "chat_template_kwargs": variables, "dtype": self.dtype}
+        settings = {"base": base, "chat_template_kwargs": variables, "dtype": self.dtype} | not_free(self.recipe.loading)
         with self.stages.stage("evaluation", settings, [self.weights]) as wanted:
             if _tell(6, "it answers prompts that it has not seen", wanted):
                 from hf_apar.checkpoints.default_model import DEFAULT_BASE
@@ -153,7 +169,8 @@ class RecipeRun:
                 from hf_apar.evaluation.models import Models
 
                 dtype, device = chosen_dtype(self.dtype), chosen_device("auto")
-                models = Models(str(self.adapter), base or DEFAULT_BASE, dtype, device, variables or {})
+                options = loading_options(self.recipe.loading, self.dtype)
+                models = Models(str(self.adapter), base or DEFAULT_BASE, dtype, device, variables or {}, options)
                 prompts = prompts_of(["own"], sample=EVALUATED)
                 show(run_evaluation(models, ARMS, prompts, self.adapter / "evaluation", likelihood=True))
 

@@ -12,12 +12,15 @@ from hf_apar.cli.common import (
     ModelOption,
     SeedOption,
     TemplateArgumentsOption,
+    alone,
     app,
     errors_in_one_line,
     load,
     template_arguments,
 )
 from hf_apar.cli.options import with_settings
+from hf_apar.data.settings import Loading
+from hf_apar.processes import process_count, process_number
 from hf_apar.training.tuning import HeadsTuning, Selection, Tuning
 
 AnswersArgument = Annotated[
@@ -32,6 +35,7 @@ def train_command(
     output: Annotated[Path, typer.Argument(help="Folder for the adapter and its checkpoints.", file_okay=False)],
     tuning: Tuning,
     selection: Selection,
+    loading: Loading,
     model: ModelOption = None,
     start: Annotated[
         Path | None,
@@ -47,10 +51,15 @@ def train_command(
         from hf_apar.training.fine_tuning import train
 
         metrics = train(
-            answers, output, selection, tuning, model=model or DEFAULT_BASE, start=start, bf16=bf16, seed=seed,
-            chat_template_kwargs=template_arguments(chat_template_kwargs),
+            answers, output, selection, tuning, model=model or DEFAULT_BASE, loading=loading, start=start, bf16=bf16,
+            seed=seed, chat_template_kwargs=template_arguments(chat_template_kwargs),
         )  # fmt: skip
-    tell_metrics(metrics)
+        if process_count() > 1:
+            from accelerate import PartialState
+
+            PartialState().destroy_process_group()  # else a thread of it may outlive the interpreter, which then aborts
+    if process_number() == 0:
+        tell_metrics(metrics)
 
 
 def tell_metrics(metrics: dict[str, float]) -> None:
@@ -65,6 +74,7 @@ def train_medusa_command(
     answers: AnswersArgument,
     output: Annotated[Path, typer.Argument(help="Folder for the heads and their checkpoints.", file_okay=False)],
     tuning: HeadsTuning,
+    loading: Loading,
     model: ModelOption = None,
     start: Annotated[
         Path | None, typer.Option(help="Folder of heads to go on from, of this model before it was tuned further.")
@@ -77,7 +87,8 @@ def train_medusa_command(
     with errors_in_one_line():
         from hf_apar.training.heads import train_medusa
 
-        loaded, tokenizer = load(model, dtype)
+        alone("hf-apar train-medusa", "start it without a launcher: heads are small")
+        loaded, tokenizer = load(model, dtype, loading=loading)
         metrics = train_medusa(
             loaded, tokenizer, answers, output, tuning, start=start, seed=seed,
             chat_template_kwargs=template_arguments(chat_template_kwargs),

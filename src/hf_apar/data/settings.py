@@ -1,9 +1,12 @@
 """What can be set of the making of text to train on, and what it is where nothing is set: the one place that says so."""
 
+import importlib.util
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from hf_apar.data.described import setting
+from hf_apar.errors import ConfigurationError, MissingPackageError
 
 
 class Engine(StrEnum):
@@ -11,6 +14,54 @@ class Engine(StrEnum):
 
     transformers = "transformers"
     vllm = "vllm"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How a model is loaded by transformers: for one that is large beside its device.
+
+    Raises:
+        ConfigurationError: if it is to be in 4 bits and in 8.
+    """
+
+    load_in_4bit: bool = setting(False, "Keep the linear layers in 4 bits (NF4); embeddings and output layer stay whole.")
+    load_in_8bit: bool = setting(False, "Keep the linear layers in 8 bits; embeddings and output layer stay whole.")
+    attn_implementation: str | None = setting(
+        None, "What computes attention: sdpa, eager, ...; left out, what transformers chooses.", free=True
+    )
+    device_map: str | None = setting(
+        None, "Spread the layers over all GPUs: auto, balanced, sequential; or a device.", free=True
+    )
+
+    def __post_init__(self) -> None:
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ConfigurationError("load_in_4bit and load_in_8bit are both set; a model is loaded in one of them")
+
+    @property
+    def bits(self) -> int | None:
+        """How many bits a weight of a linear layer has; ``None`` for those of the number format."""
+        return 4 if self.load_in_4bit else 8 if self.load_in_8bit else None
+
+    def options(self, computed_in: str = "float32") -> dict[str, Any]:
+        """Return it as options of ``from_pretrained``, for a model that computes in the number format ``computed_in``.
+
+        Raises:
+            MissingPackageError: if bitsandbytes is needed and not installed.
+        """
+        given = {"attn_implementation": self.attn_implementation, "device_map": self.device_map}
+        options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if self.bits is not None:
+            if importlib.util.find_spec("bitsandbytes") is None:
+                raise MissingPackageError(
+                    f"load_in_{self.bits}bit needs the package bitsandbytes; run pip install 'hf-apar[bitsandbytes]'"
+                )
+            from transformers import BitsAndBytesConfig
+
+            options["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=self.load_in_4bit, load_in_8bit=self.load_in_8bit, bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=computed_in,
+            )  # fmt: skip
+        return options
 
 
 @dataclass(frozen=True, kw_only=True)

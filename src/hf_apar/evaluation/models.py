@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -58,6 +58,7 @@ class Models:
         checkpoint: the APAR checkpoint; ``None`` for the model that ships.
         base: the model before its tuning, on which the checkpoint is put where it is an adapter; ``None`` for the one that
             the checkpoint names.
+        options: those of ``from_pretrained``, for all of them; a device map goes before ``device``.
     """
 
     checkpoint: str | None = None
@@ -65,6 +66,7 @@ class Models:
     dtype: torch.dtype | str = torch.bfloat16
     device: str = "cpu"
     chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     _loaded: dict[tuple[str, bool], Loaded] = field(default_factory=dict)
 
     def apar(self, name: str = "") -> Loaded:
@@ -107,19 +109,20 @@ class Models:
     def _load(self, name: str, forks: bool) -> Loaded:
         folder = Path(name) if name else DEFAULT_ADAPTER
         if not forks:
-            model, tokenizer = load_base(name, dtype=self.dtype)
+            model, tokenizer = load_base(name, dtype=self.dtype, **self.options)
             if name == self.base:
                 self._check_vocabulary(tokenizer)
         elif not name:
-            model, tokenizer = load_default_model(dtype=self.dtype)
+            model, tokenizer = load_default_model(dtype=self.dtype, **self.options)
         else:
             base = None if self.base is None or _recorded_base(name) is None else self.base
             if base is not None:
                 self._check_vocabulary(load_tokenizer(base))
-            model = AparModelForCausalLM.from_pretrained(name, base=base, dtype=self.dtype)
+            model = AparModelForCausalLM.from_pretrained(name, base=base, dtype=self.dtype, **self.options)
             tokenizer = load_tokenizer(name, base=base)
         heads = heads_in(folder)
-        cast(torch.nn.Module, model).to(self.device)
+        if not hasattr(model, "hf_device_map"):
+            cast(torch.nn.Module, model).to(self.device)
         model.eval()
         return Loaded(name or DEFAULT_ADAPTER.name, model, tokenizer, heads and folder, self.chat_template_kwargs)
 

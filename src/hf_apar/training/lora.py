@@ -173,6 +173,8 @@ class AdapterTrainer(Trainer):
         if not made and self.token_rate != 1:
             assert trained is not None
             hasten_rows(optimizer, trained, self.token_rate)
+        if self.is_fsdp_enabled:  # torch's sharded checkpoints lose what is set of a group without weights
+            optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         return optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, object] | None = None) -> None:

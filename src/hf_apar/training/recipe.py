@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_apar.data.described import as_toml, setting, with_table
-from hf_apar.data.settings import AnswerLimits, Elaboration, PromptChoice, Sampling, TreeLimits
+from hf_apar.data.settings import AnswerLimits, Elaboration, Loading, PromptChoice, Sampling, TreeLimits
 from hf_apar.errors import ConfigurationError
 from hf_apar.training.tuning import HeadsTuning, Selection, Tuning
 
@@ -23,6 +23,7 @@ class Recipe:
     bf16: bool = setting(False, "Compute in bfloat16 where it is safe.")
     with_heads: bool = setting(True, "Train Medusa heads too.")
     chat_template_kwargs: dict[str, object] | None = setting(None, "Arguments of the chat template: a table.")
+    loading: Loading = Loading()
     asking: PromptChoice = PromptChoice(templates=5920, opened_share=0.5)
     sampling: Sampling = Sampling()
     answers: AnswerLimits = AnswerLimits()

@@ -60,8 +60,10 @@ def last_checkpoint(folder: Path, mixture: Mixture, options: Mapping[str, object
 
 
 def write_metrics(trainer: Trainer, file: Path) -> dict[str, float]:
-    """Write the metrics of all steps to ``file``; return those of the last."""
+    """Write the metrics of all steps to ``file``, by the first of several processes; return those of the last."""
     metrics = final_metrics(trainer)
+    if not trainer.is_world_process_zero():
+        return metrics
     report = {"final": metrics, "steps": trainer.state.log_history}
     file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return metrics

@@ -74,6 +74,9 @@ class Tuning:
     repetition_penalty: float = setting(1.0, "The checkpoint's default of decoding; 1 for none.")
     save_steps: int = setting(10, "Steps between two checkpoints.", least=1, free=True)
     eval_steps: int = setting(100, "Steps between two evaluations.", least=1, free=True)
+    gradient_checkpointing: bool = setting(
+        False, "Keep no activations but the layers' inputs: a third more time, a fraction of the memory.", free=True
+    )
     sequential: bool = setting(
         False, "Learn each answer as the plain text that it reads as, without control tokens: what forking is compared with."
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hf_apar.errors import DataError
+from hf_apar.processes import process_count, process_number
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,10 @@ class BatchReport:
         self.answers += kept
         self.dropped.update(one.reason for one in dropped)
 
+    def joined(self, other: "BatchReport") -> "BatchReport":
+        """Return the counts of both."""
+        return BatchReport(self.asked + other.asked, self.answers + other.answers, self.dropped + other.dropped)
+
     def write(self, answers: Path) -> None:
         """Write it beside ``answers``, as their name and ``.report.json``."""
         _file(answers).write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -84,6 +89,7 @@ def in_batches(
     batch_size: int,
     settings: object,
     answer: Callable[[Sequence[Item]], Sequence[TextAnswer | Dropped]],
+    before: Callable[[int], object] | None = None,
 ) -> Iterator[int]:
     """Append to ``path`` what ``answer`` makes of ``items``, a batch at a time; yield how many items are done so far.
 
@@ -91,21 +97,81 @@ def in_batches(
     long the file was then, and the digest of these items and the ``settings``; what stands after that length is cut off.
     More items may have come after those that are done. ``path`` + ``.report.json`` counts what was dropped.
 
+    Each of several processes (``torchrun``, ``accelerate launch``) makes a run of whole batches, in a file of its own beside
+    ``path``; the last one to end joins them there. Each goes on where it stopped if as many are started again. What is
+    yielded is how many would be done if the others were as far.
+
+    Args:
+        before: called before each batch with the number of items before it. Where it seeds what is drawn, the file does not
+            depend on how often the making of it was stopped, and on how many processes made it.
+
     Raises:
         DataError: if what is done was made of other items, or with other settings.
     """
+    count = process_count()
+    if count == 1:
+        yield from _make(items, 0, path, batch_size, settings, answer, before)
+        return
+    progress = _checked(items, path, settings)
+    done = progress.done
+    if done == len(items):
+        return
+    if process_number() == 0:
+        progress.write(path)  # what stands after this length when the parts are joined is of no use
+    batches = -(-(len(items) - done) // batch_size)
+    starts = [done + batches * number // count * batch_size for number in range(count)]
+    parts = [
+        (path.with_name(f"{path.name}.{number + 1}-of-{count}"), items[start:end])
+        for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(items)], strict=True))
+    ]
+    (own, share), start = parts[process_number()], starts[process_number()]
+    for made in _make(share, start, own, batch_size, settings, answer, before):
+        yield min(done + made * count, len(items))
+    _join(parts, items, path, settings)
+
+
+def _join(parts: Sequence[tuple[Path, Sequence[object]]], items: Sequence[object], path: Path, settings: object) -> None:
+    """Add ``parts`` to ``path`` where all of them are done; whoever comes second finds some gone."""
+    try:
+        progress = [_Progress.of(part, settings) for part, _ in parts]
+        if any(one.digest != _digest(share, settings) for one, (_, share) in zip(progress, parts, strict=True)):
+            return
+        before = _Progress.of(path, settings)
+        whole = path.with_name(f"{path.name}.{os.getpid()}.part")
+        begun = path.read_bytes()[: before.length] if path.exists() else b""
+        whole.write_bytes(begun + b"".join(part.read_bytes() for part, _ in parts))
+        whole.replace(path)
+        report = before.report
+        for one in progress:
+            report = report.joined(one.report)
+        report.write(path)
+        _Progress(len(items), path.stat().st_size, _digest(items, settings), report).write(path)
+    except FileNotFoundError:
+        return
+    for part, _ in parts:
+        for file in (part, _progress_file(part), _file(part)):
+            file.unlink(missing_ok=True)
+
+
+def _make(
+    items: Sequence[Item],
+    first: int,
+    path: Path,
+    batch_size: int,
+    settings: object,
+    answer: Callable[[Sequence[Item]], Sequence[TextAnswer | Dropped]],
+    before: Callable[[int], object] | None,
+) -> Iterator[int]:
+    """Do it in one process; ``first`` is the number of the first of ``items`` among all."""
     path.touch()
-    progress = _Progress.of(path, settings)
-    if progress.digest != _digest(items[: progress.done], settings) or progress.length > path.stat().st_size:
-        raise DataError(
-            f"{path} was made of other records or with other settings (model, engine, number format, temperature, penalty, "
-            f"seed, lengths); go on with those, or remove it and {_progress_file(path).name} to begin anew"
-        )
+    progress = _checked(items, path, settings)
     progress.write(path)
     os.truncate(path, progress.length)
     report = progress.report
     for start in range(progress.done, len(items), batch_size):
         batch = items[start : start + batch_size]
+        if before is not None:
+            before(first + start)
         outcomes = answer(batch)
         answers = [one for one in outcomes if isinstance(one, TextAnswer)]
         with path.open("a", encoding="utf-8", newline="\n") as file:
@@ -116,6 +182,17 @@ def in_batches(
         report.write(path)
         logger.info("%d answers of %d", len(answers), len(batch))
         yield end
+
+
+def _checked(items: Sequence[object], path: Path, settings: object) -> "_Progress":
+    """Return what of ``items`` is done in ``path``, unless it was made of others."""
+    progress = _Progress.of(path, settings)
+    if progress.digest != _digest(items[: progress.done], settings) or progress.length > _size(path):
+        raise DataError(
+            f"{path} was made of other records or with other settings (model, engine, number format, temperature, penalty, "
+            f"seed, lengths); go on with those, or remove it and {_progress_file(path).name} to begin anew"
+        )
+    return progress
 
 
 @dataclass(frozen=True)
@@ -132,7 +209,7 @@ class _Progress:
         """Read what stands beside ``path``; one without a digest that fits where nobody knows how it was made."""
         file = _progress_file(path)
         if not file.exists():
-            return cls(0, path.stat().st_size, _digest([], settings), BatchReport())
+            return cls(0, _size(path), _digest([], settings), BatchReport())
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
             return cls(found["done"], found["length"], found["digest"], BatchReport.from_dict(found["report"]))
@@ -145,6 +222,10 @@ class _Progress:
         record = vars(self) | {"report": self.report.to_dict()}
         part.write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
         part.replace(file)  # whole, or as it was
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _progress_file(answers: Path) -> Path:
