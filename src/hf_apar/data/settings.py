@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from hf_apar.data.described import setting
+from hf_apar.data.distillation.languages import LANGUAGES
+from hf_apar.errors import ConfigurationError
 
 
 class Engine(StrEnum):
@@ -21,6 +23,13 @@ class PromptChoice:
     opened_share: float = setting(
         0.0, "Share of the prompts without an opening whose answers must hold a list.", least=0, most=1
     )
+    languages: tuple[str, ...] = setting(("en",), "Of the package's own prompts: en, de, fr, es, it, pt.")
+
+    def __post_init__(self) -> None:
+        unknown = [one for one in self.languages if one not in tuple(LANGUAGES)]
+        if unknown or not self.languages:
+            known = ", ".join(LANGUAGES)
+            raise ConfigurationError(f"languages is {list(self.languages)!r}; the package's own prompts are in {known}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from hf_apar.data.distillation.batches import Dropped, TextAnswer, in_batches
+from hf_apar.data.distillation.languages import announced
 from hf_apar.data.distillation.samplers import LEAD_TOKENS, Task, TextSampler
 from hf_apar.data.extraction.sentences import first_sentence_end
 from hf_apar.data.records.chats import read_chat
@@ -160,21 +161,6 @@ class _Limits:
 
 
 _FIRST_ITEM = "\n1. "
-_NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-_COUNT = re.compile(rf"(?:\S+\s+){{0,4}}?(?P<count>{'|'.join(_NUMBERS)}|[2-9]|1\d|20)\b(?!\s*%)", re.IGNORECASE)
-
-
-def announced(*texts: str) -> int | None:
-    """Return the number among the first five words of the first of ``texts`` that has one; English words and digits.
-
-    >>> announced("How do I rest?", "Here are five ways to rest"), announced("List 8 trees."), announced("In 1900, trees")
-    (5, 8, None)
-    """
-    for text in texts:
-        if match := _COUNT.match(text):
-            word = match["count"].lower()
-            return int(word) if word.isdigit() else 2 + _NUMBERS.index(word)
-    return None
 
 
 def _answer(
