@@ -280,7 +280,9 @@ def _template_questions(asking: PromptChoice, seed: int) -> "list[Question]":
     from hf_apar.data.distillation.questions import template_questions
 
     try:
-        return template_questions(asking.templates, seed=seed, languages=asking.languages)
+        return template_questions(
+            asking.templates, opened_share=asking.templates_opened, seed=seed, languages=asking.languages
+        )
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--templates") from error
 

@@ -23,6 +23,9 @@ class PromptChoice:
     opened_share: float = setting(
         0.0, "Share of the prompts without an opening whose answers must hold a list.", least=0, most=1
     )
+    templates_opened: float = setting(
+        1.0, "The same of the package's own that suit a list: 0 for a model that writes lists by itself.", least=0, most=1
+    )
     languages: tuple[str, ...] = setting(("en",), "Of the package's own prompts: en, de, fr, es, it, pt.")
 
     def __post_init__(self) -> None:
@@ -47,13 +50,13 @@ class AnswerLimits:
     """How long an answer may be.
 
     The end of a list whose length is left to chance is never its likeliest continuation, so that a model tuned on such lists
-    hardly ends one: ``max_items`` ends it. Where more items are announced, or fewer follow than announced, the answer is
-    dropped.
+    hardly ends one: ``max_items`` ends it. Where more items are announced, or more or fewer follow than announced, the
+    answer is dropped.
     """
 
     max_new_tokens: int = setting(384, "Longer answers are dropped.", least=1)
     max_whole_tokens: int | None = setting(
-        None, "The same for prompts without an opening, whose answers mostly stay whole.", least=1
+        None, "The same for prompts without an opening, where their answers mostly stay whole.", least=1
     )
     max_items: int | None = setting(None, "Numbered lists end after so many items, or as many as they announce.", least=2)
 

@@ -30,6 +30,7 @@ CUT_OFF = "cut off at the most new tokens, or by far the longest of its batch"
 EMPTY = "nothing was written"
 NO_LEAD = "no words were found for the opening"
 TOO_FEW = "fewer items follow than are announced"
+TOO_LONG = "more items follow than are announced"
 TOO_MANY = "more items are announced than are allowed"
 GAP = "..."  # in an opening: words of the model's own, up to a colon
 
@@ -103,10 +104,10 @@ def distill(
         batch_size: questions answered at once.
         max_new_tokens: longer answers are dropped.
         max_whole_tokens: the same for questions without an opening; by default no less.
-        max_items: a numbered list that an opening begins ends after so many items, or after as many as the prompt or the
-            answer's first words announce. The end of a list whose length is left to chance is never its likeliest
-            continuation, so that a model tuned on such lists hardly ends one. Where more are announced, or fewer follow
-            than announced, the answer is dropped.
+        max_items: a numbered list ends after so many items, or after as many as the prompt or the answer's first words
+            announce. The end of a list whose length is left to chance is never its likeliest continuation, so that a model
+            tuned on such lists hardly ends one. Where more are announced, or more or fewer follow than announced, the
+            answer is dropped.
         made_with: what ``sample`` is, in words that tell it from another: a second call is refused where they differ.
         chat_template_kwargs: as for :func:`~hf_apar.text.chat.encode_chat`; other ones are other settings.
     """
@@ -141,7 +142,7 @@ class _Limits:
 
     def stop(self, question: Question, lead: str) -> str:
         """Return the marker of the first item that is one too many."""
-        if self.items is None or _FIRST_ITEM not in question.opening:
+        if self.items is None or (question.opening and _FIRST_ITEM not in question.opening):
             return ""
         return f"\n{(announced(question.prompt, lead) or self.items) + 1}."
 
@@ -154,9 +155,14 @@ class _Limits:
             return Dropped(CUT_OFF)
         if not response.strip():
             return Dropped(EMPTY)
-        count = announced(question.prompt, lead) if self.stop(question, lead) else None
+        begins, first, _ = f"\n{response}".partition(_FIRST_ITEM)
+        count = announced(question.prompt, lead or begins.strip()) if first and self.stop(question, lead) else None
+        if count is not None and self.items is not None and count > self.items:
+            return Dropped(TOO_MANY)
         if count is not None and f"\n{count}." not in response:
             return Dropped(TOO_FEW)
+        if count is not None and f"\n{count + 1}." in response:
+            return Dropped(TOO_LONG)
         return TextAnswer(question.prompt, response.rstrip())
 
 
