@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -354,15 +354,21 @@ def test_the_recipe_goes_through_all_stages_and_on_from_where_it_stopped(untuned
     file = tmp_path / "recipe.toml"
     file.write_text("[asking]\ntemplates = 3\n[train]\nmax_steps = 2\n[heads]\nmax_steps = 2\n")
     asked = ("recipe", str(file), "--output", str(tmp_path), "--model", untuned)
+    early = run(*asked, "--until", "trees")
+    assert early.exit_code == 0, early.output
+    assert "8" in early.stdout and "66.7%" in early.stdout, "the share that is structured"
+    assert early.stdout.endswith("done, up to trees; without --until the rest is made\n")
+    assert early.stderr.count("made already") == 0 and not (tmp_path / "adapter").exists()
     first = run(*asked)
     assert first.exit_code == 0, first.output
-    assert all(f"{number}. " in first.stderr for number in range(1, 7))
+    assert all(f"{number}. " in first.stderr for number in range(1, 7)) and first.stderr.count("made already") == 3
     asked_of = [answer.prompt for answer in read_answers(tmp_path / "longer.jsonl")]
     assert asked_of == [answer.prompt for answer in read_answers(tmp_path / "answers.jsonl")]
     adapter = tmp_path / "adapter"
     made = {file.name: file.stat().st_mtime for file in adapter.iterdir()}
     lines = {file.name: file.read_bytes() for file in tmp_path.glob("*.jsonl")}
     assert {"adapter_model.safetensors", "metrics.json", "medusa.safetensors"} <= made.keys()
+    assert read_recipe(adapter / "recipe.toml") == replace(read_recipe(file), model=untuned)
     evaluation = json.loads((adapter / "evaluation" / "figures.json").read_text())
     assert {arm: sum(one["suites"].values()) for one in [evaluation] for arm in one["arms"]} == {"plain": 6, "apar": 6}
     answers = answers_in(adapter / "evaluation" / "answers.jsonl")
@@ -384,7 +390,6 @@ def test_the_recipe_goes_through_all_stages_and_on_from_where_it_stopped(untuned
     elsewhere = ("--output", str(tmp_path / "elsewhere"))
     stranger = run("evaluate", "--model", str(adapter), "--base", str(tmp_path / "stranger"), *elsewhere)
     assert stranger.exit_code == 2 and "another vocabulary" in stranger.stderr
-    assert "8" in first.stdout and "66.7%" in first.stdout, "the share that is structured"
     again = run(*asked)
     assert again.exit_code == 0 and {file.name: file.read_bytes() for file in tmp_path.glob("*.jsonl")} == lines
     assert {file.name: file.stat().st_mtime for file in adapter.iterdir()} == made

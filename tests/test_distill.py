@@ -18,6 +18,7 @@ from hf_apar.data.distillation.distill import (
     EMPTY,
     NO_LEAD,
     TOO_FEW,
+    TOO_LONG,
     TOO_MANY,
     Question,
     distill,
@@ -176,6 +177,26 @@ def test_a_list_of_fewer_items_than_announced_is_dropped(tokenizer, tmp_path):
     list(distill(sample, tokenizer, [question], tmp_path / "few.jsonl", max_items=4))
     list(distill(sample, tokenizer, [question], tmp_path / "any.jsonl"))
     assert [len(read_answers(tmp_path / name)) for name in ("few.jsonl", "any.jsonl")] == [0, 1]
+
+
+def test_a_list_that_a_model_begins_by_itself_ends_too(tokenizer, tmp_path):
+    """What a larger model does unasked; prose and bullets are left alone."""
+    ten = "Here are ten ways:\n\n1. **" + ITEMS
+    cases = {
+        ("How do I rest?", "Rest:\n\n1. **" + ITEMS): ("Rest:\n\n1. **" + ITEMS).partition("\n5.")[0],
+        ("How do I rest?", "1. **" + ITEMS): ("1. **" + ITEMS).partition("\n5.")[0],
+        ("Give me two ways.", "Rest:\n\n1. **" + ITEMS): ("Rest:\n\n1. **" + ITEMS).partition("\n3.")[0],
+        ("How do I rest?", ten): TOO_MANY,
+        ("How do I rest?", "Here are two ways:\n\n1. **" + ITEMS): TOO_LONG,
+        ("How do I rest?", "Four ways:\n\n1. **A**: b\n2. **C**: d"): TOO_FEW,
+        ("Give me nine ways.", "- **A**: b\n- **C**: d"): "- **A**: b\n- **C**: d",
+        ("Give me nine ways.", "Sleep well."): "Sleep well.",
+    }
+    for number, ((prompt, text), expected) in enumerate(cases.items()):
+        path = tmp_path / f"{number}.jsonl"
+        list(distill(Told("", text), tokenizer, [Question(prompt)], path, max_new_tokens=10**6, max_items=4))
+        got = [answer.response for answer in read_answers(path)] or [*BatchReport.of(path).dropped]
+        assert got == [expected], (prompt, text)
 
 
 def test_what_is_dropped_is_counted_by_reason_over_all_calls(tokenizer, tmp_path):

@@ -8,7 +8,8 @@ import pytest
 from byte_tokenizer import byte_tokenizer
 from field_tokenizers import MAKERS
 from hf_apar.data.distillation.distill import TextAnswer, read_answers
-from hf_apar.data.distillation.elaborate import CLOSING_TOKENS, CLOSINGS, MORE_TOKENS, SHORTEST, elaborate
+from hf_apar.data.distillation.elaborate import CLOSING_TOKENS, MORE_TOKENS, SHORTEST, elaborate
+from hf_apar.data.distillation.languages import LANGUAGES
 from hf_apar.data.distillation.samplers import Continuation, Task
 from hf_apar.data.extraction.markdown import extract
 from hf_apar.errors import DataError
@@ -17,7 +18,7 @@ from hf_apar.text.chat import encode_chat
 LEAST = 60  # bytes are tokens here
 SHORT = "Go to bed early each night."
 LONG = "Take a walk in the park every day. It clears your mind and is free. It is good for dogs."
-CLOSING = random.Random("How do I rest?").choice(CLOSINGS)
+CLOSING = random.Random("How do I rest?").choice(LANGUAGES["en"].closings)
 LIST = f"Rest:\n\n1. **Sleep**: {SHORT}\n2. **Walks**: {LONG}\n3. **Music**: {SHORT}"
 
 

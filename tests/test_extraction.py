@@ -203,6 +203,10 @@ JUDGED = {
         "\n\n".join(["**O**: the rose\nso red it grows\nwith thorns and leaves and buds"] * 3),
         "\n\n".join(["**O**: the rose so red it grows with thorns and leaves and buds"] * 3),
     ),
+    "letter": (
+        "\n\n".join(["Dear Ann,", PARAGRAPH, PARAGRAPH, PARAGRAPH]),
+        "\n\n".join(["Dear me.", PARAGRAPH, PARAGRAPH, PARAGRAPH]),
+    ),
     "dialogue": (
         "\n\n".join(f"**{name}:** {PARAGRAPH}" for name in ("Ann", "Bob") * 2),
         "\n\n".join(f"**{name}:** {PARAGRAPH}" for name in ("Ann", "Bob", "Eve", "Joe")),
@@ -227,6 +231,20 @@ def test_a_rule_keeps_its_answer_whole_until_it_is_switched_off_and_lets_another
     assert refused_by.name == rule.name
     assert extract(kept, rules=rules_without([rule.name])).is_structured
     assert refusal(forked) is None
+
+
+@pytest.mark.parametrize(
+    "salutation",
+    [
+        "Dear [Parent's Name],", "Dear Sir or Madam:", "*Dear Ann,*", "Sehr geehrte Damen und Herren,", "Lieber Herr Ott,",
+        "Chère Anne,", "Madame, Monsieur,", "Estimada señora:", "Querido amigo:", "Gentile signora,",
+        "Cara Anna,", "Prezados senhores,",
+    ],
+)  # fmt: skip
+def test_a_letter_is_known_by_its_salutation_and_may_hold_a_list(salutation):
+    letter = "\n\n".join(["Of course!", salutation, PARAGRAPH, PARAGRAPH, PARAGRAPH])
+    assert refusal(letter) == "it is a letter"
+    assert extract("\n\n".join(["Of course!", salutation, PARAGRAPH, listed(*ITEMS)])).fork_count == 3
 
 
 def test_an_unknown_rule_is_named():

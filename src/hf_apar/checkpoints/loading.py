@@ -196,7 +196,7 @@ def load_tokenizer(
     if config is None:
         return AutoTokenizer.from_pretrained(source.name, **source.options, **options)
     # from the Hub; by an adapter's name, transformers 5.16 asks for a config.json, which it has not
-    if not any([source.file(name) for name in _TOKENIZER_FILES]):
+    if not any([source.file(name) for name in TOKENIZER_FILES]):
         return _tokenizer_of_base(source, config, base, options)
     return AutoTokenizer.from_pretrained(config.parent, **options)
 
@@ -214,7 +214,7 @@ def _tokenizer_of_base(
     return tokenizer
 
 
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer_config.json", "tokenizer.json", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json",
     "tokenizer.model", "vocab.json", "merges.txt",
 )  # fmt: skip

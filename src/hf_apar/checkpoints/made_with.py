@@ -5,6 +5,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+RECIPE_FILE = "recipe.toml"  # lies with an adapter that ``hf-apar recipe`` made
+
 
 def digest(content: Path | bytes | str) -> str:
     """Return the SHA-256 of a file's bytes, or of bytes or text.

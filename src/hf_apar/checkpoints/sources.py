@@ -6,7 +6,7 @@ name is looked up once, before anything is loaded.
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "to
 """The options of ``from_pretrained`` that say how to get files from the Hub."""
 
 _SETTINGS = ("config.json", "adapter_config.json", "generation_config.json", "tokenizer_config.json")
-_FILES = ("config.json", "adapter_config.json")  # a repository has one of them
+FILES = ("config.json", "adapter_config.json")
+"""A checkpoint has one of them."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,13 @@ def settings_in(path: Path) -> dict[str, Any]:
     return settings
 
 
-def find_source(name: str | Path, options: Mapping[str, Any] | None = None) -> Source:
+def find_source(name: str | Path, options: Mapping[str, Any] | None = None, *, files: Sequence[str] = FILES) -> Source:
     """Return where ``name`` is.
 
     Args:
         name: a folder, or a name on the Hub.
         options: of ``HUB_OPTIONS``; where the Hub does not answer, a copy in the cache is taken (``local_files_only``).
+        files: it has one of them.
 
     Raises:
         CheckpointError: if it is nowhere.
@@ -102,13 +104,13 @@ def find_source(name: str | Path, options: Mapping[str, Any] | None = None) -> S
     given = {key: value for key, value in (options or {}).items() if value is not None}
     source = Source(str(name), given)
     if is_folder(source.name):
-        if not any(source.file(name) for name in _FILES) and not any(Path(source.name).glob("*.gguf")):
-            raise CheckpointError(f"the folder {source.name} holds no checkpoint and no adapter: it has no {_FILES[0]}")
+        if not any(source.file(name) for name in files) and not any(Path(source.name).glob("*.gguf")):
+            raise CheckpointError(f"the folder {source.name} holds no checkpoint and no adapter: it has no {files[0]}")
         return source
     _refuse_paths(source.name)
     if given.get("local_files_only") or constants.HF_HUB_OFFLINE:
-        return _from_cache(source, "the Hub is not asked (local_files_only, or HF_HUB_OFFLINE)")
-    url = hf_hub_url(source.name, _FILES[0], subfolder=given.get("subfolder"), revision=given.get("revision"))
+        return _from_cache(source, files, "the Hub is not asked (local_files_only, or HF_HUB_OFFLINE)")
+    url = hf_hub_url(source.name, files[0], subfolder=given.get("subfolder"), revision=given.get("revision"))
     try:
         get_hf_file_metadata(url, token=given.get("token"))
     except EntryNotFoundError:
@@ -118,7 +120,7 @@ def find_source(name: str | Path, options: Mapping[str, Any] | None = None) -> S
     except Exception as error:  # whatever the network has to say
         if isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code < 500:
             raise CheckpointError(f"the Hub does not give {source.name}: {_first_line(error)}") from error
-        return _from_cache(source, f"the Hub does not answer ({_first_line(error)})")
+        return _from_cache(source, files, f"the Hub does not answer ({_first_line(error)})")
     return source
 
 
@@ -147,9 +149,9 @@ def _refuse_paths(name: str) -> None:
         raise CheckpointError(f"{name!r} is neither a folder nor a name on the Hub") from error
 
 
-def _from_cache(source: Source, reason: str) -> Source:
+def _from_cache(source: Source, files: Sequence[str], reason: str) -> Source:
     cached = Source(source.name, {**source.options, "local_files_only": True, "force_download": False})
-    if not any(cached.file(name) for name in _FILES):
+    if not any(cached.file(name) for name in files):
         raise CheckpointError(
             f"there is no folder {source.name} here, {reason}, and no copy is in the cache; give a folder, or come back "
             "when the Hub can be reached"

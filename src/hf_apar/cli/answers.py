@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from hf_apar.cli.common import counted, finite, say, tell
+from hf_apar.cli.common import counted, finite, known_heads, named, quietly, say, tell
 from hf_apar.data.described import setting
 
 if TYPE_CHECKING:
@@ -25,9 +24,10 @@ BiasOption = Annotated[
 ]
 NoHeadsOption = Annotated[bool, typer.Option("--no-heads", help="Write without Medusa heads.")]
 HeadsOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        exists=True, file_okay=False, help="Folder of Medusa heads; default: those that lie with the model, if any."
+        callback=known_heads,
+        help="Folder or Hub name of Medusa heads, or of a model that they lie with; default: those of this model, if any.",
     ),
 ]
 
@@ -65,15 +65,15 @@ def refuse_together(name: str, given: bool, others: Mapping[str, object], why: s
             raise typer.BadParameter(f"{name} {why}, so that {other} means nothing; give one of them")
 
 
-def heads_for(model: str | None, folder: Path | None) -> "Proposer | None":
-    """Return what makes drafts: heads in ``folder``, or those that lie with the model, if any."""
+def heads_for(model: str | None, heads: str | None) -> "Proposer | None":
+    """Return what makes drafts: ``heads`` by their folder or Hub name, or those that lie with the model, if any."""
     from hf_apar.checkpoints.default_model import DEFAULT_ADAPTER
-    from hf_apar.speculation.medusa import MedusaDrafts, MedusaHeads, heads_in
+    from hf_apar.checkpoints.heads import find_heads, load_heads
+    from hf_apar.speculation.medusa import MedusaDrafts
 
-    lies_with_model = DEFAULT_ADAPTER if model is None else Path(model)
-    if folder is None and heads_in(lies_with_model) is None:
-        return None
-    return MedusaDrafts(MedusaHeads.load(folder or lies_with_model))
+    place = heads or model or str(DEFAULT_ADAPTER)
+    with quietly(), named(place):
+        return MedusaDrafts(load_heads(place)) if heads or find_heads(place) else None
 
 
 def title(text: str, show: bool) -> None:

@@ -56,6 +56,12 @@ def known_model(name: str | None) -> str | None:
     return name
 
 
+def known_heads(name: str | None) -> str | None:
+    """Return ``name`` if it is a folder, which heads may lie in, or could be a name on the Hub."""
+    folder = Path(name or "").expanduser()
+    return str(folder) if name and folder.is_dir() else known_model(name)
+
+
 def finite(value: float | None) -> float | None:
     """Refuse ``nan`` and ``inf``, which pass for numbers on a command line."""
     if value is not None and not math.isfinite(value):

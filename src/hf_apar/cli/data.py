@@ -94,7 +94,7 @@ def answer_prompts(
 
     questions = [] if prompts is None else _read_questions(prompts, _aside(output))
     questions = open_lists(questions, asking.opened_share, seed=writer.seed)
-    questions += _template_questions(asking.templates, writer.seed)
+    questions += _template_questions(asking, writer.seed)
     if not questions:
         raise DataError("there are no prompts; name a file of them, or ask for some with --templates N")
     with writer.loaded() as (sample, tokenizer):
@@ -221,11 +221,13 @@ def _tell_dropped(answers: Path, asked: int) -> None:
         raise DataError(f"none of {report.asked} answers can be kept; of {count}: {reason}")
 
 
-def _template_questions(count: int, seed: int) -> "list[Question]":
+def _template_questions(asking: PromptChoice, seed: int) -> "list[Question]":
     from hf_apar.data.distillation.questions import template_questions
 
     try:
-        return template_questions(count, seed=seed)
+        return template_questions(
+            asking.templates, opened_share=asking.templates_opened, seed=seed, languages=asking.languages
+        )
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--templates") from error
 

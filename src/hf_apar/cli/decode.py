@@ -123,11 +123,12 @@ def merge_command(
     loaded, tokenizer = load(model, dtype, base)
     from hf_apar.checkpoints.default_model import DEFAULT_ADAPTER
     from hf_apar.checkpoints.export import save_merged
-    from hf_apar.speculation.medusa import HEADS_FOLDER, heads_in
+    from hf_apar.checkpoints.heads import find_heads
+    from hf_apar.speculation.medusa import HEADS_FOLDER
 
     with _whole_or_nothing(output) as unfinished:
         save_merged(loaded, tokenizer, unfinished, plain=plain)
-        heads = heads_in(DEFAULT_ADAPTER if model is None else Path(model))
+        heads = find_heads(model or DEFAULT_ADAPTER)
         if heads is not None and not plain:
             (unfinished / HEADS_FOLDER).mkdir()
             shutil.copy(heads, unfinished / HEADS_FOLDER)

@@ -1,11 +1,14 @@
-"""The command that runs all stages from a chat model to one that forks, as a recipe file says: recipe."""
+"""Commands from a chat model to one that forks, all stages as a recipe file says, and on to the Hub: recipe, export."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from hf_apar.checkpoints.made_with import RECIPE_FILE
 from hf_apar.cli.common import (
     Dtype,
     ModelOption,
@@ -18,7 +21,7 @@ from hf_apar.cli.common import (
     load_untuned,
     loading_options,
 )
-from hf_apar.cli.data import answer_prompts, elaborate_answers, extract_trees
+from hf_apar.cli.data import TextWriter, answer_prompts, elaborate_answers, extract_trees
 from hf_apar.cli.evaluate import ARMS, run_evaluation, show
 from hf_apar.cli.stages import Stages
 from hf_apar.cli.training import tell_metrics
@@ -27,6 +30,16 @@ from hf_apar.data.described import not_free
 from hf_apar.training.recipe import DEFAULT_RECIPE, EXAMPLE, Recipe, read_recipe, written
 
 EVALUATED = 20  # prompts of the package's own suites that the last stage asks
+
+
+class Stage(StrEnum):
+    """The stages of a recipe but for the last."""
+
+    answers = "answers"
+    longer = "longer"
+    trees = "trees"
+    adapter = "adapter"
+    heads = "heads"
 
 
 def _no_folder(prompts: Path | None) -> Path | None:
@@ -54,6 +67,9 @@ def recipe_command(
         bool,
         typer.Option("--restart", help="Make again what was made with other settings, and all after it; the old is kept."),
     ] = False,
+    until: Annotated[
+        Stage | None, typer.Option(help="Stop after this stage; a later call makes the rest, in another environment maybe.")
+    ] = None,
     example: Annotated[
         bool,
         typer.Option(
@@ -69,9 +85,27 @@ def recipe_command(
         given: dict[str, Any] = {"model": model, "prompts": None if prompts is None else str(prompts)}
         recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
         output.mkdir(parents=True, exist_ok=True)
-        RecipeRun(recipe, output, restart=restart).run()
+        RecipeRun(recipe, output, restart=restart).run(until)
     plain = " --plain" if recipe.train.sequential else ""
-    typer.echo(f'done: hf-apar generate{plain} --model {output / "adapter"} "..."')
+    done = f'done: hf-apar generate{plain} --model {output / "adapter"} "..."'
+    typer.echo(f"done, up to {until}; without --until the rest is made" if until else done)
+
+
+@app.command("export")
+def export_command(
+    output: Annotated[Path, typer.Argument(help="A new folder.", file_okay=False)],
+    name: Annotated[str, typer.Option(help="Of the repository on the Hub, ORGANISATION/NAME; the card says it.")],
+    model: ModelOption = None,
+    base: Annotated[str | None, typer.Option(help="Hub name of the adapter's base, where a folder is recorded.")] = None,
+    license: Annotated[str | None, typer.Option(help="Of the adapter, as model cards name it: apache-2.0.")] = None,
+) -> None:
+    """Write to OUTPUT what of an adapter others need, with a model card: a folder to upload to the Hub."""
+    with errors_in_one_line():
+        from hf_apar.checkpoints.default_model import DEFAULT_ADAPTER
+        from hf_apar.checkpoints.publishing import export_adapter
+
+        export_adapter(model or DEFAULT_ADAPTER, output, name=name, base=base, license=license)
+    typer.echo(f"read {output / 'README.md'}, then: hf upload {name} {output}")
 
 
 class RecipeRun:
@@ -92,22 +126,25 @@ class RecipeRun:
             "evaluation": [self.adapter / "evaluation"],
         }, restart=restart)  # fmt: skip
 
-    def run(self) -> None:
-        """Make what is not made yet.
+    def run(self, until: Stage | None = None) -> None:
+        """Make what is not made yet, up to a stage, and keep the recipe with the adapter.
 
         Raises:
             ConfigurationError: if a stage was made with other settings, and is not to be made again.
         """
         if not self.weights.is_file():
             self._check()
-        self._make_texts()
-        self._make_trees()
-        self._train()
-        if self.recipe.train.sequential:
-            return  # heads and figures are those of a model that forks
-        if self.recipe.with_heads:
-            self._train_heads()
-        self._evaluate()
+        makes: dict[Stage | None, Callable[[], None]] = {
+            Stage.answers: self._make_answers, Stage.longer: self._make_longer, Stage.trees: self._make_trees,
+            Stage.adapter: self._train,
+        }  # fmt: skip
+        if not self.recipe.train.sequential:  # heads and figures are those of a model that forks
+            makes |= {Stage.heads: self._train_heads} if self.recipe.with_heads else {}
+            makes[None] = self._evaluate
+        for stage, make in makes.items():
+            make()
+            if until is not None and stage is until:
+                break
 
     def _check(self) -> None:
         """Raise what keeps the model from being taught, before it answers for hours."""
@@ -116,12 +153,15 @@ class RecipeRun:
         pair = load_untuned(self.recipe.model, Dtype.float32, self.recipe.loading)
         check_model(*pair, chat_template_kwargs=self.recipe.chat_template_kwargs)
 
-    def _make_texts(self) -> None:
+    def _make_answers(self) -> None:
         recipe, prompts = self.recipe, None if self.recipe.prompts is None else Path(self.recipe.prompts)
         settings = self.writer.settings() | not_free(recipe.asking) | not_free(recipe.answers)
         with self.stages.stage("answers", settings, [] if prompts is None else [prompts]) as wanted:
             if _tell(1, "the model answers prompts in its own words", wanted):
                 answer_prompts(self.writer, prompts, self.answers, recipe.asking, recipe.answers)
+
+    def _make_longer(self) -> None:
+        recipe = self.recipe
         settings = self.writer.settings() | not_free(recipe.elaborate)
         with self.stages.stage("longer", settings, [self.answers]) as wanted:
             if self.source == self.longer and _tell(2, "it goes on with short details", wanted):
@@ -147,6 +187,12 @@ class RecipeRun:
 
                 model = recipe.model or DEFAULT_BASE
                 tell_metrics(train(self.trees, self.adapter, recipe.select, recipe.train, model=model, **told))
+        self._keep_recipe()
+
+    def _keep_recipe(self) -> None:
+        file, text = self.adapter / RECIPE_FILE, written(self.recipe)
+        if not file.is_file() or file.read_text(encoding="utf-8") != text:
+            file.write_text(text, encoding="utf-8")
 
     def _train_heads(self) -> None:
         recipe = self.recipe

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 from hf_apar.data.described import setting
+from hf_apar.data.distillation.languages import LANGUAGES
 from hf_apar.errors import ConfigurationError, MissingPackageError
 
 
@@ -72,6 +73,16 @@ class PromptChoice:
     opened_share: float = setting(
         0.0, "Share of the prompts without an opening whose answers must hold a list.", least=0, most=1
     )
+    templates_opened: float = setting(
+        1.0, "The same of the package's own that suit a list: 0 for a model that writes lists by itself.", least=0, most=1
+    )
+    languages: tuple[str, ...] = setting(("en",), "Of the package's own prompts: en, de, fr, es, it, pt.")
+
+    def __post_init__(self) -> None:
+        unknown = [one for one in self.languages if one not in tuple(LANGUAGES)]
+        if unknown or not self.languages:
+            known = ", ".join(LANGUAGES)
+            raise ConfigurationError(f"languages is {list(self.languages)!r}; the package's own prompts are in {known}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +100,13 @@ class AnswerLimits:
     """How long an answer may be.
 
     The end of a list whose length is left to chance is never its likeliest continuation, so that a model tuned on such lists
-    hardly ends one: ``max_items`` ends it. Where the answer announces more items by itself, or fewer follow than announced,
-    it is dropped.
+    hardly ends one: ``max_items`` ends it. Where the answer announces more items by itself, or more or fewer follow than
+    announced, it is dropped.
     """
 
     max_new_tokens: int = setting(384, "Longer answers are dropped.", least=1)
     max_whole_tokens: int | None = setting(
-        None, "The same for prompts without an opening, whose answers mostly stay whole.", least=1
+        None, "The same for prompts without an opening, where their answers mostly stay whole.", least=1
     )
     max_items: int | None = setting(None, "Numbered lists end after so many items, or as many as they announce.", least=2)
 

@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_apar.checkpoints.default_model import DEFAULT_ADAPTER, DEFAULT_BASE, load_default_base, load_default_model
+from hf_apar.checkpoints.heads import find_heads
 from hf_apar.checkpoints.loading import AparModelForCausalLM, load_base, load_tokenizer
 from hf_apar.checkpoints.sources import find_source
 from hf_apar.errors import ConfigurationError
 from hf_apar.evaluation.suites import Prompt
 from hf_apar.evaluation.written import Signs
-from hf_apar.speculation.medusa import heads_in
 from hf_apar.text.chat import encode_chat
 
 
@@ -107,7 +107,6 @@ class Models:
         return self._loaded[name, forks]
 
     def _load(self, name: str, forks: bool) -> Loaded:
-        folder = Path(name) if name else DEFAULT_ADAPTER
         if not forks:
             model, tokenizer = load_base(name, dtype=self.dtype, **self.options)
             if name == self.base:
@@ -120,11 +119,11 @@ class Models:
                 self._check_vocabulary(load_tokenizer(base))
             model = AparModelForCausalLM.from_pretrained(name, base=base, dtype=self.dtype, **self.options)
             tokenizer = load_tokenizer(name, base=base)
-        heads = heads_in(folder)
+        heads = find_heads(name or DEFAULT_ADAPTER) if forks else None
         if not hasattr(model, "hf_device_map"):
             cast(torch.nn.Module, model).to(self.device)
         model.eval()
-        return Loaded(name or DEFAULT_ADAPTER.name, model, tokenizer, heads and folder, self.chat_template_kwargs)
+        return Loaded(name or DEFAULT_ADAPTER.name, model, tokenizer, heads and heads.parent, self.chat_template_kwargs)
 
     def _check_vocabulary(self, base: PreTrainedTokenizerBase) -> None:
         """Refuse a base whose vocabulary is not that of the checkpoint before the control tokens came."""

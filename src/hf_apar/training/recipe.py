@@ -24,7 +24,7 @@ class Recipe:
     with_heads: bool = setting(True, "Train Medusa heads too.")
     chat_template_kwargs: dict[str, object] | None = setting(None, "Arguments of the chat template: a table.")
     loading: Loading = Loading()
-    asking: PromptChoice = PromptChoice(templates=5920, opened_share=0.5)
+    asking: PromptChoice = PromptChoice(templates=6976, opened_share=0.5)
     sampling: Sampling = Sampling()
     answers: AnswerLimits = AnswerLimits()
     elaborate: Elaboration = Elaboration()

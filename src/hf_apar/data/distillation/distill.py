@@ -13,6 +13,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from hf_apar.data.distillation.batches import Dropped, TextAnswer, in_batches
+from hf_apar.data.distillation.languages import announced
 from hf_apar.data.distillation.samplers import LEAD_TOKENS, Task, TextSampler
 from hf_apar.data.extraction.sentences import first_sentence_end
 from hf_apar.data.records.chats import read_chat
@@ -29,6 +30,7 @@ CUT_OFF = "cut off at the most new tokens, or by far the longest of its batch"
 EMPTY = "nothing was written"
 NO_LEAD = "no words were found for the opening"
 TOO_FEW = "fewer items follow than are announced"
+TOO_LONG = "more items follow than are announced"
 TOO_MANY = "more items are announced than are allowed"
 GAP = "..."  # in an opening: words of the model's own, up to a colon
 
@@ -103,10 +105,10 @@ def distill(
         batch_size: questions answered at once.
         max_new_tokens: longer answers are dropped.
         max_whole_tokens: the same for questions without an opening; by default no less.
-        max_items: a numbered list that an opening begins ends after so many items, or after as many as the prompt or the
-            answer's first words announce. The end of a list whose length is left to chance is never its likeliest
-            continuation, so that a model tuned on such lists hardly ends one. Where its own words announce more, or fewer
-            follow than announced, the answer is dropped.
+        max_items: a numbered list ends after so many items, or after as many as the prompt or the answer's first words
+            announce. The end of a list whose length is left to chance is never its likeliest continuation, so that a model
+            tuned on such lists hardly ends one. Where its own words announce more, or more or fewer follow than announced,
+            the answer is dropped.
         made_with: what ``sample`` is, in words that tell it from another: a second call is refused where they differ.
         chat_template_kwargs: as for :func:`~hf_apar.text.chat.encode_chat`; other ones are other settings.
         before: as for :func:`~hf_apar.data.distillation.batches.in_batches`.
@@ -142,15 +144,13 @@ class _Limits:
 
     def stop(self, question: Question, lead: str) -> str:
         """Return the marker of the first item that is one too many."""
-        if self.items is None or _FIRST_ITEM not in question.opening:
+        if self.items is None or (question.opening and _FIRST_ITEM not in question.opening):
             return ""
         return f"\n{(announced(question.prompt, lead) or self.items) + 1}."
 
-    def allow(self, question: Question, lead: str) -> bool:
-        """May the answer go on? Not where its own first words announce too many; as many as are asked for are never too many."""
-        if self.items is None or not question.opening or announced(question.prompt):
-            return True
-        return (announced(lead) or 0) <= self.items
+    def allow(self, question: Question, begins: str) -> bool:
+        """May the answer go on? Not where its own words announce too many; as many as are asked for are never too many."""
+        return self.items is None or announced(question.prompt) is not None or (announced(begins) or 0) <= self.items
 
     def judged(self, question: Question, lead: str, response: str, ended: bool) -> TextAnswer | Dropped:
         """Return the answer if it ended, and is a list of as many items as it announces where it announces any."""
@@ -158,28 +158,19 @@ class _Limits:
             return Dropped(CUT_OFF)
         if not response.strip():
             return Dropped(EMPTY)
-        count = announced(question.prompt, lead) if self.stop(question, lead) else None
+        before, first, _ = f"\n{response}".partition(_FIRST_ITEM)
+        begins = lead or before.strip()
+        count = announced(question.prompt, begins) if first and self.stop(question, lead) else None
+        if count is not None and not self.allow(question, begins):
+            return Dropped(TOO_MANY)
         if count is not None and f"\n{count}." not in response:
             return Dropped(TOO_FEW)
+        if count is not None and f"\n{count + 1}." in response:
+            return Dropped(TOO_LONG)
         return TextAnswer(question.prompt, response.rstrip())
 
 
 _FIRST_ITEM = "\n1. "
-_NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-_COUNT = re.compile(rf"(?:\S+\s+){{0,4}}?(?P<count>{'|'.join(_NUMBERS)}|[2-9]|1\d|20)\b(?!\s*%)", re.IGNORECASE)
-
-
-def announced(*texts: str) -> int | None:
-    """Return the number among the first five words of the first of ``texts`` that has one; English words and digits.
-
-    >>> announced("How do I rest?", "Here are five ways to rest"), announced("List 8 trees."), announced("In 1900, trees")
-    (5, 8, None)
-    """
-    for text in texts:
-        if match := _COUNT.match(text):
-            word = match["count"].lower()
-            return int(word) if word.isdigit() else 2 + _NUMBERS.index(word)
-    return None
 
 
 def _answer(

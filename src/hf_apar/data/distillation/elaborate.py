@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_apar.data.distillation.batches import TextAnswer, in_batches
 from hf_apar.data.distillation.distill import with_template
+from hf_apar.data.distillation.languages import language_of
 from hf_apar.data.distillation.samplers import Continuation, Task, TextSampler
 from hf_apar.data.extraction.markdown import extract
 from hf_apar.data.extraction.sentences import sentence_ends
@@ -28,7 +29,6 @@ from hf_apar.text.encoding import encode_answer, encode_text
 MORE_TOKENS = 40  # beyond the least length at most, so that a sentence can end
 SHORTEST = 16  # least length of a detail that comes late
 CLOSING_TOKENS = 32  # one that lists all titles again is longer, and left out
-CLOSINGS = ("Overall,", "In short,", "All in all,", "In summary,")  # left to itself, a small model goes on with its list
 _MARKUP = re.compile(r"\*\*|(?<!\w)(?:\d{1,2}\.|[-*•])\s")  # a title, or the marker of an item
 
 
@@ -58,7 +58,8 @@ def elaborate(
         min_detail_tokens: the least length of a first detail; most have half a sentence more.
         taper: each later detail may be so many tokens shorter, down to :data:`SHORTEST`; a title's length lets all threads
             end together.
-        closing: let a list be followed by a sentence that closes the answer, where nothing follows it yet.
+        closing: let a list be followed by a sentence that closes the answer, where nothing follows it yet and the answer
+            is in one of :data:`~hf_apar.data.distillation.languages.LANGUAGES`.
         batch_size: answers at once, and texts that are gone on with at once.
         made_with: what ``sample`` is, in words that tell it from another: a second call is refused where they differ.
         chat_template_kwargs: as for :func:`~hf_apar.text.chat.encode_chat`; other ones are other settings.
@@ -141,8 +142,8 @@ class _Job:
                 before = "".join(map(_text, tree.pieces[: place + 1]))
                 short.append(place)
                 tasks.append(Task(measure.begun(prompt, before), missing + MORE_TOKENS, sentence_after=missing))
-        is_open = close and isinstance(tree.pieces[-1], TextThread)
-        closing = random.Random(answer.prompt).choice(CLOSINGS) if is_open else ""
+        language = language_of(answer.response) if close and isinstance(tree.pieces[-1], TextThread) else None
+        closing = random.Random(answer.prompt).choice(language.closings) if language else ""
         if closing:
             tasks.append(Task(measure.begun(prompt, f"{answer.response}\n\n{closing}"), CLOSING_TOKENS, stop="\n"))
         return cls(answer, tree, tuple(short), closing, tuple(tasks))

@@ -78,6 +78,13 @@ ANAPHORA = _opening(
     )
 )
 
+# a salutation on a line of its own
+LETTER = re.compile(
+    r"^[*_ ]{0,3}(?:dear|sehr geehrte[rs]?|liebe[rs]?|ch[eè]re?s?|madame|monsieur|estimad[oa]s?|querid[oa]s?|"
+    r"gentile|egregi[oa]|car[oaie]s?|prezad[oa]s?)\b[^\n.?]{0,60}[,:!，][*_ ]{0,3}$",
+    re.IGNORECASE | re.MULTILINE,
+)
+
 # what points at another part, wherever it stands
 REFERENCE = re.compile(
     _joined(

@@ -9,7 +9,7 @@ from statistics import median
 
 from markdown_it.token import Token
 
-from hf_apar.data.extraction.cues import ANAPHORA, CONCLUSION, REFERENCE, SEQUENCE
+from hf_apar.data.extraction.cues import ANAPHORA, CONCLUSION, LETTER, REFERENCE, SEQUENCE
 from hf_apar.data.extraction.parts import Part
 from hf_apar.errors import ConfigurationError
 
@@ -88,6 +88,11 @@ def _is_verse(candidate: Candidate) -> bool:
     return bool(stanzas) and (prose_forks or 2 * len(stanzas) >= len(texts))
 
 
+def _is_letter(candidate: Candidate) -> bool:
+    """Is somebody addressed, and would paragraphs fork?"""
+    return any(part.kind == "paragraph" for part in candidate.parts) and LETTER.search(candidate.answer) is not None
+
+
 def _is_dialogue(candidate: Candidate) -> bool:
     """Do two speakers take turns, or most paragraphs open with a quotation?"""
     speakers = [match["speaker"].strip().lower() for match in _SPEECH.finditer(candidate.answer)]
@@ -126,6 +131,7 @@ RULES: tuple[Rule, ...] = (
     Rule("quote", "it quotes a list", _quotes_a_list),
     Rule("calculation", "it calculates", lambda candidate: _ARITHMETIC.search(candidate.answer) is not None),
     Rule("poem", "it is in verse, or in lines of their own", _is_verse),
+    Rule("letter", "it is a letter", _is_letter),
     Rule("dialogue", "it is a dialogue", _is_dialogue),
     Rule("reference", "its parts refer to each other", _refer_to_each_other),
     Rule("sequence", "its parts go on from each other", _go_on),
