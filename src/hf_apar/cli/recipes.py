@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hf_apar.checkpoints.writing import alone
 from hf_apar.cli.common import Dtype, ModelOption, app, chosen_device, chosen_dtype, errors_in_one_line, load, load_untuned
 from hf_apar.cli.data import TextWriter, answer_prompts, elaborate_answers, extract_trees
 from hf_apar.cli.evaluate import ARMS, run_evaluation, show
@@ -56,7 +57,8 @@ def recipe_command(
         given: dict[str, Any] = {"model": model, "prompts": None if prompts is None else str(prompts)}
         recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
         output.mkdir(parents=True, exist_ok=True)
-        RecipeRun(recipe, output, restart=restart).run()
+        with alone(output):
+            RecipeRun(recipe, output, restart=restart).run()
     plain = " --plain" if recipe.train.sequential else ""
     typer.echo(f'done: hf-apar generate{plain} --model {output / "adapter"} "..."')
 

@@ -14,6 +14,7 @@ from hf_apar.checkpoints.adapters import adapter_settings, save_adapter, save_se
 from hf_apar.checkpoints.default_model import DEFAULT_BASE
 from hf_apar.checkpoints.loading import load_base
 from hf_apar.checkpoints.readiness import check_model
+from hf_apar.checkpoints.writing import alone
 from hf_apar.data.records.rejections import Rejections
 from hf_apar.generation_settings import end_as_taught
 from hf_apar.tokens import add_control_tokens
@@ -22,7 +23,7 @@ from hf_apar.training.lora import AdapterTrainer, add_lora, load_lora
 from hf_apar.training.metrics import best_tokens, metrics_for
 from hf_apar.training.mixture import Mixture, read_examples, training_mixture
 from hf_apar.training.rows.collator import DataCollatorForApar, pack, padding_id
-from hf_apar.training.runs import last_checkpoint, training_arguments, write_metrics
+from hf_apar.training.runs import last_checkpoint, train_on, training_arguments, write_metrics
 from hf_apar.training.tuning import DEFAULT_SELECTION, DEFAULT_TUNING, Selection, Tuning
 
 
@@ -61,7 +62,8 @@ def train(
         UnsupportedModelError: if ``model`` cannot learn to fork (:func:`~hf_apar.check_model`).
         DataError: if the answers cannot be trained on, or ``output`` has a checkpoint of a run on other answers, with other
             filters or options: what that run learnt from may now be held out.
-        ConfigurationError: if ``start`` holds no adapter, or one that trains other token rows.
+        ConfigurationError: if ``start`` holds no adapter, or one that trains other token rows; if another process trains into
+            ``output``.
         ControlTokenError: if the control tokens of ``start`` have other ids than the model's.
         MissingPackageError: if the default base is not installed.
     """
@@ -94,12 +96,14 @@ class _Run:
             else load_lora(base, self.start, trained_ids)
         )
         trainer = self._trainer(adapted, tokenizer, mixture, control_ids)
-        checkpoint = last_checkpoint(self.output, mixture, self._noted())
-        save_settings(base, tokenizer, self.output)  # what cannot be written is to fail now
-        trainer.train(resume_from_checkpoint=checkpoint)
-        assert isinstance(trainer.model, PeftModel)
-        save_adapter(trainer.model, tokenizer, self.output)
-        return write_metrics(trainer, self.output / "metrics.json")
+        self.output.mkdir(parents=True, exist_ok=True)
+        with alone(self.output):
+            checkpoint = last_checkpoint(self.output, mixture, self._noted())
+            save_settings(base, tokenizer, self.output)  # what cannot be written is to fail now
+            train_on(trainer, checkpoint)
+            assert isinstance(trainer.model, PeftModel)
+            save_adapter(trainer.model, tokenizer, self.output)
+            return write_metrics(trainer, self.output / "metrics.json")
 
     def _noted(self) -> dict[str, object]:
         """Return what the steps so far depend on; how far they go may change, and what is written at the end."""

@@ -10,11 +10,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
+from hf_apar.checkpoints.writing import alone, write_whole
 from hf_apar.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
+_STRIDE = 1_000_003  # between the seeds of two items: far more than between the seeds that people choose
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class BatchReport:
 
     def write(self, answers: Path) -> None:
         """Write it beside ``answers``, as their name and ``.report.json``."""
-        _file(answers).write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_whole(_file(answers), json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n")
 
 
 def _file(answers: Path) -> Path:
@@ -89,33 +93,36 @@ def in_batches(
 
     A second call goes on from there, also after one that was killed: ``path`` + ``.done`` says how many items are done, how
     long the file was then, and the digest of these items and the ``settings``; what stands after that length is cut off.
-    More items may have come after those that are done. ``path`` + ``.report.json`` counts what was dropped.
+    More items may have come after those that are done. ``path`` + ``.report.json`` counts what was dropped. Torch is seeded
+    for each batch, from the seed that it had and the batch's place: what is drawn does not tell where a call stopped.
 
     Raises:
+        ConfigurationError: if another process writes to ``path``.
         DataError: if what is done was made of other items, or with other settings.
     """
-    path.touch()
-    progress = _Progress.of(path, settings)
-    if progress.digest != _digest(items[: progress.done], settings) or progress.length > path.stat().st_size:
-        raise DataError(
-            f"{path} was made of other records or with other settings (model, engine, number format, temperature, penalty, "
-            f"seed, lengths); go on with those, or remove it and {_progress_file(path).name} to begin anew"
-        )
-    progress.write(path)
-    os.truncate(path, progress.length)
-    report = progress.report
-    for start in range(progress.done, len(items), batch_size):
-        batch = items[start : start + batch_size]
-        outcomes = answer(batch)
-        answers = [one for one in outcomes if isinstance(one, TextAnswer)]
-        with path.open("a", encoding="utf-8", newline="\n") as file:
-            file.writelines(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
-        report.add(len(batch), len(answers), (one for one in outcomes if isinstance(one, Dropped)))
-        end = start + len(batch)
-        _Progress(end, path.stat().st_size, _digest(items[:end], settings), report).write(path)
-        report.write(path)
-        logger.info("%d answers of %d", len(answers), len(batch))
-        yield end
+    with alone(path):
+        seed, progress = torch.initial_seed(), _Progress.of(path, settings)
+        if progress.digest != _digest(items[: progress.done], settings) or progress.length > path.stat().st_size:
+            raise DataError(
+                f"{path} was made of other records or with other settings (model, engine, number format, temperature, "
+                f"penalty, seed, lengths); go on with those, or remove it and {_progress_file(path).name} to begin anew"
+            )
+        progress.write(path)
+        os.truncate(path, progress.length)
+        report = progress.report
+        for start in range(progress.done, len(items), batch_size):
+            batch = items[start : start + batch_size]
+            torch.manual_seed((seed + _STRIDE * start) % 2**63)
+            outcomes = answer(batch)
+            answers = [one for one in outcomes if isinstance(one, TextAnswer)]
+            with path.open("a", encoding="utf-8", newline="\n") as file:
+                file.writelines(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
+            report.add(len(batch), len(answers), (one for one in outcomes if isinstance(one, Dropped)))
+            end = start + len(batch)
+            _Progress(end, path.stat().st_size, _digest(items[:end], settings), report).write(path)
+            report.write(path)
+            logger.info("%d answers of %d", len(answers), len(batch))
+            yield end
 
 
 @dataclass(frozen=True)
@@ -140,11 +147,8 @@ class _Progress:
             return cls(0, 0, "", BatchReport())
 
     def write(self, path: Path) -> None:
-        file = _progress_file(path)
-        part = file.with_name(file.name + ".part")
         record = vars(self) | {"report": self.report.to_dict()}
-        part.write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
-        part.replace(file)  # whole, or as it was
+        write_whole(_progress_file(path), json.dumps(record, ensure_ascii=False))
 
 
 def _progress_file(answers: Path) -> Path:
