@@ -49,16 +49,18 @@ draft_vocabulary = 32
 """
 OUT = "@"  # in a command: the folder of its output
 COMMANDS: dict[str, tuple[str, ...]] = {
-    "distill": ("distill", "-", f"{OUT}/answers.jsonl", "--model", "{home}/forks", "--templates", "6", "--batch-size", "2",
-                "--max-new-tokens", "12"),
+    "distill": ("distill", "-", f"{OUT}/answers.jsonl", "--model", "{home}/forks", "--templates", "8", "--batch-size", "2",
+                "--max-new-tokens", "32", "--opened-share", "0"),
     "elaborate": ("elaborate", "{home}/few.jsonl", f"{OUT}/longer.jsonl", "--model", "{home}/forks", "--batch-size", "1",
                   "--min-detail-tokens", "12"),
     "extract": ("extract", "{home}/many.jsonl", f"{OUT}/trees.jsonl", "--workers", "2"),
     "train": ("train", "{home}/answers.jsonl", f"{OUT}/adapter", "--model", "{home}/base", "--rank", "2", *STEPS, *SMALL),
-    "train-medusa": ("train-medusa", "{home}/answers.jsonl", f"{OUT}/heads", "--model", "{home}/forks", *HEADS, *STEPS, *SMALL),
+    "train-medusa": ("train-medusa", "{home}/answers.jsonl", f"{OUT}/heads", "--model", "{home}/forks", *HEADS, *STEPS,
+                     *SMALL),
     "recipe": ("recipe", "{home}/recipe.toml", "--output", f"{OUT}/recipe", "--model", "{home}/base"),
     "evaluate": ("evaluate", "--output", f"{OUT}/evaluation", "--suite", "{home}/suite.jsonl", "--max-new-tokens", "4",
-                 "--arm", "plain", "--arm", "apar", "--model", "{home}/forks", "--base", "{home}/base", "--dtype", "float32"),
+                 "--arm", "plain", "--arm", "apar", "--model", "{home}/forks", "--base", "{home}/base",
+                 "--dtype", "float32"),
     "cache": (),
 }  # fmt: skip
 UNTOLD = "second|runtime|compared|train_loss"  # times, and the Trainer's mean of the losses since it was started
@@ -71,7 +73,6 @@ def _home() -> Path:
     place = tempfile.TemporaryDirectory()
     atexit.register(place.cleanup)
     home = Path(place.name)
-    home.chmod(0o755)  # for a user who may not write
     base, _ = save_base_and_checkpoint(home)
     asked = [{"prompt": f"{place}?", "response": text} for place, text in enumerate(TEXTS)]
     (home / "answers.jsonl").write_text("".join(json.dumps(one) + "\n" for one in asked))
@@ -86,6 +87,7 @@ def _home() -> Path:
     settings = (_Limits(384, 384, None), f"{base} transformers float32 0.3 1.0 0")
     own = [TextAnswer(f"{place}?", text) for place, text in enumerate(TEXTS)]  # a random model's own would hold no list
     list(in_batches(template_questions(3), home / "begun" / "recipe" / "answers.jsonl", 3, settings, lambda _: own))
+    subprocess.run(["chmod", "-R", "a+rX", str(home)], check=True)  # for a user who may not write
     return home
 
 
@@ -258,7 +260,7 @@ def _full(name: str, place: Path, moments: list[float], torn: bool, clock: int) 
             subprocess.run(["umount", str(place / "out")], check=True)
     if mounted:
         shutil.copytree(kept, place / "out", dirs_exist_ok=True)
-    _told_in_a_sentence(name, ran, "No space left|File too large")
+    _told_in_a_sentence(name, ran, "No space left|File too large|make room")
 
 
 def _read_only(name: str, place: Path, moments: list[float], torn: bool, clock: int) -> None:

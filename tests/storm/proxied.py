@@ -58,12 +58,13 @@ class Babbler(TinyServer):
 
     async def tokens(self, body: dict[str, Any]) -> Any:
         self.most_live = max(self.most_live, self.live)
-        kind, bias = body.get("x_kind", "threads"), {int(token): one for token, one in (body.get("logit_bias") or {}).items()}
+        kind = body.get("x_kind", "threads")
+        bias = {int(token): one for token, one in (body.get("logit_bias") or {}).items()}
         forced = next((token for token, one in bias.items() if one > 50), None)
         for made in range(body.get("max_tokens") or 200):
             await asyncio.sleep(0)
             fork = forced is None and made % 2 == 0 and bias.get(self.forks, 0) > -50
-            forks = fork and (kind == "flood" or kind == "threads" and made < 5)
+            forks = fork and (kind == "flood" or (kind == "threads" and made < 5))
             ends = made >= 12 and kind not in ("flood", "endless")
             token = self.forks if forks else self.tokenizer.eos_token_id if ends else self.letter
             yield forced or token, -1.0, {f"token_id:{token}": -1.0}
@@ -172,14 +173,16 @@ def _body(request: dict[str, Any]) -> bytes:
     data = json.dumps(body).encode("utf-8", "backslashreplace")
     if kind == "malformed":
         place = draw.randrange(len(data))
-        data = data[:place] + draw.choice((b"", b"{", b"[" * 20_000, b"\xff\xfe", b"\0")) + data[place + draw.choice((0, 9)) :]
+        put = draw.choice((b"", b"{", b"[" * 20_000, b"\xff\xfe", b"\0"))
+        data = data[:place] + put + data[place + draw.choice((0, 9)) :]
     return data
 
 
 async def _ask(running: Running, request: dict[str, Any]) -> None:
     """Send a request as its client does, and check what it is answered."""
     data = _body(request)
-    path = "/v1/models" if request["kind"] == "other" else "/v1/chat/completions" if request.get("chat", True) else "/v1/completions"
+    name = "chat/completions" if request.get("chat", True) else "completions"
+    path = "/v1/models" if request["kind"] == "other" else f"/v1/{name}"
     key = f"authorization: {SECRET}\r\n" if request.get("key") else ""
     head = f"POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{key}content-length: {len(data)}\r\n\r\n".encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", running.front.port, limit=2**12)
@@ -215,7 +218,8 @@ def _judge(running: Running, request: dict[str, Any], answer: bytes) -> None:
     status = int(head.split()[1])
     running.statuses[f"{request['kind']} {status}"] += 1
     assert status in EXPECTED and b"the proxy failed" not in body, f"{request['kind']}: status {status}, {body[:200]!r}"
-    assert status != 500 or request.get("fault") or request["kind"] == "odd", f"{request['kind']}: status 500, {body[:200]!r}"
+    foreseen = status != 500 or request.get("fault") or request["kind"] == "odd"
+    assert foreseen, f"{request['kind']}: status 500, {body[:200]!r}"
     assert b"Internal Server Error" not in body or request["kind"] == "odd", "an error that nobody foresaw"
     if request["kind"] in ("plain", "threads") and not request.get("fault"):
         assert status in (200, 503, 504), f"{request['kind']}: status {status}, {body[:200]!r}"
@@ -230,9 +234,8 @@ def check(requests: list[dict[str, Any]]) -> None:
     upstream.most_live = 0
 
     async def all_of() -> None:
-        plain = {"kind": "plain"}
-        found = await asyncio.gather(*(_ask(running, one) for one in [*requests, plain] if "kind" in one), return_exceptions=True)
-        for one in found:
+        asked = [_ask(running, one) for one in [*requests, {"kind": "plain"}] if "kind" in one]
+        for one in await asyncio.gather(*asked, return_exceptions=True):
             if isinstance(one, BaseException):
                 raise one
 

@@ -41,7 +41,7 @@ class Warm:
 
 
 def _watch(root: str, kill: int, torn: bool, report: Path) -> None:
-    """Count what is done under ``root`` in the file ``report``, and kill this process at the ``kill``-th, if it is above 0."""
+    """Count in the file ``report`` what is done under ``root``, and kill this process at the ``kill``-th, if it is not 0."""
     state = {"count": 0, "inside": False}
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:

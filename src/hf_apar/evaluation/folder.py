@@ -77,14 +77,15 @@ def evaluate(
 
     Raises:
         ConfigurationError: if the folder has answers that were made with other settings, versions or machine,
-            or to other prompts of the same keys; or a judge would judge its own answers; or another process evaluates into it.
+            or to other prompts of the same keys; or a judge would judge its own answers; or another process evaluates there.
         DataError, ServerError: as :func:`~hf_apar.evaluation.run.answer_all`, and as the judge.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder):
         made_with = {**settings, "max_new_tokens": max_new_tokens, **_surroundings()}
         _agree(folder, made_with, prompts)
-        answers = answer_all(arms, prompts, folder / "answers.jsonl", max_new_tokens=max_new_tokens, progress=telling("answers"))
+        file = folder / "answers.jsonl"
+        answers = answer_all(arms, prompts, file, max_new_tokens=max_new_tokens, progress=telling("answers"))
         tokenizers = {arm.name: cast(Decodes, arm.loaded.tokenizer) for arm in arms}
         rows = rows_by_arm(prompts, answers, tokenizers)
         if measures:

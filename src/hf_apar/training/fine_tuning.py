@@ -62,8 +62,8 @@ def train(
         UnsupportedModelError: if ``model`` cannot learn to fork (:func:`~hf_apar.check_model`).
         DataError: if the answers cannot be trained on, or ``output`` has a checkpoint of a run on other answers, with other
             filters or options: what that run learnt from may now be held out.
-        ConfigurationError: if ``start`` holds no adapter, or one that trains other token rows; if another process trains into
-            ``output``.
+        ConfigurationError: if ``start`` holds no adapter, or one that trains other token rows; if another process trains
+            into ``output``.
         ControlTokenError: if the control tokens of ``start`` have other ids than the model's.
         MissingPackageError: if the default base is not installed.
     """

@@ -62,9 +62,12 @@ def last_checkpoint(folder: Path, mixture: Mixture, options: Mapping[str, object
 
 def _last_whole(folder: Path) -> str | None:
     """Return the latest checkpoint that was written to its end: the Trainer writes its own state last."""
-    named = {int(one.name.removeprefix("checkpoint-")): one for one in folder.glob("checkpoint-*") if one.name[11:].isdigit()}
-    whole = (str(named[step]) for step in sorted(named, reverse=True) if noted(named[step] / "trainer_state.json"))
-    return next(whole, None)
+    whole = {
+        int(one.name.removeprefix("checkpoint-")): str(one)
+        for one in folder.glob("checkpoint-*")
+        if one.name[11:].isdecimal() and noted(one / "trainer_state.json")
+    }
+    return whole[max(whole)] if whole else None
 
 
 def train_on(trainer: Trainer, checkpoint: str | None) -> None:
