@@ -90,7 +90,7 @@ def draw(draw: random.Random) -> Scenario:
 
 
 def _value(draw: random.Random, one: Any) -> str:
-    kind, name = str(one.bare_type).lower(), one.name
+    kind, name = one.bare_type().lower(), one.name
     if name in ("model", "served", "asked", "base", "tokenizer_of", "start", "heads"):
         return draw.choice(("forks", "base", draw.choice(MODELS), draw.choice(MODELS)))
     if "url" in name:

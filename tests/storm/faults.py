@@ -49,19 +49,19 @@ draft_vocabulary = 32
 """
 OUT = "@"  # in a command: the folder of its output
 COMMANDS: dict[str, tuple[str, ...]] = {
+    "cache": (),  # no command
+    "extract": ("extract", "{home}/many.jsonl", f"{OUT}/trees.jsonl", "--workers", "2"),
+    "train": ("train", "{home}/answers.jsonl", f"{OUT}/adapter", "--model", "{home}/base", "--rank", "2", *STEPS, *SMALL),
     "distill": ("distill", "-", f"{OUT}/answers.jsonl", "--model", "{home}/forks", "--templates", "8", "--batch-size", "2",
                 "--max-new-tokens", "32", "--opened-share", "0"),
     "elaborate": ("elaborate", "{home}/few.jsonl", f"{OUT}/longer.jsonl", "--model", "{home}/forks", "--batch-size", "1",
                   "--min-detail-tokens", "12"),
-    "extract": ("extract", "{home}/many.jsonl", f"{OUT}/trees.jsonl", "--workers", "2"),
-    "train": ("train", "{home}/answers.jsonl", f"{OUT}/adapter", "--model", "{home}/base", "--rank", "2", *STEPS, *SMALL),
     "train-medusa": ("train-medusa", "{home}/answers.jsonl", f"{OUT}/heads", "--model", "{home}/forks", *HEADS, *STEPS,
                      *SMALL),
     "recipe": ("recipe", "{home}/recipe.toml", "--output", f"{OUT}/recipe", "--model", "{home}/base"),
     "evaluate": ("evaluate", "--output", f"{OUT}/evaluation", "--suite", "{home}/suite.jsonl", "--max-new-tokens", "4",
                  "--arm", "plain", "--arm", "apar", "--model", "{home}/forks", "--base", "{home}/base",
                  "--dtype", "float32"),
-    "cache": (),
 }  # fmt: skip
 UNTOLD = "second|runtime|compared|train_loss"  # times, and the Trainer's mean of the losses since it was started
 FAULTS = ("killed", "killed", "killed", "stopped", "full", "read-only", "two")
@@ -293,4 +293,8 @@ def _told_in_a_sentence(name: str, ran: dict[str, Any], words: str) -> None:
 _FAULTS = {
     "killed": _killed, "stopped": _stopped, "full": _full, "read-only": _read_only, "two": _two,
 }  # fmt: skip
-STORM = Storm("faults", draw, check, share=4.0)
+EVERY = tuple(
+    {"name": name, "fault": fault, "moments": [0.98, 0.87, 0.29], "torn": True, "clock": 7}
+    for fault in _FAULTS for name in COMMANDS
+)  # fmt: skip
+STORM = Storm("faults", draw, check, share=4.0, every=EVERY)

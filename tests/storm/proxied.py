@@ -263,11 +263,11 @@ def _few_files(running: Running) -> bool:
 
 
 EVERY = (
-    {"requests": [{"kind": "flood", "stream": True, "tokens": 20_000}]},  # 10,000 forks
     *({"requests": [{"kind": kind, "stream": stream} for kind in KINDS] * 2} for stream in (True, False)),
     *({"requests": [{"kind": kind, "stream": stream, "fault": fault, "at": at} for kind in ("plain", "threads")
                     for stream in (True, False) for at in (0, 3)]} for fault in FAULTS),
     *({"requests": [{"kind": kind, "stream": True, "hangs_up": how, "after": after} for after in (0.1, 0.9)]}
       for kind in ("plain", "threads", "flood") for how in ("writing", "waiting", "reading")),
+    {"requests": [{"kind": "flood", "stream": True, "tokens": 20_000}]},  # 10,000 forks
 )  # fmt: skip
 STORM = Storm("proxy", draw, check, share=2.0, every=EVERY)

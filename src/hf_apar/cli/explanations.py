@@ -29,7 +29,7 @@ def explain(error: Exception) -> tuple[str, bool]:
         return f"a text is not valid UTF-8 ({message}); convert it first", True
     if isinstance(error, OSError):
         return message, True
-    if "PytorchStreamWriter" in message:  # torch tells what it met by no class
+    if "inline_container" in message or "iostream error" in message:  # torch.save: no class of an error says what it met
         return f"a checkpoint cannot be written ({message}); make room on the disk, and call it again to go on", True
     if isinstance(error, ValueError):  # how transformers refuses options and files
         return f"{message}; {_AGAIN}", True
