@@ -22,7 +22,7 @@ from hf_apar.cli import app
 from storm.storms import Scenario, Storm
 from storm.texts import RECORDS
 
-LONGEST = 100  # seconds of the processor; what is asked for may take longer
+LONGEST = 20  # seconds of the processor; what is asked for may take longer, and is stopped then
 ASIDE = ("--help", "--list", "--example", "--debug", "--compile")  # the last takes minutes
 NUMBERS = (
     "0", "1", "2", "2", "3", "-1", "8", "1e3", "", "x", "9" * 20, "0x10", "１", "nan", "inf", "-inf", "0.5", "1.5", "-0.0",
@@ -84,7 +84,7 @@ def draw(draw: random.Random) -> Scenario:
             option = draw.choice([*one.opts, *one.secondary_opts])
             arguments += [option] if one.is_flag else [option, value]
     if draw.random() < 0.1:
-        odd = draw.choice(("--no-such", "-q", "--", "more", "", "--model", *ASIDE))
+        odd = draw.choice(("--no-such", "-q", "--", "more", "", "--model", "--help", "--list", "--example"))
         arguments.insert(draw.randint(0, len(arguments)), odd)
     return {"name": name, "arguments": arguments}
 
@@ -113,7 +113,7 @@ def check(name: str, arguments: list[str]) -> None:
         changed = {file for file in before.keys() | after.keys() if before.get(file) != after.get(file)}
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise AssertionError(f"{type(result.exception).__name__} came out") from result.exception
-    assert result.exit_code in (0, 2), f"code {result.exit_code}: {_last(result.stderr)}"
+    assert result.exit_code in (0, 2, 130), f"code {result.exit_code}: {_last(result.stderr)}"
     assert "Traceback" not in result.output + result.stderr, "a traceback"
     if result.exit_code == 2:
         last = _last(result.stderr)
