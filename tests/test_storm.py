@@ -3,23 +3,31 @@
 import json
 import time
 from io import BytesIO
+from pathlib import Path
 
 import pytest
+import torch
 
 from hf_apar import AparConfig, ParagraphTree, Thread
+from hf_apar.checkpoints import writing
 from hf_apar.checkpoints.sources import settings_in
+from hf_apar.checkpoints.writing import alone, write_whole
+from hf_apar.cli.explanations import explain
 from hf_apar.data.extraction.markdown import extract
 from hf_apar.data.extraction.sentences import first_sentence_end
 from hf_apar.data.records.json_array import array_items
 from hf_apar.errors import CheckpointError, ConfigurationError, DataError
+from hf_apar.training.runs import _last_whole
 from storm import files, texts
 from storm.__main__ import STORMS, main
 from storm.storms import Storm, Tally, mended, run
 
+FEW = {"growth": 3, "exactness": 3, "faults": 3, "proxy": 3, "memory": 5, "commands": 10}  # they take longer
+
 
 @pytest.mark.parametrize("storm", STORMS, ids=lambda storm: storm.name)
 def test_the_first_scenarios_of_each_storm_hold(storm):
-    for seed in range(3 if storm.name in ("growth", "exactness") else 20):
+    for seed in range(FEW.get(storm.name, 20)):
         assert storm.failure(storm.scenario(seed)) is None, storm.scenario(seed)
 
 
@@ -47,6 +55,45 @@ def test_the_command_tells_what_was_tried(tmp_path):
     said = []
     assert main(["trees", "--minutes", "0.003", "--folder", str(tmp_path)], said.append) == 0
     assert said[-1].splitlines()[-1].endswith("| 0 | 0 | 0 |")
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    write_whole(tmp_path / "x.json", "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(tmp_path / "x.json", "new \ud800")
+    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("x.json", "old")]
+
+
+@pytest.mark.parametrize("name", ["folder", "file"])
+def test_a_second_writer_is_told_and_the_next_one_is_not(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(writing, "_PATIENCE", 0.1)
+    (tmp_path / "folder").mkdir()
+    for _ in range(2):
+        told = pytest.raises(ConfigurationError, match=r"another process writes to .*; wait until it ends")
+        with alone(tmp_path / name), told, alone(tmp_path / name):
+            pass
+    (tmp_path / "new").write_text("complete")
+    with alone(tmp_path / "file"):
+        (tmp_path / "new").replace(tmp_path / "file")  # as extract does at its end
+        with alone(tmp_path / "file"):
+            assert (tmp_path / "file").read_text() == "complete"
+
+
+def test_a_checkpoint_that_was_torn_is_passed_over(tmp_path):
+    for step, state in ((2, '{"global_step": 2}'), (10, '{"global_step": 1'), (12, None), ("x", "{}")):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert _last_whole(tmp_path) == str(tmp_path / "checkpoint-2")
+    assert _last_whole(tmp_path / "nowhere") is None
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a file of Linux that is always full")
+def test_a_full_disk_is_told_whoever_writes():
+    with pytest.raises(RuntimeError) as error:
+        torch.save({"a": torch.zeros(3)}, "/dev/full")
+    sentence, foreseen = explain(error.value)
+    assert foreseen and "make room on the disk" in sentence
 
 
 SETTINGS = ({"max_threads": "8"}, {"max_depth": 2.5}, {"fork_token_id": True}, {"fork_bias": "0"}, {"child_token_id": []})

@@ -5,6 +5,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from hf_apar.checkpoints.writing import write_whole
+
 RECIPE_FILE = "recipe.toml"  # lies with an adapter that ``hf-apar recipe`` made
 
 
@@ -23,7 +25,7 @@ def digest(content: Path | bytes | str) -> str:
 def note(file: Path, settings: Mapping[str, object]) -> None:
     """Write ``settings`` to ``file``; what JSON does not know is written as text."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(settings, indent=1, default=str) + "\n", encoding="utf-8")
+    write_whole(file, json.dumps(settings, indent=1, default=str) + "\n")
 
 
 def noted(file: Path) -> dict[str, object] | None:

@@ -267,7 +267,7 @@ def on_device(model: "PreTrainedModel", device: str = "auto") -> "PreTrainedMode
     return model
 
 
-def alone(command: str, instead: str) -> None:
+def one_process(command: str, instead: str) -> None:
     """Raise :class:`ConfigurationError` where ``command`` is one of several processes, and say what to do ``instead``."""
     if process_count() > 1:
         raise ConfigurationError(f"{command} runs in one process, and {process_count()} are started; {instead}")

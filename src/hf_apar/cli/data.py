@@ -13,9 +13,9 @@ from hf_apar.cli.common import (
     ModelOption,
     SeedOption,
     TemplateArgumentsOption,
-    alone,
     app,
     errors_in_one_line,
+    one_process,
     progress,
     template_arguments,
 )
@@ -81,7 +81,7 @@ def extract_command(
 ) -> None:
     """Find where the answers of chats fork, and report what keeps the others whole. Bad records are written aside."""
     with errors_in_one_line():
-        alone("hf-apar extract", "start it without a launcher, with --workers N for several")
+        one_process("hf-apar extract", "start it without a launcher, with --workers N for several")
         extract_trees(source, output, limits)
 
 
@@ -100,7 +100,7 @@ def answer_prompts(
     with writer.loaded() as (sample, tokenizer):
         steps = distill(
             sample, tokenizer, questions, output, batch_size=writer.sampling.batch_size, made_with=str(writer),
-            chat_template_kwargs=writer.chat_template_kwargs, before=writer.before, **asdict(limits),
+            chat_template_kwargs=writer.chat_template_kwargs, **asdict(limits),
         )  # fmt: skip
         follow(steps, total=len(questions))
     _tell_dropped(output, len(questions))
@@ -120,7 +120,7 @@ def elaborate_answers(writer: TextWriter, answers: Path, output: Path, elaborati
     with writer.loaded() as (sample, tokenizer):
         steps = elaborate(
             sample, tokenizer, given, output, batch_size=writer.sampling.batch_size, made_with=str(writer),
-            chat_template_kwargs=writer.chat_template_kwargs, before=writer.before, **asdict(elaboration),
+            chat_template_kwargs=writer.chat_template_kwargs, **asdict(elaboration),
         )  # fmt: skip
         follow(steps, total=len(given))
 

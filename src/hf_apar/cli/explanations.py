@@ -23,12 +23,14 @@ def explain(error: Exception) -> tuple[str, bool]:
     library, name = type(error).__module__.split(".")[0], type(error).__name__
     if library.startswith("safetensors"):  # this comes from Rust: it has no base class that says more
         return f"a safetensors file cannot be read or written ({message}); it is damaged or cut: copy or make it again", True
-    if isinstance(error, MemoryError) or name == "OutOfMemoryError":
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate memory" in message:
         return f"out of memory ({message}); try --dtype bfloat16, a shorter --max-new-tokens or another --device", True
     if isinstance(error, UnicodeError):
         return f"a text is not valid UTF-8 ({message}); convert it first", True
     if isinstance(error, OSError):
         return message, True
+    if "inline_container" in message or "iostream error" in message:  # torch.save: no class of an error says what it met
+        return f"a checkpoint cannot be written ({message}); make room on the disk, and call it again to go on", True
     if isinstance(error, ValueError):  # how transformers refuses options and files
         return f"{message}; {_AGAIN}", True
     return f"unexpected {name}: {message}; {_AGAIN}, and report it", False

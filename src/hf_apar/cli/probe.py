@@ -122,7 +122,6 @@ class _Asking:
         with writer.loaded() as (sampler, tokenizer):
             assert isinstance(sampler, TransformersSampler)
             _refuse_tuned(self.name, sampler.model)
-            writer.before(0)
             steps = ask_model(
                 replace(sampler, straggler_share=0.0), tokenizer, self.prompts, self.answers,
                 batch_size=self.how.batch_size, max_new_tokens=self.how.max_new_tokens, made_with=str(writer),

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from hf_apar.checkpoints.made_with import RECIPE_FILE
+from hf_apar.checkpoints.writing import alone
 from hf_apar.cli.common import (
     Dtype,
     ModelOption,
-    alone,
     app,
     chosen_device,
     chosen_dtype,
@@ -20,8 +20,9 @@ from hf_apar.cli.common import (
     load,
     load_untuned,
     loading_options,
+    one_process,
 )
-from hf_apar.cli.data import TextWriter, answer_prompts, elaborate_answers, extract_trees
+from hf_apar.cli.data import answer_prompts, elaborate_answers, extract_trees
 from hf_apar.cli.evaluate import ARMS, run_evaluation, show
 from hf_apar.cli.stages import Stages
 from hf_apar.cli.training import tell_metrics
@@ -80,12 +81,13 @@ def recipe_command(
 ) -> None:  # fmt: skip
     """From a chat model to one that forks: all of these commands and evaluate; goes on where it stopped."""
     with errors_in_one_line():
-        alone("hf-apar recipe", "start it without a launcher, or its stages one by one, as docs/big-models.md does")
+        one_process("hf-apar recipe", "start it without a launcher, or its stages one by one, as docs/big-models.md does")
         recipe = DEFAULT_RECIPE if file is None else read_recipe(file)
         given: dict[str, Any] = {"model": model, "prompts": None if prompts is None else str(prompts)}
         recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
         output.mkdir(parents=True, exist_ok=True)
-        RecipeRun(recipe, output, restart=restart).run(until)
+        with alone(output):
+            RecipeRun(recipe, output, restart=restart).run(until)
     plain = " --plain" if recipe.train.sequential else ""
     done = f'done: hf-apar generate{plain} --model {output / "adapter"} "..."'
     typer.echo(f"done, up to {until}; without --until the rest is made" if until else done)

@@ -12,10 +12,10 @@ from hf_apar.cli.common import (
     ModelOption,
     SeedOption,
     TemplateArgumentsOption,
-    alone,
     app,
     errors_in_one_line,
     load,
+    one_process,
     template_arguments,
 )
 from hf_apar.cli.options import with_settings
@@ -87,7 +87,7 @@ def train_medusa_command(
     with errors_in_one_line():
         from hf_apar.training.heads import train_medusa
 
-        alone("hf-apar train-medusa", "start it without a launcher: heads are small")
+        one_process("hf-apar train-medusa", "start it without a launcher: heads are small")
         loaded, tokenizer = load(model, dtype, loading=loading)
         metrics = train_medusa(
             loaded, tokenizer, answers, output, tuning, start=start, seed=seed,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from hf_apar.cli.common import Dtype, alone, load_untuned, on_device
+from hf_apar.cli.common import Dtype, load_untuned, on_device, one_process
 from hf_apar.data.described import not_free
 from hf_apar.data.settings import Engine, Loading, Sampling
 from hf_apar.errors import ConfigurationError
@@ -37,7 +37,7 @@ class TextWriter:
                 "load_in_4bit, load_in_8bit, attn_implementation and device_map are for transformers, and vLLM loads the "
                 "model whole; leave them out, or give the engine transformers"
             )
-        alone("the engine vllm", "start it without a launcher, or give the engine transformers")
+        one_process("the engine vllm", "start it without a launcher, or give the engine transformers")
 
     def settings(self) -> dict[str, object]:
         """Return what its texts depend on."""
@@ -56,7 +56,9 @@ class TextWriter:
 
     @contextmanager
     def loaded(self) -> "Iterator[tuple[TextSampler, PreTrainedTokenizerBase]]":
-        """Load what lets it write."""
+        """Load what lets it write, and seed what it draws."""
+        import torch
+
         from hf_apar.checkpoints.readiness import check_model
         from hf_apar.data.distillation.samplers import TransformersSampler, VllmSampler
 
@@ -64,18 +66,12 @@ class TextWriter:
         check_model(model, tokenizer, token_rows=False, chat_template_kwargs=self.chat_template_kwargs)
         names = ("temperature", "repetition_penalty")
         how: dict[str, Any] = {name: getattr(self.sampling, name) for name in names}
+        torch.manual_seed(self.seed)
         if self.sampling.engine is Engine.transformers:
             yield TransformersSampler(on_device(model), tokenizer, **how), tokenizer
             return
         with TemporaryDirectory() as folder:  # vLLM reads no GGUF file, and no adapter with new tokens
             yield VllmSampler(self._engine(model, tokenizer, folder), tokenizer, **how), tokenizer
-
-    def before(self, done: int) -> None:
-        """Seed what is drawn for the batch that comes after so many texts; vLLM has its seed, and one process."""
-        import torch
-
-        if self.sampling.engine is Engine.transformers:
-            torch.manual_seed(self.seed + done)
 
     def _engine(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: str) -> object:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # on few cores a second process only competes

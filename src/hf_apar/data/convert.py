@@ -1,7 +1,10 @@
 """A file of chats to a file of trees: ``hf-apar extract`` without the command line."""
 
 import json
+import multiprocessing
+import os
 import pickle
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -11,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from time import perf_counter
 
+from hf_apar.checkpoints.writing import alone, write_whole
 from hf_apar.data.extraction.cues import count_words
 from hf_apar.data.extraction.markdown import Extraction, extraction
 from hf_apar.data.extraction.rules import Rule, rules_without
@@ -110,6 +114,7 @@ def extract_file(
 
     Raises:
         ConfigurationError: if there is no rule of a name.
+        ConfigurationError: if another process writes to ``output``.
         DataError: if ``source`` is ``output``, or a folder that is no dataset, or none of its records can be used;
             ``output`` is not written then.
     """
@@ -118,8 +123,8 @@ def extract_file(
     job = _Job(max_depth, max_forks, tuple(without))
     rules_without(job.without)  # before anything is written
     records, started, report = open_records(source), perf_counter(), ExtractionReport()
-    rejections = Rejections(source, output.with_name(output.name + ".rejected.jsonl"))
     with _lines_to(output) as write:
+        rejections = Rejections(source, output.with_name(output.name + ".rejected.jsonl"))
         for chunk in _chunks(records.rows, job, workers):
             write(chunk.lines)
             rejections.add(chunk.aside)
@@ -128,7 +133,7 @@ def extract_file(
         report.seconds, report.rejected = perf_counter() - started, rejections.reasons
         on_progress(report.records, report.records)  # empty lines are no records
         text = json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n"
-        output.with_name(output.name + ".report.json").write_text(text, encoding="utf-8")
+        write_whole(output.with_name(output.name + ".report.json"), text)
         if not report.answers:
             raise rejections.nothing_left(WANTED)
     return report
@@ -199,7 +204,7 @@ def _chunks(rows: Iterator[Row], job: _Job, workers: int) -> Iterator[_Chunk]:
     if workers <= 1:
         yield from map(job, batches)
         return
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, initializer=_end_with_parent) as pool:
         running: deque[Future[_Chunk]] = deque()
         for batch in batches:
             running.append(pool.submit(_unpacked, job, _packed(batch)))
@@ -207,6 +212,18 @@ def _chunks(rows: Iterator[Row], job: _Job, workers: int) -> Iterator[_Chunk]:
                 yield running.popleft().result()
         while running:
             yield running.popleft().result()
+
+
+def _end_with_parent() -> None:
+    """End this process once the one that started it was killed: it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _packed(rows: list[Row]) -> bytes:
@@ -225,23 +242,24 @@ def _as_line(row: object) -> object:
 
 
 def _unpacked(job: _Job, rows: bytes) -> _Chunk:
-    return job(pickle.loads(rows))
+    return job(pickle.loads(rows))  # noqa: S301 - the parent process wrote it
 
 
 @contextmanager
 def _lines_to(path: Path) -> Iterator[Callable[[list[str]], None]]:
     """Write lines to ``path``, which appears once it is complete."""
     part = path.with_name(path.name + ".part")
-    try:
-        if path.suffix == ".parquet":
-            with _parquet_lines_to(part) as write:
-                yield write
-        else:
-            with part.open("w", encoding="utf-8", newline="\n") as file:
-                yield lambda lines: file.writelines(line + "\n" for line in lines)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with alone(part):
+        try:
+            if path.suffix == ".parquet":
+                with _parquet_lines_to(part) as write:
+                    yield write
+            else:
+                with part.open("w", encoding="utf-8", newline="\n") as file:
+                    yield lambda lines: file.writelines(line + "\n" for line in lines)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 _COLUMNS = ("role", "content", "name", "tool_calls", "tool_call_id", "tree")

@@ -15,6 +15,7 @@ import transformers
 
 import hf_apar
 from hf_apar.checkpoints.made_with import differences, digest, note, noted
+from hf_apar.checkpoints.writing import alone, write_whole
 from hf_apar.errors import ConfigurationError, DataError, MissingPackageError
 from hf_apar.evaluation.agreement import Judged
 from hf_apar.evaluation.alpaca_format import write_alpaca
@@ -77,34 +78,37 @@ def evaluate(
 
     Raises:
         ConfigurationError: if the folder has answers that were made with other settings, versions or machine,
-            or to other prompts of the same keys; or a judge would judge its own answers.
+            or to other prompts of the same keys; or a judge would judge its own answers; or another process evaluates there.
         DataError, ServerError: as :func:`~hf_apar.evaluation.run.answer_all`, and as the judge.
     """
-    made_with = {**settings, "max_new_tokens": max_new_tokens, **_surroundings()}
-    _agree(folder, made_with, prompts)
-    answers = answer_all(arms, prompts, folder / "answers.jsonl", max_new_tokens=max_new_tokens, progress=telling("answers"))
-    tokenizers = {arm.name: cast(Decodes, arm.loaded.tokenizer) for arm in arms}
-    rows = rows_by_arm(prompts, answers, tokenizers)
-    if measures:
-        extras = measure_all(measures, rows, folder / "extras.jsonl", progress=telling("answers measured"))
-        rows = rows_by_arm(prompts, answers, tokenizers, extras)
-    names = [arm.name for arm in arms]
-    two = pairs_of(names)
-    against_first = {title: pair for title, pair in two.items() if pair[1] == names[0]}
-    report = Report(
-        made_with=made_with,
-        arms={arm.name: arm.says for arm in arms},
-        suites=dict(Counter(prompt.suite for prompt in prompts)),
-        warnings=warnings(rows),
-        figures=figures(rows),
-        compared={title: compare(rows[one], rows[other]) for title, (one, other) in two.items()},
-        differences={title: compare_figures(rows[one], rows[other]) for title, (one, other) in two.items()},
-        likelier={title: found for title, (one, other) in two.items() if (found := likelier(rows[one], rows[other]))},
-        judged=_judged(judges, arms, prompts, answers, against_first, folder / "verdicts.jsonl", telling("verdicts")),
-        plots=_plots(rows, folder),
-    )
-    _write(report, prompts, answers, folder)
-    return report
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder):
+        made_with = {**settings, "max_new_tokens": max_new_tokens, **_surroundings()}
+        _agree(folder, made_with, prompts)
+        file = folder / "answers.jsonl"
+        answers = answer_all(arms, prompts, file, max_new_tokens=max_new_tokens, progress=telling("answers"))
+        tokenizers = {arm.name: cast(Decodes, arm.loaded.tokenizer) for arm in arms}
+        rows = rows_by_arm(prompts, answers, tokenizers)
+        if measures:
+            extras = measure_all(measures, rows, folder / "extras.jsonl", progress=telling("answers measured"))
+            rows = rows_by_arm(prompts, answers, tokenizers, extras)
+        names = [arm.name for arm in arms]
+        two = pairs_of(names)
+        against_first = {title: pair for title, pair in two.items() if pair[1] == names[0]}
+        report = Report(
+            made_with=made_with,
+            arms={arm.name: arm.says for arm in arms},
+            suites=dict(Counter(prompt.suite for prompt in prompts)),
+            warnings=warnings(rows),
+            figures=figures(rows),
+            compared={title: compare(rows[one], rows[other]) for title, (one, other) in two.items()},
+            differences={title: compare_figures(rows[one], rows[other]) for title, (one, other) in two.items()},
+            likelier={title: found for title, (one, other) in two.items() if (found := likelier(rows[one], rows[other]))},
+            judged=_judged(judges, arms, prompts, answers, against_first, folder / "verdicts.jsonl", telling("verdicts")),
+            plots=_plots(rows, folder),
+        )
+        _write(report, prompts, answers, folder)
+        return report
 
 
 def _agree(folder: Path, made_with: Mapping[str, object], prompts: Sequence[Prompt]) -> None:
@@ -169,8 +173,8 @@ def _plots(rows: Rows, folder: Path) -> dict[str, str]:
 
 
 def _write(report: Report, prompts: Sequence[Prompt], answers: Mapping[Key, Answered], folder: Path) -> None:
-    (folder / "figures.json").write_text(json.dumps(asdict(report), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "report.md").write_text(markdown(report), encoding="utf-8")
+    write_whole(folder / "figures.json", json.dumps(asdict(report), indent=1, ensure_ascii=False) + "\n")
+    write_whole(folder / "report.md", markdown(report))
     for arm in report.arms:
         file = folder / "alpaca" / (re.sub(r"[^\w.+=!-]", "_", arm) + ".json")
         texts = {shown_prompt(prompt): answers[prompt.key, arm].text for prompt in prompts}

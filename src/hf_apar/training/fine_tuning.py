@@ -1,6 +1,7 @@
 """Fine-tuning: answers in, adapter out, with the stock Trainer (paper, section 3.2; the rest is in DESIGN.md)."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -14,12 +15,13 @@ from hf_apar.checkpoints.adapters import adapter_settings, save_adapter, save_se
 from hf_apar.checkpoints.default_model import DEFAULT_BASE
 from hf_apar.checkpoints.loading import load_base
 from hf_apar.checkpoints.readiness import check_model
+from hf_apar.checkpoints.writing import alone
 from hf_apar.data.described import not_free
 from hf_apar.data.records.rejections import Rejections
 from hf_apar.data.settings import Loading
 from hf_apar.errors import ConfigurationError
 from hf_apar.generation_settings import end_as_taught
-from hf_apar.processes import process_count, shards_weights
+from hf_apar.processes import process_count, process_number, shards_weights
 from hf_apar.releases import CHECKPOINTING
 from hf_apar.tokens import add_control_tokens
 from hf_apar.training.likelihood import mean_nll
@@ -27,7 +29,7 @@ from hf_apar.training.lora import AdapterTrainer, add_lora, load_lora
 from hf_apar.training.metrics import best_tokens, metrics_for
 from hf_apar.training.mixture import Mixture, read_examples, training_mixture
 from hf_apar.training.rows.collator import DataCollatorForApar, pack, padding_id
-from hf_apar.training.runs import last_checkpoint, training_arguments, write_metrics
+from hf_apar.training.runs import last_checkpoint, train_on, training_arguments, write_metrics
 from hf_apar.training.together import check_processes, once, trained_weights
 from hf_apar.training.tuning import DEFAULT_SELECTION, DEFAULT_TUNING, Selection, Tuning
 
@@ -77,7 +79,7 @@ def train(
         DataError: if the answers cannot be trained on, or ``output`` has a checkpoint of a run on other answers, with other
             filters or options: what that run learnt from may now be held out.
         ConfigurationError: if ``start`` holds no adapter, or one that trains other token rows; if ``loading`` cannot be
-            followed, or not by several processes.
+            followed, or not by several processes; if another run trains into ``output``.
         ControlTokenError: if the control tokens of ``start`` have other ids than the model's.
         MissingPackageError: if the default base is not installed, or bitsandbytes where it is needed.
     """
@@ -124,14 +126,16 @@ class _Run:
             else load_lora(base, self.start, trained_ids)
         )
         trainer = self._trainer(adapted, arguments, tokenizer, mixture, control_ids)
-        checkpoint = once(lambda: last_checkpoint(self.output, mixture, self._noted()))
-        once(lambda: save_settings(base, tokenizer, self.output))  # what cannot be written is to fail now
-        trainer.train(resume_from_checkpoint=checkpoint)
-        trained = trainer.model
-        assert isinstance(trained, PeftModel)
-        weights = trained_weights(trained)
-        once(lambda: save_adapter(trained, tokenizer, self.output, weights=weights))
-        return write_metrics(trainer, self.output / "metrics.json")
+        self.output.mkdir(parents=True, exist_ok=True)
+        with alone(self.output) if process_number() == 0 else nullcontext():
+            checkpoint = once(lambda: last_checkpoint(self.output, mixture, self._noted()))
+            once(lambda: save_settings(base, tokenizer, self.output))  # what cannot be written is to fail now
+            train_on(trainer, checkpoint)
+            trained = trainer.model
+            assert isinstance(trained, PeftModel)
+            weights = trained_weights(trained)
+            once(lambda: save_adapter(trained, tokenizer, self.output, weights=weights))
+            return write_metrics(trainer, self.output / "metrics.json")
 
     def _noted(self) -> dict[str, object]:
         """Return what the steps so far depend on; how far they go may change, and what is written at the end."""

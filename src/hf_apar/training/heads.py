@@ -13,6 +13,7 @@ from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBas
 
 from hf_apar.checkpoints.made_with import digest
 from hf_apar.checkpoints.readiness import check_model
+from hf_apar.checkpoints.writing import alone
 from hf_apar.data.records.rejections import Rejections
 from hf_apar.errors import ConfigurationError, ControlTokenError
 from hf_apar.forward.devices import is_split
@@ -22,7 +23,7 @@ from hf_apar.tokens import checkpoint_config
 from hf_apar.training.mixture import Mixture, read_examples, training_mixture
 from hf_apar.training.rows.collator import DataCollatorForApar, pack, padding_id
 from hf_apar.training.rows.features import IGNORED, TreeFeatures, successors
-from hf_apar.training.runs import last_checkpoint, training_arguments, write_metrics
+from hf_apar.training.runs import last_checkpoint, train_on, training_arguments, write_metrics
 from hf_apar.training.tuning import DEFAULT_HEADS, HeadsTuning, Selection
 
 _EVERY_ANSWER = Selection(unforked_share=0.0, max_repetition=1.0)
@@ -53,7 +54,8 @@ def train_medusa(
         The metrics on held-out answers: ``eval_loss`` and ``eval_accepted``, guesses in a row that are the model's choice.
 
     Raises:
-        ConfigurationError: if ``start`` has no heads, or those of a model of another width.
+        ConfigurationError: if ``start`` has no heads, or those of a model of another width; if another process trains heads
+            into ``output``.
         ControlTokenError: if ``model`` has no control tokens.
         UnsupportedModelError: if ``model`` cannot fork, or no thread of it would end (:func:`~hf_apar.check_model`).
         DataError: if ``output`` has a checkpoint of a run on other answers or with other options.
@@ -72,9 +74,11 @@ def train_medusa(
     options = {name: getattr(tuning, name) for name in own} | {
         "start": start, "seed": seed, "dtype": model.dtype, "model": _name(model, control_ids)
     }  # fmt: skip
-    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints, mixture, options))
-    heads.save(output)
-    return write_metrics(trainer, output / "medusa_metrics.json")
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    with alone(checkpoints):
+        train_on(trainer, last_checkpoint(checkpoints, mixture, options))
+        heads.save(output)
+        return write_metrics(trainer, output / "medusa_metrics.json")
 
 
 def _ready(

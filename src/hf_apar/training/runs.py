@@ -2,15 +2,16 @@
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import Trainer, TrainerState, TrainingArguments
 
 from hf_apar.checkpoints.made_with import differences, digest, note, noted
+from hf_apar.checkpoints.writing import write_whole
 from hf_apar.errors import DataError
 from hf_apar.training.metrics import final_metrics
 from hf_apar.training.mixture import Mixture
@@ -40,7 +41,7 @@ def last_checkpoint(folder: Path, mixture: Mixture, options: Mapping[str, object
     Raises:
         DataError: if it was made with something else, or nobody knows with what.
     """
-    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    checkpoint = _last_whole(folder)
     rows = json.dumps([[row.to_dict() for row in rows] for rows in (mixture.train, mixture.held_out)])
     settings, file = {**options, "mixture": digest(rows)}, folder / MADE_WITH
     other = differences(noted(file) or {}, settings) if checkpoint else {}
@@ -59,11 +60,37 @@ def last_checkpoint(folder: Path, mixture: Mixture, options: Mapping[str, object
     return checkpoint
 
 
+def _last_whole(folder: Path) -> str | None:
+    """Return the latest checkpoint that was written to its end: the Trainer writes its own state last."""
+    whole = {
+        int(one.name.removeprefix("checkpoint-")): str(one)
+        for one in folder.glob("checkpoint-*")
+        if one.name[11:].isdecimal() and noted(one / "trainer_state.json")
+    }
+    return whole[max(whole)] if whole else None
+
+
+def train_on(trainer: Trainer, checkpoint: str | None) -> None:
+    """Train, on from ``checkpoint``; a run that had come to its end is loaded.
+
+    The Trainer would add a step to one that ends within an epoch, and one more each time it is called.
+    """
+    if checkpoint is not None:
+        args, state = trainer.args, TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        updates = math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps)
+        end = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * updates)
+        if state.global_step >= end:
+            trainer._load_from_checkpoint(checkpoint)
+            trainer.state = state
+            return
+    trainer.train(resume_from_checkpoint=checkpoint)
+
+
 def write_metrics(trainer: Trainer, file: Path) -> dict[str, float]:
     """Write the metrics of all steps to ``file``, by the first of several processes; return those of the last."""
     metrics = final_metrics(trainer)
     if not trainer.is_world_process_zero():
         return metrics
     report = {"final": metrics, "steps": trainer.state.log_history}
-    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_whole(file, json.dumps(report, indent=1) + "\n")
     return metrics

@@ -10,12 +10,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
+from hf_apar.checkpoints.writing import alone, write_whole
 from hf_apar.errors import DataError
 from hf_apar.processes import process_count, process_number
 
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
+_STRIDE = 1_000_003  # between the seeds of two items: far more than between the seeds that people choose
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class BatchReport:
 
     def write(self, answers: Path) -> None:
         """Write it beside ``answers``, as their name and ``.report.json``."""
-        _file(answers).write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_whole(_file(answers), json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n")
 
 
 def _file(answers: Path) -> Path:
@@ -89,28 +93,25 @@ def in_batches(
     batch_size: int,
     settings: object,
     answer: Callable[[Sequence[Item]], Sequence[TextAnswer | Dropped]],
-    before: Callable[[int], object] | None = None,
 ) -> Iterator[int]:
     """Append to ``path`` what ``answer`` makes of ``items``, a batch at a time; yield how many items are done so far.
 
     A second call goes on from there, also after one that was killed: ``path`` + ``.done`` says how many items are done, how
     long the file was then, and the digest of these items and the ``settings``; what stands after that length is cut off.
-    More items may have come after those that are done. ``path`` + ``.report.json`` counts what was dropped.
+    More items may have come after those that are done. ``path`` + ``.report.json`` counts what was dropped. Torch is seeded
+    for each batch, from the seed that it had and the batch's place: what is drawn does not tell where a call stopped.
 
     Each of several processes (``torchrun``, ``accelerate launch``) makes a run of whole batches, in a file of its own beside
     ``path``; the last one to end joins them there. Each goes on where it stopped if as many are started again. What is
     yielded is how many would be done if the others were as far.
 
-    Args:
-        before: called before each batch with the number of items before it. Where it seeds what is drawn, the file does not
-            depend on how often the making of it was stopped, and on how many processes made it.
-
     Raises:
+        ConfigurationError: if another process writes to ``path``.
         DataError: if what is done was made of other items, or with other settings.
     """
     count = process_count()
     if count == 1:
-        yield from _make(items, 0, path, batch_size, settings, answer, before)
+        yield from _make(items, 0, path, batch_size, settings, answer)
         return
     progress = _checked(items, path, settings)
     done = progress.done
@@ -125,7 +126,7 @@ def in_batches(
         for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(items)], strict=True))
     ]
     (own, share), start = parts[process_number()], starts[process_number()]
-    for made in _make(share, start, own, batch_size, settings, answer, before):
+    for made in _make(share, start, own, batch_size, settings, answer):
         yield min(done + made * count, len(items))
     _join(parts, items, path, settings)
 
@@ -160,28 +161,26 @@ def _make(
     batch_size: int,
     settings: object,
     answer: Callable[[Sequence[Item]], Sequence[TextAnswer | Dropped]],
-    before: Callable[[int], object] | None,
 ) -> Iterator[int]:
     """Do it in one process; ``first`` is the number of the first of ``items`` among all."""
-    path.touch()
-    progress = _checked(items, path, settings)
-    progress.write(path)
-    os.truncate(path, progress.length)
-    report = progress.report
-    for start in range(progress.done, len(items), batch_size):
-        batch = items[start : start + batch_size]
-        if before is not None:
-            before(first + start)
-        outcomes = answer(batch)
-        answers = [one for one in outcomes if isinstance(one, TextAnswer)]
-        with path.open("a", encoding="utf-8", newline="\n") as file:
-            file.writelines(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
-        report.add(len(batch), len(answers), (one for one in outcomes if isinstance(one, Dropped)))
-        end = start + len(batch)
-        _Progress(end, path.stat().st_size, _digest(items[:end], settings), report).write(path)
-        report.write(path)
-        logger.info("%d answers of %d", len(answers), len(batch))
-        yield end
+    with alone(path):
+        seed, progress = torch.initial_seed(), _checked(items, path, settings)
+        progress.write(path)
+        os.truncate(path, progress.length)
+        report = progress.report
+        for start in range(progress.done, len(items), batch_size):
+            batch = items[start : start + batch_size]
+            torch.manual_seed((seed + _STRIDE * (first + start)) % 2**63)
+            outcomes = answer(batch)
+            answers = [one for one in outcomes if isinstance(one, TextAnswer)]
+            with path.open("a", encoding="utf-8", newline="\n") as file:
+                file.writelines(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
+            report.add(len(batch), len(answers), (one for one in outcomes if isinstance(one, Dropped)))
+            end = start + len(batch)
+            _Progress(end, path.stat().st_size, _digest(items[:end], settings), report).write(path)
+            report.write(path)
+            logger.info("%d answers of %d", len(answers), len(batch))
+            yield end
 
 
 def _checked(items: Sequence[object], path: Path, settings: object) -> "_Progress":
@@ -217,11 +216,8 @@ class _Progress:
             return cls(0, 0, "", BatchReport())
 
     def write(self, path: Path) -> None:
-        file = _progress_file(path)
-        part = file.with_name(file.name + ".part")
         record = vars(self) | {"report": self.report.to_dict()}
-        part.write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
-        part.replace(file)  # whole, or as it was
+        write_whole(_progress_file(path), json.dumps(record, ensure_ascii=False))
 
 
 def _size(path: Path) -> int:

@@ -6,7 +6,7 @@ that a length limit cut off would teach the model not to end and not to fork: it
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,7 +94,6 @@ def distill(
     max_items: int | None = AnswerLimits.max_items,
     made_with: str = "",
     chat_template_kwargs: Mapping[str, object] | None = None,
-    before: Callable[[int], object] | None = None,
 ) -> Iterator[int]:
     """Let ``sample`` answer ``questions``, append what ends to ``path`` (JSON Lines), yield how many are done so far.
 
@@ -111,7 +110,6 @@ def distill(
             the answer is dropped.
         made_with: what ``sample`` is, in words that tell it from another: a second call is refused where they differ.
         chat_template_kwargs: as for :func:`~hf_apar.text.chat.encode_chat`; other ones are other settings.
-        before: as for :func:`~hf_apar.data.distillation.batches.in_batches`.
     """
     limits = _Limits(max_new_tokens, max_whole_tokens or max_new_tokens, max_items)
 
@@ -120,7 +118,7 @@ def distill(
         prompts = [encode_chat(tokenizer, chat, chat_template_kwargs=chat_template_kwargs) for chat in chats]
         return _answer(sample, tokenizer, batch, prompts, limits)
 
-    return in_batches(questions, path, batch_size, (limits, with_template(made_with, chat_template_kwargs)), answer, before)
+    return in_batches(questions, path, batch_size, (limits, with_template(made_with, chat_template_kwargs)), answer)
 
 
 def with_template(made_with: str, chat_template_kwargs: Mapping[str, object] | None) -> str:

@@ -9,7 +9,7 @@ titles between, so that details which end together are shorter the later they co
 
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,7 +44,6 @@ def elaborate(
     batch_size: int = Sampling.batch_size,
     made_with: str = "",
     chat_template_kwargs: Mapping[str, object] | None = None,
-    before: Callable[[int], object] | None = None,
 ) -> Iterator[int]:
     """Even out ``answers``, append them to ``path`` (JSON Lines) in their order, yield how many are done so far.
 
@@ -63,7 +62,6 @@ def elaborate(
         batch_size: answers at once, and texts that are gone on with at once.
         made_with: what ``sample`` is, in words that tell it from another: a second call is refused where they differ.
         chat_template_kwargs: as for :func:`~hf_apar.text.chat.encode_chat`; other ones are other settings.
-        before: as for :func:`~hf_apar.data.distillation.batches.in_batches`.
     """
     measure = _Measure(tokenizer, min_detail_tokens, taper, chat_template_kwargs)
     said = with_template(made_with, chat_template_kwargs)
@@ -75,7 +73,7 @@ def elaborate(
         written = (one for start in starts for one in sample(tasks[start : start + batch_size]))
         return [job.result(measure, [next(written) for _ in job.tasks]) for job in jobs]
 
-    return in_batches(answers, path, batch_size, (min_detail_tokens, taper, closing, said), longer, before)
+    return in_batches(answers, path, batch_size, (min_detail_tokens, taper, closing, said), longer)
 
 
 @dataclass(frozen=True)
