@@ -118,7 +118,7 @@ class PathLines:
         first = [line.index if (line := self._lines.get(key)) else -1 for key in bases]
         if first == [*range(len(first))] and slots <= columns:
             return
-        asked = {key: self._lines.pop(key, None) or Line(base.path) for key, base in bases.items()}
+        asked = {key: self._lines.pop(key, Line(base.path)) for key, base in bases.items()}
         if len(asked) + len(self._lines) >= count:  # the others have ended, or get a new line when they are asked for again
             self._lines = {}
         self._lines = {**asked, **self._lines}
