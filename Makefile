@@ -13,7 +13,7 @@ CONTRACT := releases cache layout decoding generation options scripted families 
 # What touches the other packages that have a lower bound.
 BOUNDED := training extraction convert
 
-.PHONY: storm demo test test-lowest test-newest test-wheel test-vllm serve-demo docs dist bench bench-smoke evaluation clean
+.PHONY: storm demo test test-lowest test-newest test-wheel test-vllm serve-demo docs dist bench bench-long bench-smoke evaluation clean
 
 demo: $(VENV)/.stamp
 	mkdir -p build
@@ -82,17 +82,14 @@ $(DOCS)/.stamp: requirements-docs.lock
 	$(DOCS)/bin/python -m pip install --quiet -r requirements-docs.lock
 	touch $@
 
-# Nothing else may run meanwhile. VICUNA is FastChat's vicuna_bench/question.jsonl, which is not part of this package.
-# ANSWERS is a file that hf-apar distill wrote.
+# Nothing else may run meanwhile: some 40 minutes on two cores, and hours for the long ones. What is done is skipped, and what was
+# stopped goes on; remove build/bench to begin anew. BENCH may give --questions (FastChat's vicuna_bench/question.jsonl, which is
+# not part of this package) and --answers (a file that hf-apar distill wrote). For the rivals see benchmarks/rivals.py.
 bench: $(VENV)/.stamp
-	$(BIN)/python benchmarks/loop.py
-	$(BIN)/python benchmarks/no_fork.py
-	$(BIN)/python benchmarks/host.py
-	$(BIN)/python benchmarks/growth.py
-	$(BIN)/python benchmarks/branches.py
-	test -z "$(VICUNA)" || $(BIN)/python benchmarks/batches.py --repeats 1 "$(VICUNA)"
-	test -z "$(VICUNA)" || $(BIN)/python benchmarks/speculation.py --each 1 "$(VICUNA)"
-	test -z "$(ANSWERS)" || $(BIN)/python benchmarks/training_cost.py "$(ANSWERS)"
+	$(BIN)/python benchmarks/run.py $(BENCH)
+
+bench-long: $(VENV)/.stamp
+	$(BIN)/python benchmarks/run.py --long $(BENCH)
 
 # Random scenarios for so many minutes, on from where the last call stopped: tests/storm, and docs/reliability.md.
 STORM_MINUTES ?= 30

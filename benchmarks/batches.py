@@ -1,66 +1,95 @@
-"""Tokens a second for batches of questions, APAR against ``generate`` with the same weights."""
+"""Tokens a second for batches of questions: APAR, alone and with drafts, against ``generate`` with the same weights."""
 
-from pathlib import Path
+from collections import defaultdict
 
-from common import Bars, encode, interleaved, load, parser, publish, spread, timed
-from questions import evenly, read
+from common import Bars, Kept, encode, load, parser, publish, spread, timed
+from questions import add_questions, asked, evenly
+
+import hf_apar
+from hf_apar.speculation.medusa import MedusaDrafts
+
+WAYS = ("generate", "APAR", "APAR, Medusa heads")
 
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("questions", type=Path, help="JSON Lines with category and turns, as FastChat's Vicuna Bench")
+    add_questions(options)
     options.add_argument("--batches", type=int, nargs="*", default=[1, 4, 16])
-    options.add_argument("--number", type=int, default=16, help="questions of each batch size, evenly drawn from the file")
+    options.add_argument("--number", type=int, default=16, help="questions of each batch size, evenly drawn")
     options.add_argument("--max-new-tokens", type=int, default=256)
     options = options.parse_args()
-    questions = [question.text for question in evenly(read(options.questions), options.number)]
+    name, questions = asked(options.questions)
+    questions = evenly(questions, options.number)
     model, tokenizer = load(options.dtype)
-    rows, data, gains = [], {}, {}
+    drafts = {"proposer": MedusaDrafts(hf_apar.load_default_heads())}
+    ways = dict(zip(WAYS, ({}, {"apar": True}, {"apar": True, **drafts}), strict=True))
+    kept, rows, data = Kept("batches"), [], {}
     for size in options.batches:
-        batches = [encode(tokenizer, questions[start : start + size]) for start in range(0, len(questions), size)]
-        measure(model, tokenizer, batches[0], True, 8)
-        runs = [
-            interleaved(
-                {
-                    name: lambda apar=apar, inputs=inputs: measure(model, tokenizer, inputs, apar, options.max_new_tokens)
-                    for name, apar in (("plain", False), ("apar", True))
-                },
-                options.repeats,
-            )
-            for inputs in batches
-        ]
-        gains[f"batch {size}"] = [
-            speed([one]) / speed([other]) for run in runs for one, other in zip(run["apar"], run["plain"], strict=True)
-        ]
-        plain, apar = (speed(one for run in runs for one in run[name]) for name in ("plain", "apar"))
-        rows.append([str(size), f"{plain:.1f}", f"{apar:.1f}", f"{apar / plain:.2f}", spread(gains[f"batch {size}"])])
-        print(rows[-1], flush=True)
-        data[size] = runs
+        runs = []
+        for start in range(0, len(questions), size):
+            group, order = questions[start : start + size], list(ways) if len(runs) % 2 else list(reversed(ways))
+
+            def run(group=group, order=order):
+                inputs = encode(tokenizer, [question.text for question in group])
+                for way in ways.values() if kept.cold else ():
+                    measure(model, tokenizer, inputs, way, 8)
+                return {way: measure(model, tokenizer, inputs, ways[way], options.max_new_tokens) for way in order}
+
+            key = [options.dtype, size, options.max_new_tokens, [question.key for question in group]]
+            runs.append({"categories": [question.category for question in group], **kept.of(key, run)})
+            print(size, [round(ratio([runs[-1]], way), 2) for way in WAYS[1:]], flush=True)
+        data[f"batch {size}"] = runs
+        rows.append([str(size), *(f"{speed(runs, way):.1f}" for way in WAYS), *cells(runs)])
     publish(
         "batches" if options.dtype == "bfloat16" else f"batches_{options.dtype}",
         "Batches of questions" if options.dtype == "bfloat16" else f"Batches of questions in {options.dtype}",
-        ["batch", "generate, tokens/s", "APAR, tokens/s", "APAR / generate in all", "batch by batch"],
+        ["batch", *(f"{way}, tokens/s" for way in WAYS), "APAR / generate in all", "with heads, in all", "APAR, batch by batch",
+         "batches that fork, in all", "with heads"],
         rows,
-        f"{options.dtype}, greedy, {len(questions)} questions of Vicuna Bench, {options.max_new_tokens} new tokens at most; each "
-        f"batch {options.repeats} times on each side, in turn.",
+        f"{options.dtype}, greedy, {len(questions)} of the questions of {name}, {options.max_new_tokens} new tokens at most; each "
+        f"batch once each way, in turn. In all: sums of tokens over sums of seconds. {by_category(data.get('batch 1', []))}",
         data,
-        Bars("tokens a second, APAR / generate, batch by batch", gains),
+        Bars(
+            "tokens a second, APAR / generate, batch by batch",
+            {size: [ratio([run], "APAR") for run in runs] for size, runs in data.items()},
+        ),
     )
 
 
-def measure(model, tokenizer, inputs, apar, limit):
-    """The tokens of all answers, and the seconds they took."""
+def measure(model, tokenizer, inputs, way, limit):
+    """The tokens of all answers, the seconds they took, and whether any forks."""
     seconds, out = timed(
-        lambda: model.generate(**inputs, apar=apar, do_sample=False, max_new_tokens=limit, return_dict_in_generate=True)
+        lambda: model.generate(**inputs, **way, do_sample=False, max_new_tokens=limit, return_dict_in_generate=True)
     )
     new = out.sequences[:, inputs["input_ids"].shape[1] :]
-    return int((new != tokenizer.eos_token_id).sum()), seconds
+    forks = "apar" in way and any(len(tree.threads) > 1 for tree in out.trees)
+    return int((new != tokenizer.eos_token_id).sum()), seconds, forks
 
 
-def speed(runs):
-    """Tokens a second of ``runs``, pairs of tokens and seconds."""
-    tokens, seconds = zip(*runs, strict=True)
-    return sum(tokens) / sum(seconds)
+def cells(runs):
+    forked = [run for run in runs if run["APAR"][2]]
+    both = [f"{ratio(forked, way):.2f}" if forked else "" for way in WAYS[1:]]
+    return [*(f"{ratio(runs, way):.2f}" for way in WAYS[1:]), spread([ratio([run], "APAR") for run in runs]), *both]
+
+
+def ratio(runs, way):
+    """How many times as many tokens a second ``way`` wrote as ``generate``, over all ``runs``."""
+    return speed(runs, way) / speed(runs, "generate")
+
+
+def speed(runs, way):
+    return sum(run[way][0] for run in runs) / sum(run[way][1] for run in runs)
+
+
+def by_category(runs):
+    """APAR against ``generate`` for one question at a time, by category."""
+    groups = defaultdict(list)
+    for run in runs:
+        groups[run["categories"][0]].append(run)
+    if not groups:
+        return ""
+    told = ", ".join(f"{name} {ratio(group, 'APAR'):.2f}" for name, group in groups.items())
+    return f"One at a time, by category: {told}."
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Branches of one prompt: ``branch`` against separate calls, a padded batch of whole prompts, and vLLM's prefix caching.
 
-Every case that was measured is a line of ``benchmarks/output/branches.jsonl``; a run that was stopped goes on there. Cases that
+Every case that was measured is a line of ``build/bench/branches.jsonl``; a run that was stopped goes on there. Cases that
 would take minutes are not run: separate calls are timed on some of the branches, and a padded batch beyond ``--most`` tokens on
 part of its rows; what follows from that by counting is marked with a tilde. Prompts of 4,096 tokens and large batches run once.
 
@@ -63,7 +63,7 @@ def main() -> None:
         found[way, prompt, branches] = line | {"reckoned": reckoned}
         print(line, flush=True)
         if not options.scratch:
-            OUTPUT.mkdir(exist_ok=True)
+            OUTPUT.mkdir(parents=True, exist_ok=True)
             with file.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(found[way, prompt, branches]) + "\n")
 

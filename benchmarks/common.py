@@ -1,6 +1,7 @@
 """What the benchmarks share: the model, own prompts, medians with their spread, tables, JSON and plots."""
 
 import argparse
+import hashlib
 import json
 import platform
 import re
@@ -16,9 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 import hf_apar
+from hf_apar.checkpoints.default_model import DEFAULT_ADAPTER
 
 ROOT = Path(__file__).parents[1]
-OUTPUT = ROOT / "benchmarks" / "output"
+OUTPUT = ROOT / "build" / "bench"
 PAGE = ROOT / "docs" / "performance.md"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # CUDA_VISIBLE_DEVICES= hides a GPU
 SUFFIX = "_cuda" if DEVICE.type == "cuda" else ""  # of the files that a GPU's figures are kept in
@@ -94,6 +96,31 @@ def machine() -> str:
     return f"{on}, PyTorch {release}, transformers {transformers.__version__}"
 
 
+class Kept:
+    """What was measured, a line each, in ``build/bench/NAME.jsonl``: a run that was stopped goes on from there.
+
+    What another model, machine or release measured does not count. ``cold``: has nothing run yet in this process?
+    """
+
+    def __init__(self, name: str) -> None:
+        self.file = OUTPUT / f"{name}{SUFFIX}.jsonl"
+        self.cold = True
+        self.made_with = [machine(), hashlib.sha256((DEFAULT_ADAPTER / "adapter_model.safetensors").read_bytes()).hexdigest()]
+        lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.is_file() else []
+        self.found = {json.dumps(one["key"]): one["value"] for one in map(json.loads, lines) if one["with"] == self.made_with}
+
+    def of(self, key: Sequence[object], measure: Callable[[], object]):
+        """What was measured under ``key``, or is now."""
+        name = json.dumps(key)
+        if name not in self.found:
+            self.found[name] = json.loads(json.dumps(measure()))
+            self.cold = False
+            OUTPUT.mkdir(parents=True, exist_ok=True)
+            with self.file.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps({"with": self.made_with, "key": key, "value": self.found[name]}) + "\n")
+        return self.found[name]
+
+
 @dataclass(frozen=True)
 class Bars:
     """A plot: medians as bars, with the lowest and the highest value, and a line at ``aim``."""
@@ -121,7 +148,7 @@ def publish(
     for row in rows:
         table.add_row(*row)
     Console().print(table)
-    OUTPUT.mkdir(exist_ok=True)
+    OUTPUT.mkdir(parents=True, exist_ok=True)
     lines = [f"## {title}", "", f"{note} Measured on {machine()}.", ""]
     lines += [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     lines += [f"| {' | '.join(row)} |" for row in rows]

@@ -4,7 +4,7 @@ import statistics
 import time
 
 import torch
-from common import OUTPUT, SUFFIX, load, parser, publish
+from common import ROOT, SUFFIX, load, parser, publish
 
 import hf_apar
 from hf_apar.speculation.proposer import Draft, Proposer
@@ -93,8 +93,7 @@ def plot(data):
     axes.set(xscale="log", yscale="log", xlabel="threads a row", ylabel="a step, ms")
     axes.legend(fontsize=8)
     figure.tight_layout()
-    OUTPUT.mkdir(exist_ok=True)
-    figure.savefig(OUTPUT.parents[1] / "docs" / f"growth{SUFFIX}.png", dpi=120)
+    figure.savefig(ROOT / "docs" / f"growth{SUFFIX}.png", dpi=120)
 
 
 if __name__ == "__main__":

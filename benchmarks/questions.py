@@ -1,5 +1,6 @@
-"""Questions of a bench in FastChat's form (``vicuna_bench/question.jsonl``); no bench is part of this package."""
+"""Questions: the package's own, or a bench's in FastChat's form (``vicuna_bench/question.jsonl``), which is no part of it."""
 
+import argparse
 import json
 import sys
 from collections import defaultdict
@@ -7,11 +8,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from hf_apar.evaluation.suites import own
+
+OWN = ("parts", "whole", "either")
+
 
 class Question(NamedTuple):
     key: str
     category: str
     text: str  # the first turn
+
+
+def add_questions(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--questions", type=Path, help="JSON Lines with category and turns, as FastChat's Vicuna Bench; by default our own"
+    )
+
+
+def asked(path: Path | None) -> tuple[str, list[Question]]:
+    """What the questions are called, and all of them: those of ``path``, or the package's own, by suite."""
+    if path is not None:
+        return path.parent.name if path.stem == "question" else path.stem, read(path)
+    return "our own suites", [Question(one.key, one.suite, one.text) for one in own(*OWN) if len(one.messages) == 1]
 
 
 def read(path: Path) -> list[Question]:

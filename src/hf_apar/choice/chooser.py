@@ -63,13 +63,14 @@ class Chooser:
         choices = self.sampler(logits, contexts)
         stops = self.stopper(contexts, choices.tokens)
         logprobs = choices.logprobs() if self.keep_scores else None
+        raw = logits.float() if self.keep_logits else None
         return [
             Sampled(
                 token,
                 stops[index],
                 None if logprobs is None else logprobs[index],
                 choices.scores[index] if self.keep_scores else None,
-                choices.logits[index] if self.keep_logits else None,
+                None if raw is None else raw[index],
             )
             for index, token in enumerate(choices.tokens)
         ]

@@ -88,25 +88,6 @@ class Round:
     rows: list[int]
 
 
-def in_one_batch(prompt_ids: Tensor, paths: Sequence[Path]) -> Tensor:
-    """Return all ``paths`` in one batch, (paths, prompt + longest), the shorter ones filled up with a token of their own.
-
-    For what asks only which tokens a row holds.
-
-    >>> in_one_batch(torch.tensor([[1], [2]]), [Path(0, [5, 6]), Path(1, []), Path(1, [7])]).tolist()
-    [[1, 5, 6], [2, 2, 2], [2, 7, 7]]
-    """
-    longest = max((len(path.new_ids) for path in paths), default=0)
-    prompts = prompt_ids[[path.row for path in paths]]
-    if not longest:
-        return prompts
-    known, rows = prompt_ids.tolist(), []
-    for path in paths:
-        new = list(path.new_ids)
-        rows.append(new + (new or known[path.row])[-1:] * (longest - len(new)))
-    return torch.cat([prompts, torch.tensor(rows, device=prompt_ids.device)], dim=1)
-
-
 def rounds(prompt_ids: Tensor, paths: Sequence[Path], pad_token_id: int) -> Iterator[Round]:
     """Split ``paths`` into as few batches as lengths and rows allow; ``prompt_ids`` is (batch, prompt), left-padded.
 

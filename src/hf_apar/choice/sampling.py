@@ -9,8 +9,9 @@ from torch.nn import functional
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process
 
-from hf_apar.choice.paths import Context, in_one_batch, rounds
+from hf_apar.choice.paths import Context, rounds
 from hf_apar.choice.purity import Pure
+from hf_apar.choice.seen import SeenTokens
 from hf_apar.errors import ConfigurationError
 from hf_apar.protocol import ForkProtocol
 from hf_apar.releases import SCORES_ONLY, STATEFUL
@@ -24,12 +25,17 @@ def _looks_for_tokens(processor: Processor) -> bool:
     return penalty and getattr(processor, "prompt_ignore_length", None) is None
 
 
+def _penalise(processor: Processor, scores: Tensor, seen: Tensor) -> None:
+    """Let ``processor`` change, in place, the ``seen`` columns of ``scores``: a copy of all others would cost more."""
+    columns = torch.arange(seen.shape[1], device=seen.device).expand_as(seen)
+    scores.scatter_(1, seen, processor(columns, scores.gather(1, seen)))
+
+
 @dataclass(frozen=True)
 class Choices:
-    """The tokens chosen, and what from: ``logits`` and, processed, ``scores`` (contexts, vocabulary)."""
+    """The tokens chosen, and the processed ``scores`` (contexts, vocabulary) that they were chosen from."""
 
     tokens: list[int]
-    logits: Tensor
     scores: Tensor
 
     def logprobs(self) -> list[float]:
@@ -63,23 +69,24 @@ class Sampler:
     ) -> None:
         self.protocol = protocol
         self.prompt_ids, self.pad_token_id, self.do_sample = prompt_ids, pad_token_id, do_sample
+        self.seen = SeenTokens(prompt_ids)
         lifted = [one for one in map(self._lift, processors) if one is not None]
         self.processors = [one if type(one) in SCORES_ONLY or _looks_for_tokens(one) else Pure(one) for one in lifted]
 
     def __call__(self, logits: Tensor, contexts: Sequence[Context]) -> Choices:
         """Choose one token for each context; ``logits`` is (contexts, vocabulary)."""
-        raw = logits.float()
-        scores = self.scores(raw, contexts)
+        scores = self.scores(logits, contexts)
         if self.do_sample:
             chances = _after_rejection(scores.softmax(dim=-1), contexts)
             chosen = torch.multinomial(chances, num_samples=1).squeeze(1)  # (contexts,)
         else:
             chosen = scores.argmax(dim=-1)
-        return Choices(chosen.tolist(), raw, scores)  # the step's one copy to the host
+        return Choices(chosen.tolist(), scores)  # the step's one copy to the host
 
     def scores(self, logits: Tensor, contexts: Sequence[Context]) -> Tensor:
-        """Return float32 ``logits`` (contexts, vocabulary) after the bans and all processors."""
-        return self._process(self._rule(logits.clone(), contexts, {}), contexts)
+        """Return ``logits`` (contexts, vocabulary) after the bans and all processors, in float32."""
+        own = logits.clone() if logits.dtype == torch.float32 else logits.float()
+        return self._process(self._rule(own, contexts, {}), contexts)
 
     def guess_scores(self, logits: Tensor, places: Tensor, contexts: Sequence[Context]) -> Tensor:
         """Return about what :meth:`scores` would make of logits over some tokens alone, (contexts, tokens).
@@ -94,8 +101,7 @@ class Sampler:
         self._rule(scores, contexts, {token: int(places[token]) for token in ruled})
         for processor in self.processors:
             if _looks_for_tokens(processor):
-                known = in_one_batch(self.prompt_ids, [context.path for context in contexts]).to(places.device)
-                scores = processor(places[known], scores)
+                _penalise(processor, scores, places[self.seen.of(contexts).to(places.device)])
         return scores[:, :-1]
 
     def _rule(self, scores: Tensor, contexts: Sequence[Context], columns: Mapping[int, int]) -> Tensor:
@@ -113,7 +119,7 @@ class Sampler:
             if type(processor) in SCORES_ONLY:
                 scores = processor(self.prompt_ids, scores)
             elif _looks_for_tokens(processor):
-                scores = processor(in_one_batch(self.prompt_ids, [context.path for context in contexts]), scores)
+                _penalise(processor, scores, self.seen.of(contexts))
             else:
                 scores = self._along_paths(processor, scores, contexts)
         return scores

@@ -21,10 +21,13 @@ class Held:
     reach: int
 
 
-def kv_over_time(tree: ParagraphTree) -> list[Held]:
-    """Return the slots held in each step, the prefill first, with unbounded threads and no drafts.
+def kv_over_time(tree: ParagraphTree, max_threads: int | None = None) -> list[Held]:
+    """Return the slots held in each step, the prefill first, without drafts.
 
     All threads that live write a token a step, as in the loop, on the same :class:`~hf_apar.tree.slots.SlotPool`.
+
+    Args:
+        max_threads: how many live at once, ``None`` for all of them.
 
     >>> root = Thread(0, None, 0, 1, [5, 6, 7], start=1, eos_token_id=0)
     >>> [held.slots for held in kv_over_time(ParagraphTree([root]))]
@@ -32,7 +35,7 @@ def kv_over_time(tree: ParagraphTree) -> list[Held]:
     """
     script = _Recorded(tree)
     root = tree.threads[0]
-    row = GrowingTree(root.path_ids[: root.start], script, max_threads=len(tree.threads))
+    row = GrowingTree(root.path_ids[: root.start], script, max_threads=max_threads or len(tree.threads))
     held = []
     while row.unfinished:
         held.append(Held(row.pool.held, row.pool.high_water))

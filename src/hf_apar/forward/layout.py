@@ -11,7 +11,6 @@ from hf_apar.forward.attention import Packing, tree_step
 from hf_apar.forward.cache import Places, TreeCache, layer_windows
 from hf_apar.forward.devices import is_split
 from hf_apar.forward.lines import PathLines, Query
-from hf_apar.forward.masks import additive
 from hf_apar.releases import cache_argument, takes
 
 
@@ -67,8 +66,8 @@ class StepLayout:
     """
 
     def __init__(self, windows: Mapping[str, int | None], *, dtype: torch.dtype, device: torch.device, keeps: bool) -> None:
-        self.dtype, self.device, self.keeps = dtype, device, keeps
-        self.lines = PathLines(windows, device)
+        self.device, self.keeps = device, keeps
+        self.lines = PathLines(windows, dtype, device)
         self.plain = list(windows.values()) == [None]  # no window hides anything
 
     @classmethod
@@ -142,7 +141,6 @@ class StepLayout:
             return None
         masks = self.lines.masks(queries, slots)
         if plain:
-            return next(iter(masks.values()))  # (batch, slots): what generate passes
-        shape = (len(grid), 1, len(grid[0]), slots)
-        added = {kind: additive(mask.view(shape), self.dtype) for kind, mask in masks.items()}
-        return added if len(added) > 1 else next(iter(added.values()))
+            return next(iter(masks.values())) == 0  # (batch, slots): what generate passes
+        shaped = {kind: mask.view(len(grid), 1, len(grid[0]), slots) for kind, mask in masks.items()}
+        return shaped if len(shaped) > 1 else next(iter(shaped.values()))
