@@ -147,7 +147,7 @@ class _Limits:
         return f"\n{(announced(question.prompt, lead) or self.items) + 1}."
 
     def allow(self, question: Question, lead: str) -> bool:
-        """May the answer go on? Not where its own first words announce too many; as many as are asked for are never too many."""
+        """May the answer go on? Not where its own first words announce too many; what is asked for is never too many."""
         if self.items is None or not question.opening or announced(question.prompt):
             return True
         return (announced(lead) or 0) <= self.items
