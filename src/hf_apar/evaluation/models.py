@@ -83,7 +83,8 @@ class Models:
 
     def exact_base(self) -> Loaded:
         """Return the base in float32, to measure with: in bfloat16 a token's likelihood is rounded to three digits."""
-        return Models(self.checkpoint, self.base, torch.float32, self.device, self.chat_template_kwargs).plain()
+        exact = torch.float32
+        return Models(self.checkpoint, self.base, exact, self.device, self.chat_template_kwargs, self.options).plain()
 
     def settings(self) -> dict[str, object]:
         """Return what answers depend on, as JSON can hold it."""
