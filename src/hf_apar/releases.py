@@ -8,7 +8,7 @@ from typing import Any
 
 import transformers
 from packaging.version import Version
-from transformers import GenerationMixin, PreTrainedModel, TrainingArguments
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.generation import logits_process
 
 OLDEST, NEWEST = "5.16", "5.24"
@@ -36,10 +36,12 @@ def _cache_argument(forward: Any) -> str:  # asked at every step
 GENERATE_CACHE = next(name for name in CACHE_NAMES if takes(GenerationMixin.prepare_inputs_for_generation, name))
 """What this release's ``generate`` calls the cache."""
 
-CHECKPOINTING = next(
-    name for name in ("activation_checkpointing", "gradient_checkpointing") if takes(TrainingArguments, name)
-)
-"""What this release calls the recomputing of activations: 5.24 renamed the second to the first."""
+
+def checkpointing_argument() -> str:
+    """Return what ``TrainingArguments`` calls the recomputing of activations: 5.24 renamed the second to the first."""
+    from transformers import TrainingArguments  # it brings the Trainer, PEFT and all that these look for
+
+    return next(name for name in ("activation_checkpointing", "gradient_checkpointing") if takes(TrainingArguments, name))
 
 
 def without_cache(arguments: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

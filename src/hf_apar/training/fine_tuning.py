@@ -22,7 +22,7 @@ from hf_apar.data.settings import Loading
 from hf_apar.errors import ConfigurationError
 from hf_apar.generation_settings import end_as_taught
 from hf_apar.processes import process_count, process_number, shards_weights
-from hf_apar.releases import CHECKPOINTING
+from hf_apar.releases import checkpointing_argument
 from hf_apar.tokens import add_control_tokens
 from hf_apar.training.likelihood import mean_nll
 from hf_apar.training.lora import AdapterTrainer, add_lora, load_lora
@@ -174,7 +174,7 @@ class _Run:
 
     def _arguments(self) -> TrainingArguments:
         tuning = self.tuning
-        more: dict[str, Any] = {CHECKPOINTING: tuning.gradient_checkpointing}
+        more: dict[str, Any] = {checkpointing_argument(): tuning.gradient_checkpointing}
         arguments = training_arguments(
             self.output, tuning, self.seed, per_device_train_batch_size=tuning.batch_size,
             per_device_eval_batch_size=tuning.batch_size, gradient_accumulation_steps=tuning.accumulation, bf16=self.bf16,
