@@ -605,7 +605,7 @@ def test_a_server_that_comes_back_shows_anew_what_it_is(trees, tiny, folder, ups
         for takes_bias in (True, False):
             with TinyServer(*tiny, port=other.port) as back:
                 back.takes_bias = takes_bias
-                assert until(lambda: second.up) and second.dialect.by_words is not takes_bias
+                assert until(lambda takes=takes_bias: second.up and second.dialect.by_words is not takes)
                 texts = [ask(client, question, max_tokens=None)["choices"][0]["message"]["content"] for _ in range(2)]
                 assert texts == [tree.text(tiny[0])] * 2 and len(back.asked) > 1, "both write"
             for _ in range(2):
