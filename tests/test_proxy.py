@@ -598,14 +598,16 @@ def test_a_server_that_comes_back_shows_anew_what_it_is(trees, tiny, folder, ups
     with proxy_before([upstream, other], folder) as running, httpx2.Client(base_url=running.url, timeout=60) as client:
         second = running.proxy.pool.upstreams[1]
         assert not second.up, "it was down when the proxy began"
-        with TinyServer(*tiny, port=other.port) as strange:
-            strange.gives_ids = False
+        strange = TinyServer(*tiny, port=other.port)
+        strange.gives_ids = False  # before it can be asked
+        with strange:
             assert until(lambda: len(strange.asked) > 2) and not second.up
         assert sum("returns no token ids" in line for line in caplog.messages) == 1, "it is not told again and again"
         for takes_bias in (True, False):
-            with TinyServer(*tiny, port=other.port) as back:
-                back.takes_bias = takes_bias
-                assert until(lambda takes=takes_bias: second.up and second.dialect.by_words is not takes)
+            back = TinyServer(*tiny, port=other.port)
+            back.takes_bias = takes_bias
+            with back:
+                assert until(lambda: second.up) and second.dialect.by_words is not takes_bias
                 texts = [ask(client, question, max_tokens=None)["choices"][0]["message"]["content"] for _ in range(2)]
                 assert texts == [tree.text(tiny[0])] * 2 and len(back.asked) > 1, "both write"
             for _ in range(2):
