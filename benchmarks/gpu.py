@@ -6,7 +6,7 @@ packages and without ``--model`` it takes random weights of that shape, whose fo
 do not.
 
     python benchmarks/gpu.py --out build/bench                     # on the GPU
-    python benchmarks/gpu.py --out /tmp/gpu --dry-run              # all parts on a CPU, with a tiny model: does it run?
+    python benchmarks/gpu.py --out build/gpu --dry-run             # all parts on a CPU, with a tiny model: does it run?
 """
 
 import argparse

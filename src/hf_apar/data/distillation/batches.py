@@ -132,13 +132,15 @@ def in_batches(
 
 
 def _join(parts: Sequence[tuple[Path, Sequence[object]]], items: Sequence[object], path: Path, settings: object) -> None:
-    """Add ``parts`` to ``path`` where all of them are done; whoever comes second finds some gone."""
-    try:
+    """Add ``parts`` to ``path`` where all of them are done; whoever comes second finds them gone."""
+    with alone(path.parent):
+        if not all(part.exists() for part, _ in parts):
+            return
         progress = [_Progress.of(part, settings) for part, _ in parts]
         if any(one.digest != _digest(share, settings) for one, (_, share) in zip(progress, parts, strict=True)):
             return
         before = _Progress.of(path, settings)
-        whole = path.with_name(f"{path.name}.{os.getpid()}.part")
+        whole = path.with_name(f"{path.name}.part")
         begun = path.read_bytes()[: before.length] if path.exists() else b""
         whole.write_bytes(begun + b"".join(part.read_bytes() for part, _ in parts))
         whole.replace(path)
@@ -147,11 +149,9 @@ def _join(parts: Sequence[tuple[Path, Sequence[object]]], items: Sequence[object
             report = report.joined(one.report)
         report.write(path)
         _Progress(len(items), path.stat().st_size, _digest(items, settings), report).write(path)
-    except FileNotFoundError:
-        return
-    for part, _ in parts:
-        for file in (part, _progress_file(part), _file(part)):
-            file.unlink(missing_ok=True)
+        for part, _ in parts:
+            for file in (part, _progress_file(part), _file(part)):
+                file.unlink(missing_ok=True)
 
 
 def _make(
