@@ -5,6 +5,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import cast
+
+from transformers import PreTrainedTokenizerBase
 
 from hf_apar.errors import MissingPackageError
 
@@ -16,9 +19,9 @@ except ImportError as error:
 
 from hf_apar.evaluation.faults import FAULTS
 from hf_apar.evaluation.figures import Rows
-from hf_apar.evaluation.kv_held import kv_over_time
 from hf_apar.evaluation.metrics import METRICS
 from hf_apar.evaluation.statistics import Interval
+from hf_apar.replay import trace_of_tree
 
 SHOWN = 4  # answers whose cache is drawn
 UNDER_FAULTS = (
@@ -53,10 +56,11 @@ def seconds_per_token(rows: Rows, axes: Axes) -> bool:
 def kv_held(rows: Rows, axes: Axes) -> bool:
     """Draw the slots that the longest answers in threads hold over time; dashed, plain decoding of the same text."""
     some = next((arm for arm in rows.values() if any(row.forked for row in arm)), ())
-    longest = sorted((row for row in some if row.forked), key=lambda row: -row.answered.tokens)[:SHOWN]
+    longest = sorted((row for row in some if row.forked and row.tokenizer), key=lambda row: -row.answered.tokens)[:SHOWN]
     for number, row in enumerate(longest):
         assert row.tree is not None
-        held = [one.slots for one in kv_over_time(row.tree)]
+        trace = trace_of_tree(row.tree, cast(PreTrainedTokenizerBase, row.tokenizer))
+        held = [trace.threads[0].inherited, *trace.held[:-1]]  # while each step runs, the prefill first
         plain = range(held[0], max(row.answered.kv_if_sequential, held[0]) + 1)
         axes.step(range(1, len(held) + 1), held, where="post", color=f"C{number}", label=row.prompt.key)
         axes.plot(range(1, len(plain) + 1), plain, color=f"C{number}", linestyle="--", linewidth=0.8)
