@@ -111,15 +111,6 @@ def template_arguments(text: str | None) -> dict[str, object] | None:
     return values
 
 
-def counted(number: int, noun: str) -> str:
-    """Say how many.
-
-    >>> counted(1, "thread"), counted(2, "thread")
-    ('1 thread', '2 threads')
-    """
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 @contextmanager
 def quietly() -> Iterator[None]:
     """Load without progress bars; that of GGUF files ignores the switch of transformers, so it is redirected."""

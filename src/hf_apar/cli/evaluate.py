@@ -21,7 +21,6 @@ from hf_apar.cli.common import (
     app,
     chosen_device,
     chosen_dtype,
-    counted,
     known_model,
     named,
     quietly,
@@ -31,6 +30,7 @@ from hf_apar.cli.common import (
 )
 from hf_apar.errors import ConfigurationError
 
+from hf_apar.tree.display import counted
 if TYPE_CHECKING:
     from hf_apar.evaluation.extras import Measure
     from hf_apar.evaluation.judge import JudgeServer
