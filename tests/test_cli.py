@@ -380,7 +380,7 @@ def test_the_recipe_goes_through_all_stages_and_on_from_where_it_stopped(untuned
     base, tokenizer = AutoModelForCausalLM.from_pretrained(untuned), AutoTokenizer.from_pretrained(untuned)
     prompts = {prompt.key: encode_chat(tokenizer, [*prompt.messages]) for prompt in prompts_of(["own"], sample=6)}
     nats = [
-        mean_nll(base, [prompts[key]], [encode_answer(tokenizer, prompts[key], one.text)])
+        mean_nll(base, prompts[key], encode_answer(tokenizer, prompts[key], one.text))
         for (key, arm), one in answers.items()
         if arm == "apar" and one.text.strip()
     ]

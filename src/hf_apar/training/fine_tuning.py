@@ -187,7 +187,7 @@ class _Run:
     def _mixture(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, control_ids: tuple[int, int]) -> Mixture:
         def nll(prompt: list[int], answer: list[int]) -> float:
             with torch.autocast(base.device.type, torch.bfloat16, enabled=self.bf16):
-                return mean_nll(base, [prompt], [answer])
+                return mean_nll(base, prompt, answer)
 
         rejected = Rejections(self.answers, self.output / "rejected.jsonl")
         return training_mixture(
