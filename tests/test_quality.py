@@ -5,8 +5,9 @@ import torch
 
 from conftest import tiny_llama
 from hf_apar.data.distillation.questions import families
-from hf_apar.evaluation.quality import distinct, false_forks
-from hf_apar.evaluation.suites import own
+from hf_apar.evaluation.answers import Answered
+from hf_apar.evaluation.rows import Row
+from hf_apar.evaluation.suites import Prompt, own
 from hf_apar.training.likelihood import mean_nll
 from hf_apar.tree.threads import ParagraphTree, Thread
 
@@ -33,18 +34,14 @@ def tree_of(*details):
     ],
 )
 def test_empty_children_and_those_that_repeat_a_sibling_are_false_forks(details, expected):
-    assert false_forks(tree_of(*details), Letters()) == expected
+    prompt = Prompt("1", "own", "any", None, ({"role": "user", "content": "?"},))
+    answered = Answered(key="1", arm="apar", text="", ended=True, tree=tree_of(*details).to_dict())
+    assert Row(prompt, answered, Letters()).false_forks == expected
 
 
 def test_no_template_asks_what_a_model_is_evaluated_on():
     asked = {prompt for family in families().values() for prompt in family.prompts()}
     assert asked.isdisjoint(prompt.text for prompt in own())
-
-
-def test_a_text_that_loops_is_less_varied():
-    assert distinct(["one two three four five"]) == 1.0
-    assert distinct(["one two one two one two"]) < 0.5
-    assert distinct(["", "word"]) == 0.0
 
 
 def test_the_likelihood_is_that_of_the_answers_tokens_alone():
