@@ -232,7 +232,6 @@ def test_figures_by_arm_and_suite_are_json():
         for name, one in measured(ROWS).items()
     }
     assert [found["apar"]["all"][name]["n"] for name in ("ended", "forks_in_parts", "malformed")] == [5, 2, 3]
-    assert list(figures({"apar": ROWS}, [])["apar"]) == ["all"]
 
 
 REPORT = """\
@@ -359,7 +358,7 @@ def test_plots_are_drawn_where_they_show_something(apar_llama, tmp_path):
 
 
 def test_the_terminals_table_has_a_line_for_each_figure():
-    found = figures({"apar": ROWS, "plain": ROWS}, [])
+    found = figures({"apar": ROWS, "plain": ROWS})
     made = table(found, ["apar"])
     assert [column.header for column in made.columns] == ["figure", "should be", "apar"]
     assert list(made.columns[0].cells) == list(found["apar"]["all"])

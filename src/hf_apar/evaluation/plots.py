@@ -165,17 +165,13 @@ def _bars(bars: Mapping[str, Mapping[str, Interval]], axes: Axes) -> bool:
     labels = list(dict.fromkeys(label for some in bars.values() for label in some))
     height = 0.8 / max(len(bars), 1)
     for number, (series, some) in enumerate(bars.items()):
-        places = [labels.index(label) + number * height for label in some]
-        _drawn(list(some.values()), places, height, series, axes)
+        places, values = [labels.index(label) + number * height for label in some], list(some.values())
+        axes.barh(places, [one.value for one in values], height=height, xerr=_ends(values), capsize=2, label=series)
     axes.set_yticks([place + 0.4 - height / 2 for place in range(len(labels))], labels)
     axes.invert_yaxis()
     if len(bars) > 1:
         axes.legend()
     return bool(labels)
-
-
-def _drawn(some: Sequence[Interval], places: Sequence[float], height: float, series: str, axes: Axes) -> None:
-    axes.barh(places, [one.value for one in some], height=height, xerr=_ends(some), capsize=2, label=series)
 
 
 def _ends(some: Sequence[Interval]) -> list[list[float]]:
