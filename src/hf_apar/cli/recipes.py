@@ -27,7 +27,7 @@ from hf_apar.cli.stages import Stages
 from hf_apar.cli.training import tell_metrics
 from hf_apar.cli.writing import TextWriter
 from hf_apar.data.described import not_free
-from hf_apar.training.recipe import DEFAULT_RECIPE, EXAMPLE, Recipe, read_recipe, written
+from hf_apar.training.recipe import EXAMPLE, Recipe, read_recipe, written
 
 EVALUATED = 20  # prompts of the package's own suites that the last stage asks
 
