@@ -22,7 +22,7 @@ from hf_apar.cli.common import (
     one_process,
 )
 from hf_apar.cli.data import answer_prompts, elaborate_answers, extract_trees
-from hf_apar.cli.evaluate import ARMS, run_evaluation, show
+from hf_apar.cli.evaluate import ARMS, Measuring, run_evaluation, show
 from hf_apar.cli.stages import Stages
 from hf_apar.cli.training import tell_metrics
 from hf_apar.cli.writing import TextWriter
@@ -217,7 +217,7 @@ class RecipeRun:
                 options = loading_options(self.recipe.loading, self.dtype)
                 models = Models(str(self.adapter), base or DEFAULT_BASE, dtype, device, variables or {}, options)
                 prompts = prompts_of(["own"], sample=EVALUATED)
-                show(run_evaluation(models, ARMS, prompts, self.adapter / "evaluation", likelihood=True))
+                show(run_evaluation(models, ARMS, prompts, self.adapter / "evaluation", Measuring(likelihood=True)))
 
 
 def _tell(number: int, what: str, wanted: bool) -> bool:
