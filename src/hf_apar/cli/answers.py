@@ -91,10 +91,17 @@ def heads_for(model: str | None, heads: str | None) -> "Proposer | None":
         return MedusaDrafts(load_heads(place)) if heads or find_heads(place) else None
 
 
-def title(text: str, show: bool) -> None:
-    """Write what comes next, where answers are shown."""
-    if show:
-        typer.secho(f"--- {text}", bold=True)
+def both_ways(method: "Method", config: AparConfig | None, *, plain: bool) -> "tuple[Result | None, AparResult | None]":
+    """Decode plainly if ``plain``, and in threads if there is a ``config``; where both are shown, say which is which."""
+    told = plain and config is not None and method.show
+    if plain and config is not None:
+        method.warm_up(config)
+    if told:
+        typer.secho("--- Plain decoding", bold=True)
+    one = method.plain() if plain else None
+    if told:
+        typer.secho("--- APAR", bold=True)
+    return one, None if config is None else method.apar(config)
 
 
 def summarise(one: "Result | None", many: "AparResult | None") -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hf_apar.cli.answers import Answering, HeadsOption, refuse_together, say_what_was_cut, summarise, title
+from hf_apar.cli.answers import Answering, HeadsOption, both_ways, refuse_together, say_what_was_cut, summarise
 from hf_apar.cli.common import (
     BaseOption,
     DeviceOption,
@@ -55,16 +55,11 @@ def generate_command(
     """Answer PROMPT with many threads, and watch them write. Sampling options sample; without one it is greedy."""
     refuse_together("--plain", how.plain, {"--compare": compare}, "leaves APAR out")
     refuse_missing_folders({"--html": html, "--trace": trace})
-    text, arguments, config = _prompt(prompt), template_arguments(chat_template_kwargs), how.config
+    text, arguments = _prompt(prompt), template_arguments(chat_template_kwargs)
     method = how.loaded(model, base, heads, device, dtype)
     ids = _encode(method.tokenizer, text, how.system, arguments)
     decoder = replace(method, prompt=ids, show=not as_json, question=None if html is None and trace is None else text)
-    if compare and config is not None:
-        decoder.warm_up(config)
-        title("Plain decoding", decoder.show)
-    one = decoder.plain() if how.plain or compare else None
-    title("APAR", compare and decoder.show)
-    many = None if config is None else decoder.apar(config)
+    one, many = both_ways(decoder, how.config, plain=how.plain or compare)
     if as_json:
         typer.echo(json.dumps(_record(text, one, many), ensure_ascii=not _unicode_output()))
     else:
