@@ -56,7 +56,8 @@ def seconds_per_token(rows: Rows, axes: Axes) -> bool:
 def kv_held(rows: Rows, axes: Axes) -> bool:
     """Draw the slots that the longest answers in threads hold over time; dashed, plain decoding of the same text."""
     some = next((arm for arm in rows.values() if any(row.forked for row in arm)), ())
-    longest = sorted((row for row in some if row.forked and row.tokenizer), key=lambda row: -row.answered.tokens)[:SHOWN]
+    forked = [row for row in some if row.forked and row.tokenizer is not None]
+    longest = sorted(forked, key=lambda row: -row.answered.tokens)[:SHOWN]
     for number, row in enumerate(longest):
         assert row.tree is not None
         trace = trace_of_tree(row.tree, cast(PreTrainedTokenizerBase, row.tokenizer))
