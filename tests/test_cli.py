@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import hf_apar
 from byte_tokenizer import byte_tokenizer
 from hf_apar.cli import app
-from hf_apar.cli.live import CURSOR, TreeView
+from hf_apar.cli.live import CURSOR, LiveTree, coloured
 from hf_apar.config import AparConfig
 from hf_apar.data.distillation.distill import TextAnswer, _Limits, in_batches, read_answers
 from hf_apar.data.distillation.questions import template_questions
@@ -380,7 +380,7 @@ def test_the_recipe_goes_through_all_stages_and_on_from_where_it_stopped(untuned
     base, tokenizer = AutoModelForCausalLM.from_pretrained(untuned), AutoTokenizer.from_pretrained(untuned)
     prompts = {prompt.key: encode_chat(tokenizer, [*prompt.messages]) for prompt in prompts_of(["own"], sample=6)}
     nats = [
-        mean_nll(base, [prompts[key]], [encode_answer(tokenizer, prompts[key], one.text)])
+        mean_nll(base, prompts[key], encode_answer(tokenizer, prompts[key], one.text))
         for (key, arm), one in answers.items()
         if arm == "apar" and one.text.strip()
     ]
@@ -418,18 +418,18 @@ class Letters:
         return "".join(map(chr, tokens))
 
 
-def told(view: TreeView, events: str) -> TreeView:
-    """Tell ``view`` events: ``0a`` is token a of thread 0, ``0>1`` a fork, ``1.`` an end."""
-    view.begin_thread(0, 0, None)
+def grown(events: str) -> ParagraphTree:
+    """Return the tree that events make: ``0a`` is token a of thread 0, ``0>1`` a fork, ``1.`` an end."""
+    threads = [Thread(0, None, 0, 1, [])]
     for event in events.split():
-        thread = int(event[0])
+        thread = threads[int(event[0])]
         if event[1] == ">":
-            view.begin_thread(0, int(event[2]), thread)
+            threads.append(Thread(int(event[2]), thread.index, len(thread.tokens), thread.depth + 1, []))
         elif event[1] == ".":
-            view.end_thread(0, thread, "eos")
+            thread.finish_reason = "eos"
         else:
-            view.put_token(0, thread, None, ord(event[1]))
-    return view
+            thread.tokens.append(ord(event[1]))
+    return ParagraphTree(threads)
 
 
 @pytest.mark.parametrize(
@@ -443,34 +443,31 @@ def told(view: TreeView, events: str) -> TreeView:
     ],
 )
 def test_the_view_shows_every_thread_in_its_place(events, text):
-    assert told(TreeView(Letters()), events).render().plain == text
+    assert coloured(grown(events), Letters()).plain == text
 
 
 def test_a_live_thread_has_a_colour_of_its_own_and_a_finished_one_none():
-    text = told(TreeView(Letters()), "0a 0>1 0b 1x 1.").render()
+    text = coloured(grown("0a 0>1 0b 1x 1."), Letters())
     assert [(text.plain[span.start : span.end], str(span.style)) for span in text.spans] == [
         ("a", "cyan"), ("b", "cyan"), (CURSOR, "cyan blink"),
     ]  # fmt: skip
 
 
-def test_the_view_follows_one_row():
-    view = told(TreeView(Letters()), "0a")
-    view.begin_thread(1, 0, None)
-    view.put_token(1, 0, None, ord("z"))
-    assert view.render().plain == f"a{CURSOR}"
+def test_the_view_follows_the_first_row():
+    live = LiveTree(Letters())
+    live.end_step([grown("0a"), grown("0z")])
+    assert live.text() == "a"
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=40))
-def test_the_view_reads_as_the_tree_reads(steps):
-    """The oracle is ``ParagraphTree.token_ids``; each step writes a token in a thread, or forks it."""
-    view, threads = TreeView(Letters()), [Thread(0, None, 0, 1, [])]
-    view.begin_thread(0, 0, None)
-    for token, (choice, forks) in enumerate(steps):
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=40), st.sampled_from(["", "/"]))
+def test_the_view_reads_as_the_tree_reads(steps, joint):
+    """The oracle is ``ParagraphTree.text``; each step writes a letter in a thread, or forks it."""
+    threads = [Thread(0, None, 0, 1, [])]
+    for number, (choice, forks) in enumerate(steps):
         thread = threads[choice % len(threads)]
         if forks:
             threads.append(Thread(len(threads), thread.index, len(thread.tokens), thread.depth + 1, []))
-            view.begin_thread(0, len(threads) - 1, thread.index)
         else:
-            thread.tokens.append(token)
-            view.put_token(0, thread.index, thread.parent, token)
-    assert view.token_ids() == ParagraphTree(threads).token_ids
+            thread.tokens.append(ord("A") + number)
+    tree = ParagraphTree(threads, joint=joint)
+    assert coloured(tree, Letters()).plain.replace(CURSOR, "") == tree.text(Letters())

@@ -31,7 +31,7 @@ from hf_apar.data.distillation.samplers import LEAD_TOKENS, Continuation, Task, 
 from hf_apar.errors import DataError
 from hf_apar.text.chat import encode_chat
 from hf_apar.text.encoding import encode_text, token_texts
-from hf_apar.training.recipe import DEFAULT_RECIPE
+from hf_apar.training.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -425,7 +425,7 @@ def test_template_questions_are_different_and_mostly_opened():
 
 def test_every_template_has_a_place_for_each_slot():
     prompts = [prompt for family in families().values() for prompt in family.prompts()]
-    assert len(prompts) == len(set(prompts)) == DEFAULT_RECIPE.asking.templates
+    assert len(prompts) == len(set(prompts)) == Recipe().asking.templates
     for name, family in families().items():
         places = {template.count("{}") for template in family.templates}
         assert places == {len(family.slots)}, name

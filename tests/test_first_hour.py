@@ -25,7 +25,7 @@ from hf_apar import cli, releases
 from hf_apar.cli import app
 from hf_apar.cli.application import IDLE_THREADS_SLEEP
 from hf_apar.cli.compare import Method
-from hf_apar.cli.live import CURSOR, LiveText, LiveTree
+from hf_apar.cli.live import CURSOR, LiveText, LiveTree, coloured
 from hf_apar.evaluation.metrics import METRICS
 from hf_apar.tree.threads import ParagraphTree, Thread
 
@@ -424,9 +424,7 @@ def test_the_final_text_breaks_between_words(width):
     output = io.StringIO()
     console = Console(file=output, force_terminal=True, width=width, height=3, color_system=None)
     live = LiveTree(Letters(), console=console)
-    live.begin_thread(0, 0, None)
-    for letter in "one two three four five":
-        live.put_token(0, 0, None, ord(letter))
+    live.end_step([ParagraphTree([Thread(0, None, 0, 1, [], tokens=[*b"one two three four five"])])])
     live.close()
     live.close()
     text = output.getvalue().rsplit("\x1b[2K", 1)[-1].rsplit("\x1b[?25h", 1)[-1]
@@ -434,33 +432,30 @@ def test_the_final_text_breaks_between_words(width):
     assert all(len(line) <= width for line in text.replace("\r", "").split("\n"))
 
 
-def title_with_detail(live: LiveTree, detail: str = "detail") -> None:
-    """Write ``Title``, fork ``detail`` after it, and go on with ``Next``; the last thread to end is the child."""
-    live.begin_thread(0, 0, None)
-    for letter in "Title":
-        live.put_token(0, 0, None, ord(letter))
-    live.begin_thread(0, 1, 0)
-    for thread, text in ((0, "Next"), (1, detail)):
-        for letter in text:
-            live.put_token(0, thread, None if not thread else 0, ord(letter))
+def title_with_detail(detail: str = "detail", joint: str = "") -> ParagraphTree:
+    """Return an answer that wrote ``Title``, forked ``detail`` after it, and went on with ``Next``; both threads live."""
+    threads = [
+        Thread(0, None, 0, 1, [], tokens=[*map(ord, "TitleNext")]),
+        Thread(1, 0, 5, 2, [], tokens=[*map(ord, detail)]),
+    ]
+    return ParagraphTree(threads, joint=joint)
 
 
 def test_the_view_joins_segments_as_the_tree_does():
     """The oracle is ``ParagraphTree.text``: without the joint the two showed different answers."""
-    threads = [
-        Thread(0, None, 0, 1, [], tokens=[*map(ord, "TitleNext")]),
-        Thread(1, 0, 5, 2, [], tokens=[*map(ord, "detail")]),
-    ]
-    wanted = ParagraphTree(threads, joint="\n").text(Letters())
+    tree = title_with_detail(joint="\n")
+    wanted = tree.text(Letters())
     assert wanted == "Title\ndetail\nNext"
+    assert coloured(tree, Letters()).plain == f"Title\ndetail{CURSOR}\nNext{CURSOR}"
+    for thread in tree.threads:
+        thread.finish_reason = "eos"
+    assert coloured(tree, Letters()).plain == wanted
     for terminal in (True, False):
         output = io.StringIO()
-        live = LiveTree(Letters(), console=Console(file=output, force_terminal=terminal, width=40), joint="\n")
-        title_with_detail(live)
-        assert live.render().plain == f"Title\ndetail{CURSOR}\nNext{CURSOR}"
+        live = LiveTree(Letters(), console=Console(file=output, force_terminal=terminal, width=40))
+        live.end_step([tree])
         live.end()
-        assert live.render().plain == live.text() == wanted
-        assert output.getvalue().endswith(f"{wanted}\n")
+        assert live.text() == wanted and output.getvalue().endswith(f"{wanted}\n")
 
 
 def test_the_output_of_generate_is_the_text_of_json_with_a_joint(tmp_path):
@@ -479,8 +474,9 @@ def test_a_terminal_gets_no_commands_from_the_text_of_a_model():
         output = io.StringIO()
         console = Console(file=output, force_terminal=terminal, width=40, color_system=None)
         live = LiveTree(Letters(), console=console, refresh_seconds=1e9)  # no picture: its own commands would be in the way
-        title_with_detail(live, hostile)
-        shown = live.render().plain
+        tree = title_with_detail(hostile)
+        live.end_step([tree])
+        shown = coloured(tree, Letters()).plain
         live.end()
         left = "Title" + hostile + "Next\n"
         if terminal:

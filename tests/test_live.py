@@ -7,7 +7,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from hf_apar.cli.live import CURSOR, LiveTree, TreeView
+from hf_apar.cli.live import CURSOR, LiveTree, coloured
+from hf_apar.tree.threads import ParagraphTree, Thread
 
 ABOVE = "what stood there before"
 WORDS = "Oak trees live long.\n\n  - Birch trees grow fast, and 日本語 has letters of two columns.\n- whole: " + "x" * 150
@@ -65,6 +66,18 @@ class Terminal(io.StringIO):
         self.write(lines.removesuffix("\n"))
 
 
+class Writer:
+    """Writes an answer in one thread, a letter a step, and shows each step to ``live``."""
+
+    def __init__(self, live):
+        self.live, self.tree = live, ParagraphTree([Thread(0, None, 0, 1, [])])
+
+    def write(self, text):
+        for letter in text:
+            self.tree.threads[0].tokens.append(ord(letter))
+            self.live.end_step([self.tree])
+
+
 def words_of(rows):
     return "".join(rows).replace(" ", "").replace(CURSOR, "")
 
@@ -76,13 +89,12 @@ def test_each_picture_takes_the_place_of_the_one_before_whatever_the_width_becom
     console = Console(file=terminal, force_terminal=True, width=widths[0], height=50, color_system=None)
     terminal.write(f"{ABOVE}\n")
     live = LiveTree(Letters(), console=console, refresh_seconds=0.0)
-    live.begin_thread(0, 0, None)
+    writer = Writer(live)
     share = len(WORDS) // len(widths) + 1
     for number, width in enumerate(widths):
         terminal.resize(width)
         console.width = width
-        for letter in WORDS[number * share : (number + 1) * share]:
-            live.put_token(0, 0, None, ord(letter))
+        writer.write(WORDS[number * share : (number + 1) * share])
         assert words_of(terminal.rows) == words_of([ABOVE, *WORDS[: (number + 1) * share].split("\n")])
         assert not terminal.cursor
     live.end()
@@ -98,28 +110,20 @@ def test_a_picture_is_no_higher_than_the_terminal():
     terminal = Terminal(10)
     console = Console(file=terminal, force_terminal=True, width=10, height=4, color_system=None)
     live = LiveTree(Letters(), console=console, refresh_seconds=0.0)
-    live.begin_thread(0, 0, None)
-    for letter in "1\n2\n3\n4\n5\n6":
-        live.put_token(0, 0, None, ord(letter))
+    Writer(live).write("1\n2\n3\n4\n5\n6")
     assert terminal.rows == ["4", "5", f"6{CURSOR}"]
     live.end()
     assert terminal.rows == ["1", "2", "3", "4", "5", "6", ""]
 
 
-def told(view):
-    view.begin_thread(0, 0, None)
-    view.put_token(0, 0, None, ord("a"))
-    view.begin_thread(0, 1, 0)
-    for thread, letter in ((0, "b"), (1, "x"), (1, "y")):
-        view.put_token(0, thread, None, ord(letter))
-    return view
-
-
 def test_without_colours_cursors_tell_where_threads_write(monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     terminal = Terminal(40)
-    live = told(LiveTree(Letters(), console=Console(file=terminal, force_terminal=True, width=40), refresh_seconds=0.0))
-    assert terminal.rows == [f"axy{CURSOR}b{CURSOR}"] == [TreeView.render(live).plain]
+    live = LiveTree(Letters(), console=Console(file=terminal, force_terminal=True, width=40), refresh_seconds=0.0)
+    root, child = Thread(0, None, 0, 1, [], tokens=[*b"ab"]), Thread(1, 0, 1, 2, [], tokens=[*b"xy"])
+    tree = ParagraphTree([root, child])
+    live.end_step([tree])
+    assert terminal.rows == [f"axy{CURSOR}b{CURSOR}"] == [coloured(tree, Letters()).plain]
     assert not any(re.search(r"\b[349]\d\b", one) for one in terminal.colours)
 
 
@@ -133,9 +137,7 @@ def test_a_dumb_terminal_gets_the_finished_text_between_words_and_no_commands(mo
     for name, value in {"TERM": "dumb", "COLUMNS": "24", "LINES": "10"}.items():
         monkeypatch.setenv(name, value)
     live = LiveTree(Letters(), refresh_seconds=0.0)
-    live.begin_thread(0, 0, None)
-    for letter in "Oak trees live long.\n\n  - Birch trees grow fast":
-        live.put_token(0, 0, None, ord(letter))
+    Writer(live).write("Oak trees live long.\n\n  - Birch trees grow fast")
     assert output.getvalue() == ""
     live.end()
     assert output.getvalue() == "Oak trees live long.\n\n  - Birch trees grow \nfast\n"

@@ -1,17 +1,19 @@
 """Metrics on literal tables; the replay against the loop itself."""
 
 import json
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from conftest import EOS, random_prompts, tiny_llama
 from hf_apar import AparConfig, enable_apar
+from hf_apar.decoding import Decoder
 from hf_apar.evaluation.agreement import Agreement, Judged
 from hf_apar.evaluation.answers import Answered
 from hf_apar.evaluation.figures import figures, warnings
-from hf_apar.evaluation.kv_held import kv_over_time
 from hf_apar.evaluation.metrics import METRICS, measured
 from hf_apar.evaluation.paired import Paired, compare
 from hf_apar.evaluation.plots import PLOTS, draw
@@ -20,8 +22,12 @@ from hf_apar.evaluation.report import Report, markdown, table
 from hf_apar.evaluation.rows import Detail, Row, rows_by_arm
 from hf_apar.evaluation.statistics import Interval
 from hf_apar.evaluation.suites import Prompt
+from hf_apar.replay import trace_of_tree
 from hf_apar.tree.threads import ParagraphTree, Thread
 from letter_tokenizer import letter_tokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from peak_kv import kv_over_time
 
 TOKENIZER = letter_tokenizer()
 
@@ -202,6 +208,22 @@ def test_a_replay_holds_what_the_loop_held(seed):
     assert forks
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_tree_tells_what_the_loop_held_while_each_step_ran(seed, monkeypatch):
+    held, forward = [], Decoder.forward
+
+    def spied(decoder, plan):
+        held.append(decoder.rows[0].pool.held)
+        return forward(decoder, plan)
+
+    monkeypatch.setattr(Decoder, "forward", spied)
+    model = enable_apar(tiny_llama(seed=seed))
+    for prompt in random_prompts(3, seed=seed):
+        held.clear()
+        tree, _ = answered(model, prompt, max_threads=512)
+        assert trace_of_tree(tree, TOKENIZER).held[:-1] == held
+
+
 def test_figures_by_arm_and_suite_are_json():
     found = json.loads(json.dumps(figures({"apar": ROWS})))
     assert list(found) == ["apar"] and list(found["apar"]) == ["all", "own"]
@@ -210,7 +232,6 @@ def test_figures_by_arm_and_suite_are_json():
         for name, one in measured(ROWS).items()
     }
     assert [found["apar"]["all"][name]["n"] for name in ("ended", "forks_in_parts", "malformed")] == [5, 2, 3]
-    assert list(figures({"apar": ROWS}, [])["apar"]) == ["all"]
 
 
 REPORT = """\
@@ -337,7 +358,7 @@ def test_plots_are_drawn_where_they_show_something(apar_llama, tmp_path):
 
 
 def test_the_terminals_table_has_a_line_for_each_figure():
-    found = figures({"apar": ROWS, "plain": ROWS}, [])
+    found = figures({"apar": ROWS, "plain": ROWS})
     made = table(found, ["apar"])
     assert [column.header for column in made.columns] == ["figure", "should be", "apar"]
     assert list(made.columns[0].cells) == list(found["apar"]["all"])

@@ -1,14 +1,13 @@
 """What is counted against a fork, and for an answer."""
 
-import math
-
 import pytest
 import torch
 
 from conftest import tiny_llama
 from hf_apar.data.distillation.questions import families
-from hf_apar.evaluation.quality import distinct, false_forks
-from hf_apar.evaluation.suites import own
+from hf_apar.evaluation.answers import Answered
+from hf_apar.evaluation.rows import Row
+from hf_apar.evaluation.suites import Prompt, own
 from hf_apar.training.likelihood import mean_nll
 from hf_apar.tree.threads import ParagraphTree, Thread
 
@@ -35,7 +34,9 @@ def tree_of(*details):
     ],
 )
 def test_empty_children_and_those_that_repeat_a_sibling_are_false_forks(details, expected):
-    assert false_forks(tree_of(*details), Letters()) == expected
+    prompt = Prompt("1", "own", "any", None, ({"role": "user", "content": "?"},))
+    answered = Answered(key="1", arm="apar", text="", ended=True, tree=tree_of(*details).to_dict())
+    assert Row(prompt, answered, Letters()).false_forks == expected
 
 
 def test_no_template_asks_what_a_model_is_evaluated_on():
@@ -43,19 +44,10 @@ def test_no_template_asks_what_a_model_is_evaluated_on():
     assert asked.isdisjoint(prompt.text for prompt in own())
 
 
-def test_a_text_that_loops_is_less_varied():
-    assert distinct(["one two three four five"]) == 1.0
-    assert distinct(["one two one two one two"]) < 0.5
-    assert distinct(["", "word"]) == 0.0
-
-
 def test_the_likelihood_is_that_of_the_answers_tokens_alone():
-    model = tiny_llama()
-    prompts, answers = [[1, 2, 3], [4, 5]], [[6, 7], [8]]
+    model, prompt, answer = tiny_llama(), [1, 2, 3], [6, 7, 8]
     expected = []
-    for prompt, answer in zip(prompts, answers, strict=True):
-        for place, token in enumerate(answer):
-            logits = model(input_ids=torch.tensor([prompt + answer[:place]])).logits[0, -1].float()
-            expected.append(-logits.log_softmax(-1)[token].item())
-    assert mean_nll(model, prompts, answers) == pytest.approx(sum(expected) / 3, abs=1e-5)
-    assert mean_nll(model, [[1]], [[]]) == 0.0 and not math.isnan(mean_nll(model, [], []))
+    for place, token in enumerate(answer):
+        logits = model(input_ids=torch.tensor([prompt + answer[:place]])).logits[0, -1].float()
+        expected.append(-logits.log_softmax(-1)[token].item())
+    assert mean_nll(model, prompt, answer) == pytest.approx(sum(expected) / 3, abs=1e-5)

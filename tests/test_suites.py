@@ -345,17 +345,16 @@ def test_what_chats_ask_first(tmp_path, caplog):
 
 def test_a_sample_is_drawn_once_and_stays_in_order(tmp_path):
     path = write(tmp_path / "chats.jsonl", *({"prompt": f"{n}?", "response": "r"} for n in range(100)))
-    drawn = read_chats(path, sample=10, seed=4)
+    drawn = suite_named(str(path), sample=10, seed=4)
     places = [int(prompt.key.removeprefix("chats-")) for prompt in drawn]
     assert places == sorted(set(places)) and len(places) == 10
-    assert drawn == read_chats(path, sample=10, seed=4) == suite_named(str(path), sample=10, seed=4)
-    assert drawn != read_chats(path, sample=10, seed=5)
+    assert drawn == suite_named(str(path), sample=10, seed=4) != suite_named(str(path), sample=10, seed=5)
     for smaller in range(1, 10):
-        fewer = read_chats(path, sample=smaller, seed=4)
+        fewer = suite_named(str(path), sample=smaller, seed=4)
         assert fewer == [prompt for prompt in drawn if prompt in fewer], "a smaller sample is part of a larger one"
-    assert read_chats(path, sample=100) == read_chats(path, sample=1000) == read_chats(path)
+    assert suite_named(str(path), sample=100) == suite_named(str(path), sample=1000) == read_chats(path)
     with pytest.raises(ConfigurationError, match="sample is 0; give a number from 1 on, or leave it out"):
-        read_chats(path, sample=0)
+        suite_named(str(path), sample=0)
 
 
 def test_chats_of_which_none_can_be_used(tmp_path):

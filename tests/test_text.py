@@ -8,7 +8,7 @@ from tokenizers import normalizers
 
 from field_tokenizers import DUMMY_PREFIX, LLAMA, MAKERS, VICUNA, ZEPHYR, byte_level, llama_metaspace, llama_normalizer
 from hf_apar.choice.stopping import stop_string_criteria
-from hf_apar.cli.live import TreeView
+from hf_apar.cli.live import coloured
 from hf_apar.data.distillation.samplers import Continuation, Task, _Row, line_ends
 from hf_apar.data.extraction.text_tree import TextThread
 from hf_apar.errors import DataError
@@ -16,6 +16,7 @@ from hf_apar.serving.reading import IncrementalText
 from hf_apar.text.chat import encode_chat
 from hf_apar.text.encoding import answer_text, decode_text, encode_answer, encode_text, token_texts
 from hf_apar.training.rows.features import tree_features
+from hf_apar.tree.threads import ParagraphTree, Thread
 
 
 def with_control(make):
@@ -138,18 +139,17 @@ def test_t2_a_stream_reads_as_the_whole(name, prompt, text):
 @pytest.mark.parametrize("name", MAKERS)
 def test_t2_a_live_view_keeps_the_spaces_between_segments(name):
     tokenizer = TOKENIZERS[name]
-    view = TreeView(tokenizer)
-    view.begin_thread(0, 0, None)
+    root = Thread(0, None, 0, 1, [], finish_reason="eos")
+    tree = ParagraphTree([root])
     prompt = tokenizer.encode("Say: ", add_special_tokens=False)
     for place, piece in enumerate(LIST.pieces):
         ids = encode_answer(tokenizer, prompt, piece) if not place else encode_text(tokenizer, getattr(piece, "text", piece))
-        thread = 0 if isinstance(piece, str) else place
-        if thread:
-            view.begin_thread(0, thread, 0)
-        for token in ids:
-            view.put_token(0, thread, None if not thread else 0, token)
-    view.end()
-    assert str(view.render()) == LIST.text == tokenizer.decode(view.token_ids())
+        if isinstance(piece, str):
+            root.tokens += ids
+        else:
+            number = len(tree.threads)
+            tree.threads.append(Thread(number, 0, len(root.tokens), 2, [], tokens=ids, finish_reason="eos"))
+    assert str(coloured(tree, tokenizer)) == LIST.text == tokenizer.decode(tree.token_ids)
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -397,7 +397,7 @@ def test_a_run_asks_its_base_what_is_likely(base, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
         "hf_apar.training.fine_tuning.mean_nll",
-        lambda model, prompts, texts: asked.append(mean_nll(model, prompts, texts)) or asked[-1],
+        lambda model, prompt, answer: asked.append(mean_nll(model, prompt, answer)) or asked[-1],
     )
     texts = (LIST, LIST.replace("a b", "b a"))
     file = tmp_path / "answers.jsonl"
@@ -409,7 +409,7 @@ def test_a_run_asks_its_base_what_is_likely(base, tmp_path, monkeypatch):
     model, tokenizer = loaded(base)
     add_control_tokens(model, tokenizer)
     expected = [
-        mean_nll(model, [encode_chat(tokenizer, [{"role": "user", "content": f"list {number}"}])], [tokenizer.encode(text)])
+        mean_nll(model, encode_chat(tokenizer, [{"role": "user", "content": f"list {number}"}]), tokenizer.encode(text))
         for number in range(6)
         for text in texts
     ]

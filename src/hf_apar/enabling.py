@@ -2,9 +2,8 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -42,12 +41,12 @@ def enable_apar(model: Model, tokenizer: PreTrainedTokenizerBase | None = None, 
     settings = completed((config or AparConfig()).filled_from(checkpoint_config(base)), tokenizer)
     ids = settings.control_ids or find_control_tokens(base, tokenizer)  # which says what is missing
     validate_control_ids(settings, base)
-    before = _Settings.of(base.generation_config)
+    before = _settings(base.generation_config)
     record_settings(base, settings.to_dict())
     suppressed = {*(base.generation_config.suppress_tokens or ()), *ids}
     base.generation_config.suppress_tokens = sorted(suppressed)  # so that plain decoding loses no detail; apar lifts them
-    known: _Change | None = vars(base).get("_apar_change")
-    base._apar_change = _Change(known.before if known else before, _Settings.of(base.generation_config))
+    first, _ = vars(base).get("_apar_change", (before, None))
+    base._apar_change = first, _settings(base.generation_config)
     if not isinstance(base, AparGenerationMixin):
         base.__class__ = _enabled_class(type(base))  # type: ignore[arg-type]
     return model
@@ -68,39 +67,21 @@ def disable_apar(model: Model) -> Model:
             "call generate without apar, or load the model as the class that it was before"
         )
     base.__class__ = type(base).plain
-    change: _Change | None = vars(base).pop("_apar_change", None)
-    if change is not None:
-        change.undo(base.generation_config)
+    before, after = vars(base).pop("_apar_change", ({}, {}))
+    for name, value in after.items():
+        if getattr(base.generation_config, name, None) != value:
+            continue  # somebody has changed it since
+        if name in before:
+            setattr(base.generation_config, name, before[name])
+        else:
+            delattr(base.generation_config, name)
     return model
 
 
-@dataclass(frozen=True)
-class _Settings:
-    """What :func:`enable_apar` changes in a generation config, attribute by attribute; what is absent is left out."""
-
-    values: dict[str, Any]
-
-    @classmethod
-    def of(cls, generation: GenerationConfig) -> Self:
-        known = vars(generation)
-        names = ("apar_config", "suppress_tokens", "_from_model_config")
-        return cls({name: copy.deepcopy(known[name]) for name in names if name in known})
-
-
-@dataclass(frozen=True)
-class _Change:
-    before: _Settings
-    after: _Settings
-
-    def undo(self, generation: GenerationConfig) -> None:
-        """Take back what nobody has changed since."""
-        for name, value in self.after.values.items():
-            if getattr(generation, name, None) != value:
-                continue
-            if name in self.before.values:
-                setattr(generation, name, self.before.values[name])
-            else:
-                delattr(generation, name)
+def _settings(generation: GenerationConfig) -> dict[str, Any]:
+    """Return what :func:`enable_apar` changes in a generation config, attribute by attribute; what is absent is left out."""
+    changed = ("apar_config", "suppress_tokens", "_from_model_config")
+    return {name: copy.deepcopy(value) for name, value in vars(generation).items() if name in changed}
 
 
 def _base_model(model: Any) -> Any:

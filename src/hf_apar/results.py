@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache
 from transformers.utils.generic import ModelOutput
 
 from hf_apar.forward.passes import Passes
-from hf_apar.tree.display import tree_html
+from hf_apar.tree.display import counted, tree_html
 from hf_apar.tree.growth import GrowingTree
 from hf_apar.tree.threads import ParagraphTree
 
@@ -107,9 +107,8 @@ class AparOutput(ModelOutput):
 
 
 def _row_html(tree: ParagraphTree, stats: AparStats) -> str:
-    threads = f"{len(tree.threads)} thread{'' if len(tree.threads) == 1 else 's'}"
     speed = f"{stats.tokens} tokens in {stats.steps} steps, {stats.tokens_per_step:.2f} a step, {stats.seconds:.2f} s"
-    return tree_html(tree, tree.tokenizer, f"{threads}, {speed}")
+    return tree_html(tree, tree.tokenizer, f"{counted(len(tree.threads), 'thread')}, {speed}")
 
 
 def output(

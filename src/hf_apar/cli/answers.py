@@ -6,23 +6,15 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from hf_apar.cli.common import counted, finite, known_heads, named, quietly, say, tell
+from hf_apar.cli.common import Dtype, known_heads, load, load_any, named, on_device, quietly, say, tell
+from hf_apar.config import AparConfig
 from hf_apar.data.described import setting
+from hf_apar.tree.display import counted
 
 if TYPE_CHECKING:
-    from hf_apar.cli.compare import AparResult, Result
+    from hf_apar.cli.compare import AparResult, Method, Result
     from hf_apar.speculation.proposer import Proposer
 
-SystemOption = Annotated[str | None, typer.Option("--system", help="What the model is told before the question.")]
-NewTokensOption = Annotated[
-    int, typer.Option("--max-new-tokens", min=1, help="Bound on all tokens of all threads together.")
-]
-ThreadsOption = Annotated[int | None, typer.Option("--max-threads", min=1, help="Threads that may live at once.")]
-BiasOption = Annotated[
-    float | None,
-    typer.Option("--fork-bias", callback=finite, help="Added to the logit of [Fork]: more forks, or fewer."),
-]
-NoHeadsOption = Annotated[bool, typer.Option("--no-heads", help="Write without Medusa heads.")]
 HeadsOption = Annotated[
     str | None,
     typer.Option(
@@ -33,21 +25,32 @@ HeadsOption = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """How a token is chosen of those that may come next: any option of sampling samples, temperature 0 is greedy.
+class Answering:
+    """How questions are answered, and tokens chosen: any option of sampling samples, temperature 0 is greedy.
 
-    >>> Drawing(top_p=0.9).options()
+    >>> Answering(top_p=0.9).options()
     {'do_sample': True, 'top_p': 0.9}
-    >>> Drawing(temperature=0.0, top_p=0.9, repetition_penalty=1.1).options()
+    >>> Answering(temperature=0.0, top_p=0.9, repetition_penalty=1.1).options()
     {'do_sample': False, 'repetition_penalty': 1.1}
     """
 
+    system: str | None = setting(None, "What the model is told before the question.")
+    max_new_tokens: int = setting(512, "Bound on all tokens of all threads together.", least=1)
+    max_threads: int | None = setting(None, "Threads that may live at once.", least=1)
+    fork_bias: float | None = setting(None, "Added to the logit of [Fork]: more forks, or fewer.")
+    plain: bool = setting(False, "Decode plainly only; any chat model will do.")
+    no_heads: bool = setting(False, "Write without Medusa heads.")
     do_sample: bool = setting(False, "Sample, instead of the likeliest token.")
     temperature: float | None = setting(None, "Of the sampling; 0 takes the likeliest token.", least=0)
     top_p: float | None = setting(None, "Sample of the likeliest tokens that have this share together.", least=0, most=1)
     top_k: int | None = setting(None, "Sample of so many likeliest tokens; 0 for all.", least=0)
     repetition_penalty: float | None = setting(None, "Above 1: say again less; 1 for none.", least=0.01)
     seed: int = setting(0, "Seed of whatever is drawn at random.", least=0, most=2**32 - 1)
+
+    @property
+    def config(self) -> AparConfig | None:
+        """The settings of threads; ``None`` for plain decoding."""
+        return None if self.plain else AparConfig(max_threads=self.max_threads, fork_bias=self.fork_bias)
 
     def options(self) -> dict[str, object]:
         """Return the options of ``generate``."""
@@ -56,6 +59,18 @@ class Drawing:
         sampled = self.temperature != 0 and (self.do_sample or bool(given))
         options: dict[str, object] = {"do_sample": sampled, **(given if sampled else {})}
         return options if self.repetition_penalty is None else options | {"repetition_penalty": self.repetition_penalty}
+
+    def loaded(self, model: str | None, base: str | None, heads: str | None, device: str, dtype: Dtype) -> "Method":
+        """Load what answers, with what makes its drafts; it has no prompt yet."""
+        only_apar = {"--max-threads": self.max_threads, "--fork-bias": self.fork_bias, "--heads": heads}
+        refuse_together("--plain", self.plain, only_apar, "leaves APAR out")
+        refuse_together("--no-heads", self.no_heads, {"--heads": heads}, "leaves the heads out")
+        options = self.options()
+        loaded, tokenizer = (load_any if self.plain else load)(model, dtype, base)
+        from hf_apar.cli.compare import Method
+
+        proposer = None if self.no_heads or self.plain else heads_for(model, heads)
+        return Method(on_device(loaded, device), tokenizer, [], self.max_new_tokens, options, self.seed, True, proposer)
 
 
 def refuse_together(name: str, given: bool, others: Mapping[str, object], why: str) -> None:
@@ -76,10 +91,17 @@ def heads_for(model: str | None, heads: str | None) -> "Proposer | None":
         return MedusaDrafts(load_heads(place)) if heads or find_heads(place) else None
 
 
-def title(text: str, show: bool) -> None:
-    """Write what comes next, where answers are shown."""
-    if show:
-        typer.secho(f"--- {text}", bold=True)
+def both_ways(method: "Method", config: AparConfig | None, *, plain: bool) -> "tuple[Result | None, AparResult | None]":
+    """Decode plainly if ``plain``, and in threads if there is a ``config``; where both are shown, say which is which."""
+    told = plain and config is not None and method.show
+    if plain and config is not None:
+        method.warm_up(config)
+    if told:
+        typer.secho("--- Plain decoding", bold=True)
+    one = method.plain() if plain else None
+    if told:
+        typer.secho("--- APAR", bold=True)
+    return one, None if config is None else method.apar(config)
 
 
 def summarise(one: "Result | None", many: "AparResult | None") -> None:

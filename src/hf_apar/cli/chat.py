@@ -4,21 +4,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from hf_apar.cli.answers import (
-    BiasOption,
-    Drawing,
-    HeadsOption,
-    NewTokensOption,
-    NoHeadsOption,
-    SystemOption,
-    ThreadsOption,
-    heads_for,
-    refuse_together,
-)
+from hf_apar.cli.answers import Answering, HeadsOption
 from hf_apar.cli.common import (
     BaseOption,
     DeviceOption,
@@ -27,15 +17,11 @@ from hf_apar.cli.common import (
     ModelOption,
     TemplateArgumentsOption,
     app,
-    load,
-    load_any,
-    on_device,
     say,
     template_arguments,
 )
 from hf_apar.cli.explanations import explain
 from hf_apar.cli.options import with_settings
-from hf_apar.config import AparConfig
 from hf_apar.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -56,37 +42,23 @@ Ctrl-C stops an answer and keeps what was written. A question that begins with /
 @app.command("chat")
 @with_settings
 def chat_command(
-    drawing: Drawing,
+    how: Answering,
     model: ModelOption = None,
     base: BaseOption = None,
-    system: SystemOption = None,
     chat_template_kwargs: TemplateArgumentsOption = None,
-    max_new_tokens: NewTokensOption = 512,
-    max_threads: ThreadsOption = None,
-    fork_bias: BiasOption = None,
-    plain: Annotated[bool, typer.Option("--plain", help="Decode plainly only; any chat model will do.")] = False,
     heads: HeadsOption = None,
-    no_heads: NoHeadsOption = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = Dtype.auto,
 ) -> None:
     """Chat with a model and watch its threads write; /help tells what else can be typed. A pipe gives a line a turn."""
-    refuse_together(
-        "--plain", plain, {"--max-threads": max_threads, "--fork-bias": fork_bias, "--heads": heads}, "leaves APAR out"
-    )
-    refuse_together("--no-heads", no_heads, {"--heads": heads}, "leaves the heads out")
     if sys.stdin is None:
         raise ConfigurationError("there is no standard input to read questions from; start chat in a terminal or a pipe")
-    options, arguments = drawing.options(), template_arguments(chat_template_kwargs)
-    loaded, tokenizer = (load_any if plain else load)(model, dtype, base)
-    from hf_apar.cli.compare import Method
+    arguments = template_arguments(chat_template_kwargs)
+    method = how.loaded(model, base, heads, device, dtype)
     from hf_apar.cli.conversation import Conversation, Way
 
-    proposer = None if no_heads or plain else heads_for(model, heads)
-    method = Method(on_device(loaded, device), tokenizer, [], max_new_tokens, options, drawing.seed, True, proposer)
-    config = None if plain else AparConfig(max_threads=max_threads, fork_bias=fork_bias)
-    told = [] if system is None else [{"role": "system", "content": system}]
-    _converse(Conversation(method, config, arguments, told, Way.plain if plain else Way.apar))
+    told = [] if how.system is None else [{"role": "system", "content": how.system}]
+    _converse(Conversation(method, how.config, arguments, told, Way.plain if how.plain else Way.apar))
 
 
 def _converse(chat: "Conversation") -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from hf_apar.cli.application import app, errors_in_one_line, say, tell
+from hf_apar.cli.application import app, say, tell
 from hf_apar.data.settings import Loading
 from hf_apar.errors import AparError, ConfigurationError, ControlTokenError
 from hf_apar.processes import local_number, process_count, process_number
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["app", "errors_in_one_line", "say", "tell"]  # for the commands
+__all__ = ["app", "say", "tell"]  # for the commands
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _MODEL_FILES = ("config.json", "adapter_config.json")
@@ -109,15 +109,6 @@ def template_arguments(text: str | None) -> dict[str, object] | None:
             f'--chat-template-kwargs takes a JSON object such as {{"enable_thinking": false}}, got {text}'
         )
     return values
-
-
-def counted(number: int, noun: str) -> str:
-    """Say how many.
-
-    >>> counted(1, "thread"), counted(2, "thread")
-    ('1 thread', '2 threads')
-    """
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from hf_apar.generation_settings import eos_token_ids
 from hf_apar.replay import Recorder, Trace
 from hf_apar.results import AparStats
 from hf_apar.speculation.proposer import Proposer
-from hf_apar.tokens import checkpoint_config
 
 
 @dataclass(frozen=True)
@@ -86,15 +85,14 @@ class Method:
 
     def apar(self, config: AparConfig) -> AparResult:
         """Decode with forks."""
-        joint = config.filled_from(checkpoint_config(self.model)).joint or ""
-        view = LiveTree(self.tokenizer, joint=joint) if self.show else None
+        view = LiveTree(self.tokenizer) if self.show else None
         wanted = {} if self.question is None else {"output_scores": True}
         output, seconds, trace = self._shown(view, apar=config, proposer=self.proposer, **wanted)
         tree, stats = output.trees[0], output.stats[0]  # type: ignore[attr-defined]
         unfinished = sum(thread.finish_reason == "length" for thread in tree.threads)
         return AparResult(tree.text(self.tokenizer), stats.tokens, seconds, unfinished, stats, tree.to_dict(), trace=trace)
 
-    def _shown(self, view: LiveText | LiveTree | None, **options: object) -> tuple[object, float, Trace | None]:
+    def _shown(self, view: LiveTree | None, **options: object) -> tuple[object, float, Trace | None]:
         """Generate, and leave on the screen what was written, also where something stops it.
 
         Raises:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
-from hf_apar.cli.answers import say_what_was_cut, summarise, title
+from hf_apar.cli.answers import both_ways, say_what_was_cut, summarise
 from hf_apar.cli.compare import Interrupted, Method
 from hf_apar.config import AparConfig
 from hf_apar.errors import ConfigurationError
@@ -65,14 +65,8 @@ class Conversation:
         return replace(self.method, prompt=ids, question=turn["content"])
 
     def _answered(self, method: Method) -> tuple[str, list[Trace | None]]:
-        both = self.way is Way.compare
-        if both:
-            assert self.config is not None
-            method.warm_up(self.config)
-            title("Plain decoding", True)
-        one = method.plain() if self.way is not Way.apar else None
-        title("APAR", both)
-        many = method.apar(self.config) if self.config is not None and self.way is not Way.plain else None
+        config = None if self.way is Way.plain else self.config
+        one, many = both_ways(method, config, plain=self.way is not Way.apar)
         summarise(one, many)
         say_what_was_cut(one, many, method.max_new_tokens)
         results = [result for result in (many, one) if result is not None]

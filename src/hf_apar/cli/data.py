@@ -14,7 +14,6 @@ from hf_apar.cli.common import (
     SeedOption,
     TemplateArgumentsOption,
     app,
-    errors_in_one_line,
     one_process,
     progress,
     template_arguments,
@@ -48,9 +47,8 @@ def distill_command(
     dtype: DtypeOption = Dtype.float32,
 ) -> None:
     """Let a model answer prompts in its own words: the text for `train`. Goes on where it stopped."""
-    with errors_in_one_line():
-        writer = TextWriter(model, sampling, loading, dtype, seed, template_arguments(chat_template_kwargs))
-        answer_prompts(writer, None if prompts == "-" else Path(prompts), output, asking, limits)
+    writer = TextWriter(model, sampling, loading, dtype, seed, template_arguments(chat_template_kwargs))
+    answer_prompts(writer, None if prompts == "-" else Path(prompts), output, asking, limits)
 
 
 @app.command("elaborate")
@@ -67,9 +65,8 @@ def elaborate_command(
     dtype: DtypeOption = Dtype.float32,
 ) -> None:
     """Let a model go on with the short details of its ANSWERS, and close its lists. Goes on where it stopped."""
-    with errors_in_one_line():
-        writer = TextWriter(model, sampling, loading, dtype, seed, template_arguments(chat_template_kwargs))
-        elaborate_answers(writer, answers, output, elaboration)
+    writer = TextWriter(model, sampling, loading, dtype, seed, template_arguments(chat_template_kwargs))
+    elaborate_answers(writer, answers, output, elaboration)
 
 
 @app.command("extract")
@@ -80,9 +77,8 @@ def extract_command(
     limits: TreeLimits,
 ) -> None:
     """Find where the answers of chats fork, and report what keeps the others whole. Bad records are written aside."""
-    with errors_in_one_line():
-        one_process("hf-apar extract", "start it without a launcher, with --workers N for several")
-        extract_trees(source, output, limits)
+    one_process("hf-apar extract", "start it without a launcher, with --workers N for several")
+    extract_trees(source, output, limits)
 
 
 def answer_prompts(

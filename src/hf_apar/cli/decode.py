@@ -7,26 +7,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hf_apar.cli.answers import (
-    BiasOption,
-    Drawing,
-    HeadsOption,
-    NewTokensOption,
-    NoHeadsOption,
-    SystemOption,
-    ThreadsOption,
-    heads_for,
-    refuse_together,
-    say_what_was_cut,
-    summarise,
-    title,
-)
+from hf_apar.cli.answers import Answering, HeadsOption, both_ways, refuse_together, say_what_was_cut, summarise
 from hf_apar.cli.common import (
     BaseOption,
     DeviceOption,
@@ -36,14 +23,11 @@ from hf_apar.cli.common import (
     TemplateArgumentsOption,
     app,
     load,
-    load_any,
-    on_device,
     say,
     template_arguments,
 )
 from hf_apar.cli.options import with_settings
 from hf_apar.cli.replay import HtmlOption, TraceOption, keep_traces, refuse_missing_folders
-from hf_apar.config import AparConfig
 from hf_apar.errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:
@@ -56,18 +40,12 @@ if TYPE_CHECKING:
 @with_settings
 def generate_command(
     prompt: Annotated[str, typer.Argument(help="The question, as one user turn; - reads it from the standard input.")],
-    drawing: Drawing,
+    how: Answering,
     model: ModelOption = None,
     base: BaseOption = None,
-    system: SystemOption = None,
     chat_template_kwargs: TemplateArgumentsOption = None,
-    max_new_tokens: NewTokensOption = 512,
-    max_threads: ThreadsOption = None,
-    fork_bias: BiasOption = None,
     compare: Annotated[bool, typer.Option("--compare", help="Decode plainly first, and show both times.")] = False,
-    plain: Annotated[bool, typer.Option("--plain", help="Decode plainly only; any chat model will do.")] = False,
     heads: HeadsOption = None,
-    no_heads: NoHeadsOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object and nothing else.")] = False,
     html: HtmlOption = None,
     trace: TraceOption = None,
@@ -75,31 +53,18 @@ def generate_command(
     dtype: DtypeOption = Dtype.auto,
 ) -> None:
     """Answer PROMPT with many threads, and watch them write. Sampling options sample; without one it is greedy."""
-    only_apar = {"--compare": compare, "--max-threads": max_threads, "--fork-bias": fork_bias, "--heads": heads}
-    refuse_together("--plain", plain, only_apar, "leaves APAR out")
-    refuse_together("--no-heads", no_heads, {"--heads": heads}, "leaves the heads out")
+    refuse_together("--plain", how.plain, {"--compare": compare}, "leaves APAR out")
     refuse_missing_folders({"--html": html, "--trace": trace})
-    options, text, arguments = drawing.options(), _prompt(prompt), template_arguments(chat_template_kwargs)
-    loaded, tokenizer = (load_any if plain else load)(model, dtype, base)
-    from hf_apar.cli.compare import Method
-
-    config = AparConfig(max_threads=max_threads, fork_bias=fork_bias)
-    proposer = None if no_heads or plain else heads_for(model, heads)
-    ids = _encode(tokenizer, text, system, arguments)
-    question = None if html is None and trace is None else text
-    loaded = on_device(loaded, device)
-    decoder = Method(loaded, tokenizer, ids, max_new_tokens, options, drawing.seed, not as_json, proposer, question)
-    if compare:
-        decoder.warm_up(config)
-        title("Plain decoding", decoder.show)
-    one = decoder.plain() if plain or compare else None
-    title("APAR", compare and decoder.show)
-    many = None if plain else decoder.apar(config)
+    text, arguments = _prompt(prompt), template_arguments(chat_template_kwargs)
+    method = how.loaded(model, base, heads, device, dtype)
+    ids = _encode(method.tokenizer, text, how.system, arguments)
+    decoder = replace(method, prompt=ids, show=not as_json, question=None if html is None and trace is None else text)
+    one, many = both_ways(decoder, how.config, plain=how.plain or compare)
     if as_json:
         typer.echo(json.dumps(_record(text, one, many), ensure_ascii=not _unicode_output()))
     else:
         summarise(one, many)
-    say_what_was_cut(one, many, max_new_tokens)
+    say_what_was_cut(one, many, how.max_new_tokens)
     keep_traces([one.trace for one in (many, one) if one is not None], html, trace)
 
 

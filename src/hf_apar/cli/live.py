@@ -3,8 +3,7 @@
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import cast
 
 from rich.console import Console
@@ -15,128 +14,38 @@ from transformers import PreTrainedTokenizerBase
 from hf_apar.cli.picture import Picture
 from hf_apar.streaming import AparStreamer
 from hf_apar.text.encoding import answer_text, decode_text
-from hf_apar.tree.threads import Decodes, joined, segments_text
+from hf_apar.tree.display import CURSOR
+from hf_apar.tree.threads import Decodes, ParagraphTree, Thread, joined
 
 COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red", "bright_cyan", "bright_magenta", "bright_yellow")
-CURSOR = "▌"
 UNFINISHED_CHARACTER = "\ufffd"
 _CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])  # all but tab and newline
 
 
-@dataclass
-class _Segment:
-    """Tokens of one thread that stand next to each other in the answer; the text is decoded once per change."""
+def coloured(tree: ParagraphTree, tokenizer: PreTrainedTokenizerBase) -> Text:
+    """Return the answer so far: a thread that lives or waits in its colour with a cursor where it grows, others plain.
 
-    tokens: list[int] = field(default_factory=list)
-    decoded: int = 0
-    text: str = ""
-
-    def read(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        if self.decoded < len(self.tokens):
-            self.text = decode_text(tokenizer, self.tokens)
-            self.decoded = len(self.tokens)
-        return self.text
-
-
-@dataclass
-class _Branch:
-    """A thread as the view knows it: its segments, and between them the threads that it forked."""
-
-    parts: "list[_Segment | _Branch]" = field(default_factory=lambda: [_Segment()])
-    colour: str = COLOURS[0]
-    live: bool = True
-
-    @property
-    def end(self) -> _Segment:
-        """The segment that grows: a branch always ends in one."""
-        assert isinstance(self.parts[-1], _Segment)
-        return self.parts[-1]
-
-    def fork(self, child: "_Branch") -> None:
-        self.parts += [child, _Segment()]
-
-
-class TreeView(AparStreamer):
-    """The tree of one answer in reading order, built from what a streamer is told.
-
-    Args:
-        tokenizer: turns tokens into text.
-        row: which answer of the batch is followed; the others are ignored.
-        joint: of :attr:`AparConfig.joint <hf_apar.AparConfig>`: what stands between two segments without a space.
+    Control characters are left out: a model's text shall not command a terminal.
     """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, row: int = 0, joint: str = "") -> None:
-        self.tokenizer, self.row, self.joint = tokenizer, row, joint
-        self._branches: dict[int, _Branch] = {}
-
-    def begin_thread(self, row: int, thread: int, parent: int | None) -> None:
-        if row != self.row:
-            return
-        branch = _Branch(colour=COLOURS[len(self._branches) % len(COLOURS)])
-        if parent is not None:
-            self._branches[parent].fork(branch)
-        self._branches[thread] = branch
-
-    def put_token(self, row: int, thread: int, parent: int | None, token: int) -> None:
-        if row == self.row:
-            self._branches[thread].end.tokens.append(token)
-
-    def end_thread(self, row: int, thread: int, finish_reason: str) -> None:
-        if row == self.row:
-            self._branches[thread].live = False
-
-    def end(self) -> None:
-        for branch in self._branches.values():
-            branch.live = False
-
-    def render(self) -> Text:
-        """Return the answer so far: a live thread in its colour with a cursor where it grows, finished text plain.
-
-        Control characters are left out: a model's text shall not command a terminal.
-        """
-        text = Text()
-        if self._branches:
-            self._append(text, next(iter(self._branches.values())))
-        return text
-
-    def token_ids(self) -> list[int]:
-        """Return the tokens of the answer so far, in reading order."""
-        return [token for tokens in self._segments() for token in tokens]
-
-    def text(self) -> str:
-        """Return the text of the answer so far, as :meth:`ParagraphTree.text <hf_apar.ParagraphTree.text>` does."""
-        return segments_text(self._segments(), cast(Decodes, self.tokenizer), self.joint)
-
-    def _segments(self) -> Iterator[list[int]]:
-        return self._read(next(iter(self._branches.values()))) if self._branches else iter(())
-
-    def _read(self, branch: _Branch) -> Iterator[list[int]]:
-        for part in branch.parts:
-            if isinstance(part, _Branch):
-                yield from self._read(part)
-            else:
-                yield part.tokens
-
-    def _append(self, text: Text, branch: _Branch) -> None:
-        style = branch.colour if branch.live else ""
-        for part in branch.parts:
-            if isinstance(part, _Branch):
-                self._append(text, part)
-            else:
-                words = part.read(self.tokenizer)
-                words = words if text else answer_text(self.tokenizer, words)
-                words = words.rstrip(UNFINISHED_CHARACTER) if branch.live else words
-                words = joined(text.plain.rstrip(CURSOR), words, self.joint) if self.joint else words
-                text.append(words.translate(_CONTROLS), style=style)
-        if branch.live:
-            text.append(CURSOR, style=f"{branch.colour} blink")
+    text = Text()
+    for thread, tokens, is_last in tree.segments():
+        colour = "" if thread.finish_reason else COLOURS[thread.index % len(COLOURS)]
+        words = decode_text(tokenizer, tokens)
+        words = words if text else answer_text(tokenizer, words)
+        words = words.rstrip(UNFINISHED_CHARACTER) if colour else words
+        words = joined(text.plain.rstrip(CURSOR), words, tree.joint) if tree.joint else words
+        text.append(words.translate(_CONTROLS), style=colour)
+        if colour and is_last:
+            text.append(CURSOR, style=f"{colour} blink")
+    return text
 
 
-class LiveTree(TreeView):
+class LiveTree(AparStreamer):
     """Shows the answer on ``console`` while it grows, and the whole of it once it is finished or interrupted.
 
     While it grows, only the last lines that fit the terminal are shown; lines end between words. Where the output is no
     terminal, only the finished text is written, byte for byte; a terminal gets no control characters but tab and newline.
+    Of a batch the first answer is followed.
 
     Args:
         tokenizer: turns tokens into text.
@@ -145,39 +54,26 @@ class LiveTree(TreeView):
     """
 
     def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        console: Console | None = None,
-        row: int = 0,
-        joint: str = "",
-        refresh_seconds: float = 0.1,
+        self, tokenizer: PreTrainedTokenizerBase, *, console: Console | None = None, refresh_seconds: float = 0.1
     ) -> None:
-        super().__init__(tokenizer, row=row, joint=joint)
+        self.tokenizer, self.refresh_seconds = tokenizer, refresh_seconds
         self.console = console or standard_output()
-        self.refresh_seconds = refresh_seconds
+        self._tree: ParagraphTree | None = None
         self._picture = Picture(self.console) if self.console.is_terminal and not self.console.is_dumb_terminal else None
         self._drawn = 0.0
         self._left = False
 
-    def put_token(self, row: int, thread: int, parent: int | None, token: int) -> None:
-        super().put_token(row, thread, parent, token)
-        if self._picture is None or time.monotonic() - self._drawn < self.refresh_seconds:
-            return
-        self._picture.draw(self.render())
-        self._drawn = time.monotonic()
+    def text(self) -> str:
+        """Return the text of the answer so far."""
+        return "" if self._tree is None else self._tree.text(cast(Decodes, self.tokenizer))
+
+    def end_step(self, trees: Sequence[ParagraphTree]) -> None:
+        self._tree = trees[0]
+        if self._picture is not None and time.monotonic() - self._drawn >= self.refresh_seconds:
+            self._picture.draw(coloured(self._tree, self.tokenizer))
+            self._drawn = time.monotonic()
 
     def end(self) -> None:
-        super().end()
-        self._leave()
-
-    def close(self) -> None:
-        """Leave what was written on the console, if the answer did not end by itself; safe to call twice."""
-        super().end()
-        if self.token_ids():
-            self._leave()
-
-    def _leave(self) -> None:
         """Put the text in the place of the live picture, once."""
         if self._left:
             return
@@ -191,33 +87,22 @@ class LiveTree(TreeView):
             self.console.file.write(f"{text}\n")  # as it is: rich drops control characters, such as a carriage return
             self.console.file.flush()
 
+    def close(self) -> None:
+        """Leave what was written on the console, if the answer did not end by itself; safe to call twice."""
+        if self._tree is not None and self._tree.token_ids:
+            self.end()
 
-class LiveText:
-    """A plain streamer, as ``TextStreamer``, that shows the answer as :class:`LiveTree` does: a tree of one thread."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, console: Console | None = None) -> None:
-        self.view = LiveTree(tokenizer, console=console)
-        self._prompt_passed = False
+class LiveText(LiveTree):
+    """The same for a plain answer, as transformers' streamers: a tree of one thread."""
 
     def put(self, value: Tensor) -> None:
         """Take the prompt first, which is not shown, then each token: (1,) or (1, tokens)."""
-        if not self._prompt_passed:
-            self._prompt_passed = True
-            self.view.begin_thread(self.view.row, 0, None)
+        if self._tree is None:
+            self._tree = ParagraphTree([Thread(0, None, 0, 1, [])])
             return
-        for token in value.flatten().tolist():
-            self.view.put_token(self.view.row, 0, None, token)
-
-    def end(self) -> None:
-        self.view.end()
-
-    def text(self) -> str:
-        """Return the text of the answer so far."""
-        return self.view.text()
-
-    def close(self) -> None:
-        """Leave what was written on the console; safe to call twice."""
-        self.view.close()
+        self._tree.threads[0].tokens += value.flatten().tolist()
+        self.end_step([self._tree])
 
 
 def standard_output() -> Console:

@@ -16,19 +16,18 @@ from hf_apar.cli.common import (
     app,
     chosen_device,
     chosen_dtype,
-    errors_in_one_line,
     load,
     load_untuned,
     loading_options,
     one_process,
 )
 from hf_apar.cli.data import answer_prompts, elaborate_answers, extract_trees
-from hf_apar.cli.evaluate import ARMS, run_evaluation, show
+from hf_apar.cli.evaluate import ARMS, Measuring, run_evaluation, show
 from hf_apar.cli.stages import Stages
 from hf_apar.cli.training import tell_metrics
 from hf_apar.cli.writing import TextWriter
 from hf_apar.data.described import not_free
-from hf_apar.training.recipe import DEFAULT_RECIPE, EXAMPLE, Recipe, read_recipe, written
+from hf_apar.training.recipe import EXAMPLE, Recipe, read_recipe, written
 
 EVALUATED = 20  # prompts of the package's own suites that the last stage asks
 
@@ -80,14 +79,13 @@ def recipe_command(
     ] = False,
 ) -> None:  # fmt: skip
     """From a chat model to one that forks: all of these commands and evaluate; goes on where it stopped."""
-    with errors_in_one_line():
-        one_process("hf-apar recipe", "start it without a launcher, or its stages one by one, as docs/big-models.md does")
-        recipe = DEFAULT_RECIPE if file is None else read_recipe(file)
-        given: dict[str, Any] = {"model": model, "prompts": None if prompts is None else str(prompts)}
-        recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
-        output.mkdir(parents=True, exist_ok=True)
-        with alone(output):
-            RecipeRun(recipe, output, restart=restart).run(until)
+    one_process("hf-apar recipe", "start it without a launcher, or its stages one by one, as docs/big-models.md does")
+    recipe = Recipe() if file is None else read_recipe(file)
+    given: dict[str, Any] = {"model": model, "prompts": None if prompts is None else str(prompts)}
+    recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
+    output.mkdir(parents=True, exist_ok=True)
+    with alone(output):
+        RecipeRun(recipe, output, restart=restart).run(until)
     plain = " --plain" if recipe.train.sequential else ""
     done = f'done: hf-apar generate{plain} --model {output / "adapter"} "..."'
     typer.echo(f"done, up to {until}; without --until the rest is made" if until else done)
@@ -102,11 +100,10 @@ def export_command(
     license: Annotated[str | None, typer.Option(help="Of the adapter, as model cards name it: apache-2.0.")] = None,
 ) -> None:
     """Write to OUTPUT what of an adapter others need, with a model card: a folder to upload to the Hub."""
-    with errors_in_one_line():
-        from hf_apar.checkpoints.default_model import DEFAULT_ADAPTER
-        from hf_apar.checkpoints.publishing import export_adapter
+    from hf_apar.checkpoints.default_model import DEFAULT_ADAPTER
+    from hf_apar.checkpoints.publishing import export_adapter
 
-        export_adapter(model or DEFAULT_ADAPTER, output, name=name, base=base, license=license)
+    export_adapter(model or DEFAULT_ADAPTER, output, name=name, base=base, license=license)
     typer.echo(f"read {output / 'README.md'}, then: hf upload {name} {output}")
 
 
@@ -220,7 +217,7 @@ class RecipeRun:
                 options = loading_options(self.recipe.loading, self.dtype)
                 models = Models(str(self.adapter), base or DEFAULT_BASE, dtype, device, variables or {}, options)
                 prompts = prompts_of(["own"], sample=EVALUATED)
-                show(run_evaluation(models, ARMS, prompts, self.adapter / "evaluation", likelihood=True))
+                show(run_evaluation(models, ARMS, prompts, self.adapter / "evaluation", Measuring(likelihood=True)))
 
 
 def _tell(number: int, what: str, wanted: bool) -> bool:

@@ -13,7 +13,6 @@ from hf_apar.cli.common import (
     SeedOption,
     TemplateArgumentsOption,
     app,
-    errors_in_one_line,
     load,
     one_process,
     template_arguments,
@@ -46,18 +45,17 @@ def train_command(
     seed: SeedOption = 0,
 ) -> None:
     """Teach a model where to fork, from ANSWERS to an adapter in OUTPUT. Goes on from a checkpoint found there."""
-    with errors_in_one_line():
-        from hf_apar.checkpoints.default_model import DEFAULT_BASE
-        from hf_apar.training.fine_tuning import train
+    from hf_apar.checkpoints.default_model import DEFAULT_BASE
+    from hf_apar.training.fine_tuning import train
 
-        metrics = train(
-            answers, output, selection, tuning, model=model or DEFAULT_BASE, loading=loading, start=start, bf16=bf16,
-            seed=seed, chat_template_kwargs=template_arguments(chat_template_kwargs),
-        )  # fmt: skip
-        if process_count() > 1:
-            from accelerate import PartialState
+    metrics = train(
+        answers, output, selection, tuning, model=model or DEFAULT_BASE, loading=loading, start=start, bf16=bf16,
+        seed=seed, chat_template_kwargs=template_arguments(chat_template_kwargs),
+    )  # fmt: skip
+    if process_count() > 1:
+        from accelerate import PartialState
 
-            PartialState().destroy_process_group()  # else a thread of it may outlive the interpreter, which then aborts
+        PartialState().destroy_process_group()  # else a thread of it may outlive the interpreter, which then aborts
     if process_number() == 0:
         tell_metrics(metrics)
 
@@ -84,13 +82,12 @@ def train_medusa_command(
     dtype: DtypeOption = Dtype.bfloat16,
 ) -> None:
     """Teach Medusa heads to guess what a model that can fork writes next. Goes on from a checkpoint found in OUTPUT."""
-    with errors_in_one_line():
-        from hf_apar.training.heads import train_medusa
+    from hf_apar.training.heads import train_medusa
 
-        one_process("hf-apar train-medusa", "start it without a launcher: heads are small")
-        loaded, tokenizer = load(model, dtype, loading=loading)
-        metrics = train_medusa(
-            loaded, tokenizer, answers, output, tuning, start=start, seed=seed,
-            chat_template_kwargs=template_arguments(chat_template_kwargs),
-        )  # fmt: skip
+    one_process("hf-apar train-medusa", "start it without a launcher: heads are small")
+    loaded, tokenizer = load(model, dtype, loading=loading)
+    metrics = train_medusa(
+        loaded, tokenizer, answers, output, tuning, start=start, seed=seed,
+        chat_template_kwargs=template_arguments(chat_template_kwargs),
+    )  # fmt: skip
     typer.echo(json.dumps(metrics, indent=1))

@@ -25,15 +25,11 @@ FEW = 20  # answers below which the bootstrap's interval is too narrow
 ALL = "all"
 
 
-def figures(rows: Rows, suites: Sequence[str] | None = None) -> dict[str, dict[str, dict[str, Figure]]]:
-    """Return all figures that mean something.
-
-    Args:
-        suites: those to give apart from ``all``; ``None`` for each that occurs.
-    """
+def figures(rows: Rows) -> dict[str, dict[str, dict[str, Figure]]]:
+    """Return all figures that mean something, of all suites together and of each that occurs."""
     found: dict[str, dict[str, dict[str, Figure]]] = {}
     for arm, some in rows.items():
-        groups = {ALL: [*some], **{suite: of_suite(some, suite) for suite in suites_of(rows, suites)}}
+        groups = {ALL: [*some], **{suite: of_suite(some, suite) for suite in suites_of(rows)}}
         found[arm] = {suite: _figures(group) for suite, group in groups.items() if group}
     return found
 
@@ -65,10 +61,9 @@ def of_suite(rows: Sequence[Row], suite: str) -> list[Row]:
     return [row for row in rows if suite in (ALL, row.prompt.suite)]
 
 
-def suites_of(rows: Rows, suites: Sequence[str] | None = None) -> list[str]:
-    """Return the suites that occur, or those of ``suites`` that do."""
-    there = dict.fromkeys(row.prompt.suite for some in rows.values() for row in some)
-    return [suite for suite in there if suites is None or suite in suites]
+def suites_of(rows: Rows) -> list[str]:
+    """Return the suites that occur."""
+    return list(dict.fromkeys(row.prompt.suite for some in rows.values() for row in some))
 
 
 def _figures(rows: Sequence[Row]) -> dict[str, Figure]:

@@ -92,9 +92,12 @@ def evaluate(
         if measures:
             extras = measure_all(measures, rows, folder / "extras.jsonl", progress=telling("answers measured"))
             rows = rows_by_arm(prompts, answers, tokenizers, extras)
-        names = [arm.name for arm in arms]
-        two = pairs_of(names)
-        against_first = {title: pair for title, pair in two.items() if pair[1] == names[0]}
+        two = pairs_of([arm.name for arm in arms])
+        judged: dict[str, Judged] = {}
+        if judges:
+            from hf_apar.evaluation.judging import judge_arms  # needs the extra evaluate
+
+            judged = judge_arms(judges, arms, prompts, answers, folder / "verdicts.jsonl", telling("verdicts"))
         report = Report(
             made_with=made_with,
             arms={arm.name: arm.says for arm in arms},
@@ -104,7 +107,7 @@ def evaluate(
             compared={title: compare(rows[one], rows[other]) for title, (one, other) in two.items()},
             differences={title: compare_figures(rows[one], rows[other]) for title, (one, other) in two.items()},
             likelier={title: found for title, (one, other) in two.items() if (found := likelier(rows[one], rows[other]))},
-            judged=_judged(judges, arms, prompts, answers, against_first, folder / "verdicts.jsonl", telling("verdicts")),
+            judged=judged,
             plots=_plots(rows, folder),
         )
         _write(report, prompts, answers, folder)
@@ -137,23 +140,6 @@ def _agree(folder: Path, made_with: Mapping[str, object], prompts: Sequence[Prom
 
 def _nobody(done: int, total: int, left: float | None) -> None:
     """Is told, and does not listen."""
-
-
-def _judged(
-    judges: "Sequence[JudgeServer]",
-    arms: Sequence[AnyArm],
-    prompts: Sequence[Prompt],
-    answers: Mapping[Key, Answered],
-    two: Mapping[str, tuple[str, str]],
-    file: Path,
-    progress: Told,
-) -> dict[str, Judged]:
-    if not judges:
-        return {}
-    from hf_apar.evaluation.judging import judge_arms  # needs the extra evaluate
-
-    models = [arm.loaded.name for arm in arms]
-    return judge_arms(judges, prompts, answers, two, file, models=models, progress=progress)
 
 
 def _surroundings() -> dict[str, object]:

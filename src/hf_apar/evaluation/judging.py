@@ -5,6 +5,8 @@ from pathlib import Path
 
 from hf_apar.evaluation.agreement import Agreement, Judged, agreement
 from hf_apar.evaluation.answers import Answered, Key
+from hf_apar.evaluation.arms import AnyArm
+from hf_apar.evaluation.differences import pair_title
 from hf_apar.evaluation.judge import JudgeServer, ask_judge
 from hf_apar.evaluation.preference import compare_pairs, preferences
 from hf_apar.evaluation.run import Told
@@ -14,33 +16,33 @@ from hf_apar.evaluation.verdicts import Pair, Preference, Verdict, VerdictKey, s
 
 def judge_arms(
     judges: Sequence[JudgeServer],
+    arms: Sequence[AnyArm],
     prompts: Sequence[Prompt],
     answers: Mapping[Key, Answered],
-    pairs_of_arms: Mapping[str, tuple[str, str]],
     path: Path,
-    *,
-    models: Sequence[str],
-    progress: Told | None = None,
+    progress: Told,
 ) -> dict[str, Judged]:
-    """Let ``judges`` compare arms, by title, and return what they say.
+    """Let ``judges`` compare each of ``arms`` with the first one, and return by title what they say.
 
     Args:
-        pairs_of_arms: the names of two arms, by title.
         path: the file of verdicts.
-        models: that wrote the answers; none of them may judge.
 
     Raises:
         ConfigurationError, DataError, ServerError: as :func:`~hf_apar.evaluation.judge.ask_judge`.
     """
+    first, *others = (arm.name for arm in arms)
     pairs = {
-        title: [Pair(shown_prompt(prompt), *(shown_answer(prompt, arm, answers) for arm in two)) for prompt in prompts]
-        for title, two in pairs_of_arms.items()
+        pair_title(other, first): [
+            Pair(shown_prompt(prompt), *(shown_answer(prompt, arm, answers) for arm in (other, first))) for prompt in prompts
+        ]
+        for other in others
     }
-    all_pairs = [pair for some in pairs.values() for pair in some]
-    tell = None if progress is None else lambda given, wanted: progress(given, wanted, None)
+    all_pairs, models = [pair for some in pairs.values() for pair in some], [arm.loaded.name for arm in arms]
     verdicts: dict[VerdictKey, Verdict] = {}
     for judge in judges:
-        verdicts |= ask_judge(judge, all_pairs, path, arms=models, progress=tell)
+        verdicts |= ask_judge(
+            judge, all_pairs, path, arms=models, progress=lambda given, wanted: progress(given, wanted, None)
+        )
     return {
         title: Judged(
             tuple(compare_pairs(judge.identity, some, verdicts) for judge in judges),

@@ -11,7 +11,6 @@ from typing import Literal
 
 from hf_apar.data.extraction.markdown import extract
 from hf_apar.data.extraction.repetition import repeated_share
-from hf_apar.evaluation.quality import distinct, false_forks
 from hf_apar.evaluation.rows import Row
 from hf_apar.evaluation.statistics import Interval, quantile, ratio, wilson
 
@@ -116,14 +115,9 @@ def _seconds(row: Row) -> float:
     return row.answered.seconds
 
 
-def _false_forks(row: Row) -> int:
-    assert row.tree is not None and row.tokenizer is not None
-    return false_forks(row.tree, row.tokenizer)
-
-
 def _distinct(length: int, says: str) -> Metric:
     return Metric(
-        says, "higher", Ratio(lambda row: distinct([row.answered.text], length)),
+        says, "higher", Ratio(lambda row: 1 - repeated_share(row.answered.text, length)),
         lambda row: len(re.findall(r"\w+", row.answered.text)) >= length,
     )  # fmt: skip
 
@@ -160,7 +154,7 @@ METRICS: Mapping[str, Metric] = {
     ),
     "empty_or_repeated": Metric(
         "share of the forked threads that are empty or repeat a sibling", "lower",
-        Ratio(_false_forks, lambda row: row.forks), lambda row: row.forked and row.tokenizer is not None,
+        Ratio(lambda row: row.false_forks, lambda row: row.forks), lambda row: row.forked and row.tokenizer is not None,
     ),
     "items_right": Metric(
         "share of the prompts that name a number of parts whose answer has as many", "higher",

@@ -5,6 +5,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import cast
+
+from transformers import PreTrainedTokenizerBase
 
 from hf_apar.errors import MissingPackageError
 
@@ -16,9 +19,9 @@ except ImportError as error:
 
 from hf_apar.evaluation.faults import FAULTS
 from hf_apar.evaluation.figures import Rows
-from hf_apar.evaluation.kv_held import kv_over_time
 from hf_apar.evaluation.metrics import METRICS
 from hf_apar.evaluation.statistics import Interval
+from hf_apar.replay import trace_of_tree
 
 SHOWN = 4  # answers whose cache is drawn
 UNDER_FAULTS = (
@@ -53,10 +56,12 @@ def seconds_per_token(rows: Rows, axes: Axes) -> bool:
 def kv_held(rows: Rows, axes: Axes) -> bool:
     """Draw the slots that the longest answers in threads hold over time; dashed, plain decoding of the same text."""
     some = next((arm for arm in rows.values() if any(row.forked for row in arm)), ())
-    longest = sorted((row for row in some if row.forked), key=lambda row: -row.answered.tokens)[:SHOWN]
+    forked = [row for row in some if row.forked and row.tokenizer is not None]
+    longest = sorted(forked, key=lambda row: -row.answered.tokens)[:SHOWN]
     for number, row in enumerate(longest):
         assert row.tree is not None
-        held = [one.slots for one in kv_over_time(row.tree)]
+        trace = trace_of_tree(row.tree, cast(PreTrainedTokenizerBase, row.tokenizer))
+        held = [trace.threads[0].inherited, *trace.held[:-1]]  # while each step runs, the prefill first
         plain = range(held[0], max(row.answered.kv_if_sequential, held[0]) + 1)
         axes.step(range(1, len(held) + 1), held, where="post", color=f"C{number}", label=row.prompt.key)
         axes.plot(range(1, len(plain) + 1), plain, color=f"C{number}", linestyle="--", linewidth=0.8)
@@ -161,17 +166,13 @@ def _bars(bars: Mapping[str, Mapping[str, Interval]], axes: Axes) -> bool:
     labels = list(dict.fromkeys(label for some in bars.values() for label in some))
     height = 0.8 / max(len(bars), 1)
     for number, (series, some) in enumerate(bars.items()):
-        places = [labels.index(label) + number * height for label in some]
-        _drawn(list(some.values()), places, height, series, axes)
+        places, values = [labels.index(label) + number * height for label in some], list(some.values())
+        axes.barh(places, [one.value for one in values], height=height, xerr=_ends(values), capsize=2, label=series)
     axes.set_yticks([place + 0.4 - height / 2 for place in range(len(labels))], labels)
     axes.invert_yaxis()
     if len(bars) > 1:
         axes.legend()
     return bool(labels)
-
-
-def _drawn(some: Sequence[Interval], places: Sequence[float], height: float, series: str, axes: Axes) -> None:
-    axes.barh(places, [one.value for one in some], height=height, xerr=_ends(some), capsize=2, label=series)
 
 
 def _ends(some: Sequence[Interval]) -> list[list[float]]:

@@ -7,6 +7,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from hf_apar.data.extraction.markdown import extract
+from hf_apar.data.extraction.repetition import repeats
 from hf_apar.data.extraction.text_tree import TextThread
 from hf_apar.evaluation.answers import Answered, Key, as_asked
 from hf_apar.evaluation.suites import Prompt
@@ -104,6 +105,19 @@ class Row:
             if any(self._is_blank(parent.tokens[start:end]) for start, end in pairwise(places)):
                 return True
         return False
+
+    @property
+    def false_forks(self) -> int:
+        """How many forked threads are empty or repeat an earlier one of their parent; tree and tokenizer must be there."""
+        assert self.tree is not None and self.tokenizer is not None
+        found = 0
+        for parent in self.tree.threads:
+            told: list[str] = []
+            for child in self.tree.children(parent):
+                text = self.tokenizer.decode(child.tokens, skip_special_tokens=True)
+                found += not has_word(text) or any(repeats(text, other) for other in told)
+                told.append(text)
+        return found
 
     def _is_blank(self, tokens: list[int]) -> bool:
         return not tokens or (

@@ -125,7 +125,7 @@ def read_fastchat(path: Path, turns: int = 1) -> list[Prompt]:
     return _each(path, lambda record: _bench_prompts(record, suite, turns))
 
 
-def read_chats(path: Path, *, sample: int | None = None, seed: int = 0) -> list[Prompt]:
+def read_chats(path: Path) -> list[Prompt]:
     """Read what chats of any form ask: all before the first answer; equal prompts count once, nothing is expected of them.
 
     A warning tells of records that cannot be used. A key is ``FILE-NUMBER``, that of the record.
@@ -133,7 +133,6 @@ def read_chats(path: Path, *, sample: int | None = None, seed: int = 0) -> list[
     Args:
         path: as for :func:`~hf_apar.data.records.files.open_records`; records as for
             :func:`~hf_apar.data.records.chats.read_chat`, or with a ``prompt`` alone.
-        sample: draw at most so many, the same ones for the same ``seed``; they stay in the order of the file.
 
     Raises:
         DataError: if none can be used.
@@ -152,7 +151,7 @@ def read_chats(path: Path, *, sample: int | None = None, seed: int = 0) -> list[
         raise aside.nothing_left("chats, or a prompt and a response")
     if aside:
         logger.warning("%s", aside)
-    return drawn(list(found.values()), sample, seed)
+    return list(found.values())
 
 
 def suite_named(text: str, *, sample: int | None = None, seed: int = 0, turns: int = 1) -> list[Prompt]:
@@ -161,22 +160,25 @@ def suite_named(text: str, *, sample: int | None = None, seed: int = 0, turns: i
     A file is one of :func:`read_suite`, :func:`read_fastchat` or :func:`read_chats`; its first record tells.
 
     Args:
-        sample, seed: as for :func:`read_chats`, for each of them; a second turn is drawn with the first.
+        sample, seed: draw at most so many, as :func:`drawn` does; a second turn is drawn with the first.
         turns: as for :func:`read_fastchat`.
 
     Raises:
         ConfigurationError: if ``text`` is none of these.
         DataError: as the readers.
     """
-    if text == "own" or text in SUITES:
-        return drawn(own() if text == "own" else own(text), sample, seed)
     path = Path(text)
-    if not path.exists():
+    if text == "own" or text in SUITES:
+        prompts = own() if text == "own" else own(text)
+    elif path.exists():
+        prompts = _read(path, turns)
+    else:
         raise ConfigurationError(
             f"the suite {text!r} is neither own, one of {', '.join(SUITES)}, nor a file; name one of these, or a file of "
             "prompts, of a bench in FastChat's form or of chats"
         )
-    return _drawn(_read(path, turns), sample, seed)
+    kept = set(drawn([prompt.key for prompt in prompts if prompt.after is None], sample, seed))
+    return [prompt for prompt in prompts if (prompt.after or prompt.key) in kept]
 
 
 def _read(path: Path, turns: int) -> list[Prompt]:
@@ -205,12 +207,6 @@ def drawn(items: Sequence[Item], sample: int | None, seed: int) -> list[Item]:
         raise ConfigurationError(f"sample is {sample}; give a number from 1 on, or leave it out")
     everywhere = random.Random(seed).sample(range(len(items)), len(items))
     return [items[place] for place in sorted(everywhere[:sample])]
-
-
-def _drawn(prompts: Sequence[Prompt], sample: int | None, seed: int) -> list[Prompt]:
-    """Draw first turns; a second one comes with its first."""
-    kept = set(drawn([prompt.key for prompt in prompts if prompt.after is None], sample, seed))
-    return [prompt for prompt in prompts if (prompt.after or prompt.key) in kept]
 
 
 def _each(path: Path, read: Callable[[object], list[Prompt]]) -> list[Prompt]:

@@ -7,11 +7,10 @@ from typing import Any, cast
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.generation.streamers import BaseStreamer
 
 from hf_apar.branches import branch
 from hf_apar.data.distillation.samplers import own_settings
-from hf_apar.streaming import AparStreamer
+from hf_apar.replay import Recorder
 
 STEPS = 16  # of a round
 _ROUNDS = 5
@@ -62,43 +61,19 @@ def measure_steps(model: PreTrainedModel, context_ids: Sequence[int], threads: i
     )
 
 
-class _Clock(BaseStreamer):
-    """The time of each token of plain decoding; the prompt comes first."""
-
-    def __init__(self) -> None:
-        self.at: list[float] = []
-
-    def put(self, value: object) -> None:
-        self.at.append(perf_counter())
-
-    def end(self) -> None:
-        """The last token has come."""
-
-
-class _BranchClock(AparStreamer):
-    """The time of each token of the first branch: all branches write one in each step."""
-
-    def __init__(self) -> None:
-        self.at: list[float] = []
-
-    def put_token(self, row: int, thread: int, parent: int | None, token: int) -> None:
-        if thread == 1:
-            self.at.append(perf_counter())
-
-
 def _plain(model: PreTrainedModel, context_ids: Sequence[int], steps: int) -> float:
-    clock = _Clock()
+    clock = Recorder()
     generate = cast(Callable[..., object], model.generate)  # the stubs take it for a module
     generate(**_options(model, context_ids, steps), streamer=clock)
-    return clock.at[-1] - clock.at[1]
+    return clock.times[-1] - clock.times[0]
 
 
 def _threads(model: PreTrainedModel, context_ids: Sequence[int], threads: int, steps: int) -> float:
-    clock = _BranchClock()
+    clock = Recorder()
     options = _options(model, context_ids, steps)
     apart = [[context_ids[-1 - number % len(context_ids)]] for number in range(threads)]  # that they write not all the same
     branch(model, options.pop("input_ids"), apart, streamer=clock, **options)
-    return clock.at[-1] - clock.at[0]
+    return clock.times[-1] - clock.times[0]
 
 
 def _options(model: PreTrainedModel, context_ids: Sequence[int], steps: int) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from hf_apar.training.mixture import Mixture, read_examples, training_mixture
 from hf_apar.training.rows.collator import DataCollatorForApar, pack, padding_id
 from hf_apar.training.runs import last_checkpoint, train_on, training_arguments, write_metrics
 from hf_apar.training.together import check_processes, once, trained_weights
-from hf_apar.training.tuning import DEFAULT_SELECTION, DEFAULT_TUNING, Selection, Tuning
+from hf_apar.training.tuning import Selection, Tuning
 
 _MASKS: dict[str | None, Literal["dense", "flex"]] = {
     None: "dense", "sdpa": "dense", "eager": "dense", "flex_attention": "flex",
@@ -41,8 +41,8 @@ _MASKS: dict[str | None, Literal["dense", "flex"]] = {
 def train(
     answers: Path,
     output: Path,
-    selection: Selection = DEFAULT_SELECTION,
-    tuning: Tuning = DEFAULT_TUNING,
+    selection: Selection = Selection(),
+    tuning: Tuning = Tuning(),
     *,
     model: str = DEFAULT_BASE,
     loading: Loading = Loading(),
@@ -187,7 +187,7 @@ class _Run:
     def _mixture(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, control_ids: tuple[int, int]) -> Mixture:
         def nll(prompt: list[int], answer: list[int]) -> float:
             with torch.autocast(base.device.type, torch.bfloat16, enabled=self.bf16):
-                return mean_nll(base, [prompt], [answer])
+                return mean_nll(base, prompt, answer)
 
         rejected = Rejections(self.answers, self.output / "rejected.jsonl")
         return training_mixture(

@@ -24,7 +24,7 @@ from hf_apar.training.mixture import Mixture, read_examples, training_mixture
 from hf_apar.training.rows.collator import DataCollatorForApar, pack, padding_id
 from hf_apar.training.rows.features import IGNORED, TreeFeatures, successors
 from hf_apar.training.runs import last_checkpoint, train_on, training_arguments, write_metrics
-from hf_apar.training.tuning import DEFAULT_HEADS, HeadsTuning, Selection
+from hf_apar.training.tuning import HeadsTuning, Selection
 
 _EVERY_ANSWER = Selection(unforked_share=0.0, max_repetition=1.0)
 DECAY = 0.8  # the weight of each guess against the one before it: later ones count only if earlier ones are right
@@ -35,7 +35,7 @@ def train_medusa(
     tokenizer: PreTrainedTokenizerBase,
     answers: Path,
     output: Path,
-    tuning: HeadsTuning = DEFAULT_HEADS,
+    tuning: HeadsTuning = HeadsTuning(),
     *,
     start: Path | None = None,
     seed: int = 0,

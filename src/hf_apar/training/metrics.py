@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import EvalPrediction, Trainer
+from transformers import EvalPrediction
 
 from hf_apar.training.rows.features import IGNORED
 
@@ -42,9 +42,3 @@ def metrics_for(fork_id: int) -> Callable[[EvalPrediction], Mapping[str, float]]
         return fork_metrics(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), fork_id)
 
     return compute
-
-
-def final_metrics(trainer: Trainer) -> dict[str, float]:
-    """Return the evaluation of the last step, without repeating one that the Trainer has just made."""
-    made = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    return made[-1] if made and made[-1]["step"] == trainer.state.global_step else trainer.evaluate()

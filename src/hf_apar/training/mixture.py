@@ -22,7 +22,7 @@ from hf_apar.training.held_out import held_out_places, prompt_key
 from hf_apar.training.rows.collator import pack
 from hf_apar.training.rows.features import TreeFeatures, tree_features, truncate, unforked
 from hf_apar.training.selection import is_selected
-from hf_apar.training.tuning import DEFAULT_SELECTION, Selection, Tuning
+from hf_apar.training.tuning import Selection, Tuning
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def training_mixture(
     answers: Sequence[TextAnswer | ChatAnswer],
     tokenizer: PreTrainedTokenizerBase,
     control_ids: tuple[int, int],
-    selection: Selection = DEFAULT_SELECTION,
+    selection: Selection = Selection(),
     *,
     max_length: int = Tuning.max_length,
     seed: int = 0,

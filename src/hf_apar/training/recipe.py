@@ -34,9 +34,6 @@ class Recipe:
     heads: HeadsTuning = HeadsTuning()
 
 
-DEFAULT_RECIPE = Recipe()
-
-
 def read_recipe(path: Path) -> Recipe:
     """Return the recipe in the file ``path``.
 
@@ -47,9 +44,9 @@ def read_recipe(path: Path) -> Recipe:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is no TOML: {error}") from error
-    return with_table(DEFAULT_RECIPE, table, str(path))
+    return with_table(Recipe(), table, str(path))
 
 
 def written(recipe: Recipe) -> str:
     """Return ``recipe`` as a file that has every key with what it says; those that are left as they are are comments."""
-    return as_toml(recipe, DEFAULT_RECIPE)
+    return as_toml(recipe, Recipe())

@@ -13,7 +13,6 @@ from transformers import Trainer, TrainerState, TrainingArguments
 from hf_apar.checkpoints.made_with import differences, digest, note, noted
 from hf_apar.checkpoints.writing import write_whole
 from hf_apar.errors import DataError
-from hf_apar.training.metrics import final_metrics
 from hf_apar.training.mixture import Mixture
 from hf_apar.training.tuning import HeadsTuning, Tuning
 
@@ -87,8 +86,12 @@ def train_on(trainer: Trainer, checkpoint: str | None) -> None:
 
 
 def write_metrics(trainer: Trainer, file: Path) -> dict[str, float]:
-    """Write the metrics of all steps to ``file``, by the first of several processes; return those of the last."""
-    metrics = final_metrics(trainer)
+    """Write the metrics of all steps to ``file``, by the first of several processes; return those of the last.
+
+    Where the Trainer has just made these it is not asked again.
+    """
+    made = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    metrics = made[-1] if made and made[-1]["step"] == trainer.state.global_step else trainer.evaluate()
     if not trainer.is_world_process_zero():
         return metrics
     report = {"final": metrics, "steps": trainer.state.log_history}

@@ -99,6 +99,3 @@ class HeadsTuning:
     places: int = setting(256, "Places of a row that are guessed from, drawn anew each time.", least=1)
     save_steps: int = setting(50, "Steps between two checkpoints.", least=1, free=True)
     eval_steps: int = setting(250, "Steps between two evaluations.", least=1, free=True)
-
-
-DEFAULT_SELECTION, DEFAULT_TUNING, DEFAULT_HEADS = Selection(), Tuning(), HeadsTuning()

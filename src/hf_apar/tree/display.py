@@ -18,7 +18,7 @@ def tree_html(tree: ParagraphTree, tokenizer: Decodes | None, note: str = "") ->
         note: what is said below the answer; by default how many threads and tokens there are.
     """
     tokens = sum(len(thread.tokens) for thread in tree.threads)
-    note = note or f"{_counted(len(tree.threads), 'thread')}, {_counted(tokens, 'token')}"
+    note = note or f"{counted(len(tree.threads), 'thread')}, {counted(tokens, 'token')}"
     if tokenizer is None:
         note += "; with tokenizer=tokenizer, generate lets a tree show its text"
     text = "" if tokenizer is None else f'<div style="white-space:pre-wrap">{"".join(_spans(tree, tokenizer))}</div>'
@@ -57,8 +57,13 @@ def _list(tree: ParagraphTree, thread: Thread) -> Iterator[str]:
 
 def _described(thread: Thread) -> str:
     guessed = f", {thread.accepted} of {thread.proposed} guesses kept" if thread.proposed else ""
-    return f"thread {thread.index}: {_counted(len(thread.tokens), 'token')}, {thread.finish_reason or 'unfinished'}{guessed}"
+    return f"thread {thread.index}: {counted(len(thread.tokens), 'token')}, {thread.finish_reason or 'unfinished'}{guessed}"
 
 
-def _counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """Say how many.
+
+    >>> counted(1, "thread"), counted(2, "thread")
+    ('1 thread', '2 threads')
+    """
     return f"{number} {noun}{'' if number == 1 else 's'}"
