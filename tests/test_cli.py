@@ -23,10 +23,10 @@ from hf_apar.data.distillation.questions import template_questions
 from hf_apar.data.settings import AnswerLimits, Elaboration, Engine, Loading, PromptChoice, Sampling, TreeLimits
 from hf_apar.evaluation.answers import answers_in
 from hf_apar.evaluation.folder import prompts_of
+from hf_apar.evaluation.likelihood import mean_nll
 from hf_apar.replay import load_traces, replay_page, trace_of_tree
 from hf_apar.text.chat import encode_chat
 from hf_apar.text.encoding import encode_answer
-from hf_apar.training.likelihood import mean_nll
 from hf_apar.training.recipe import EXAMPLE, Recipe, read_recipe, written
 from hf_apar.training.tuning import HeadsTuning, Selection, Tuning
 from hf_apar.tree.threads import ParagraphTree, Thread

@@ -6,9 +6,9 @@ import torch
 from conftest import tiny_llama
 from hf_apar.data.distillation.questions import families
 from hf_apar.evaluation.answers import Answered
+from hf_apar.evaluation.likelihood import mean_nll
 from hf_apar.evaluation.rows import Row
 from hf_apar.evaluation.suites import Prompt, own
-from hf_apar.training.likelihood import mean_nll
 from hf_apar.tree.threads import ParagraphTree, Thread
 
 

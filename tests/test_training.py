@@ -24,7 +24,6 @@ from hf_apar.data.distillation.distill import TextAnswer
 from hf_apar.errors import ConfigurationError, ControlTokenError, DataError
 from hf_apar.text.chat import encode_chat
 from hf_apar.tokens import FORK_TOKEN, add_control_tokens
-from hf_apar.training.likelihood import mean_nll
 from hf_apar.training.lora import AdapterTrainer
 from hf_apar.training.metrics import fork_metrics
 from hf_apar.training.mixture import training_mixture
@@ -344,8 +343,7 @@ def test_what_forks_too_often_or_gains_too_little_is_left_out(base):
     ids = add_control_tokens(model, tokenizer)
     longer = TextAnswer("longer", LIST + "\n- D: p q r s t")
     uneven = TextAnswer("uneven", "- A: a b c d e\n- B: " + "f g h i j " * 20 + "\n- C: k l m n o")
-    told = TextAnswer("told", "- A: It is old. It is grey.\n- B: It is new. It is red.\n- C: It is here, is it not.")
-    given = [*ANSWERS, longer, uneven, told]
+    given = [*ANSWERS, longer, uneven]
     options = {"structured_share": 0.1, "unforked_share": 0.0, "held_out": 0.1, "max_repetition": 1.0}
 
     def count(**more):
@@ -355,65 +353,8 @@ def test_what_forks_too_often_or_gains_too_little_is_left_out(base):
     assert count() == len(given)
     assert count(max_forks=3) == count(min_balance=0.33) == len(given) - 1
     assert count(max_forks=3, min_balance=0.33) == len(given) - 2
-    assert count(min_elaborated=0.5) == 10  # told, and nine that do not fork, so that it is a tenth
     with pytest.raises(DataError, match="fork too often or gain too little"):
         count(min_balance=1.0)
-
-
-def test_of_several_answers_to_a_prompt_the_likeliest_that_forks_is_trained_on(base):
-    """As judged with the prompt before it and the answer as it reads; where there is no choice, nobody is asked."""
-    model, tokenizer = loaded(base)
-    ids = add_control_tokens(model, tokenizer)
-    second = LIST.replace("a b c", "c b a")
-    asked = []
-
-    def nll(prompt, answer):
-        asked.append((tokenizer.decode(prompt), tokenizer.decode(answer)))
-        return 1.0 if asked[-1][1] == LIST else 0.5
-
-    given = [
-        *(TextAnswer("both fork", text) for text in (LIST, second, "Rest.")),
-        *(TextAnswer("one forks", text) for text in ("Rest.", LIST)),
-        *(TextAnswer("none forks", text) for text in ("Sleep.", "Sleep well.")),
-    ]
-    options = {"structured_share": 0.1, "unforked_share": 0.0, "held_out": 0.1}
-    kept = training_mixture(given, tokenizer, ids, Selection(likeliest=True, **options), nll=nll)
-    texts = [tokenizer.decode(tree.input_ids) for tree in kept.train + kept.held_out]
-    assert len(texts) == 3
-    assert sum("both fork" in text and "c b a" in text for text in texts) == 1
-    assert sum("one forks" in text and FORK_TOKEN in text for text in texts) == 1
-    asked_with = {prompt for prompt, _ in asked}
-    assert asked_with == {
-        tokenizer.decode(encode_chat(tokenizer, [{"role": "user", "content": text}])) for text in ("both fork", "none forks")
-    }
-    assert [answer for _, answer in asked] == [LIST, second, "Sleep.", "Sleep well."]
-    everything = training_mixture(given, tokenizer, ids, Selection(**options))
-    assert len(everything.train) + len(everything.held_out) == len(given)
-    with pytest.raises(DataError, match="needs nll"):
-        training_mixture(given, tokenizer, ids, Selection(likeliest=True, **options))
-
-
-def test_a_run_asks_its_base_what_is_likely(base, tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(
-        "hf_apar.training.fine_tuning.mean_nll",
-        lambda model, prompt, answer: asked.append(mean_nll(model, prompt, answer)) or asked[-1],
-    )
-    texts = (LIST, LIST.replace("a b", "b a"))
-    file = tmp_path / "answers.jsonl"
-    file.write_text(
-        "".join(json.dumps({"prompt": f"list {number}", "response": text}) + "\n" for number in range(6) for text in texts)
-    )
-    selection = replace(HELD_OUT, likeliest=True)
-    train(file, tmp_path / "adapter", selection, model=str(base), rank=8, max_length=256, max_steps=1)
-    model, tokenizer = loaded(base)
-    add_control_tokens(model, tokenizer)
-    expected = [
-        mean_nll(model, encode_chat(tokenizer, [{"role": "user", "content": f"list {number}"}]), tokenizer.encode(text))
-        for number in range(6)
-        for text in texts
-    ]
-    assert asked == pytest.approx(expected)
 
 
 def test_metrics_of_nothing_are_zero():

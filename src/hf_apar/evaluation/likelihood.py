@@ -4,12 +4,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from transformers import PreTrainedModel
 
 from hf_apar.evaluation.models import Loaded
 from hf_apar.evaluation.rows import Row
 from hf_apar.evaluation.statistics import Interval, bootstrap
 from hf_apar.text.encoding import encode_answer
-from hf_apar.training.likelihood import mean_nll
+
+
+@torch.no_grad()
+def mean_nll(model: PreTrainedModel, prompt: Sequence[int], answer: Sequence[int]) -> float:
+    """Return the negative log-likelihood that ``model`` gives a token of ``answer`` after its ``prompt``, in nats.
+
+    Control tokens must have been left out: the model may not know them.
+    """
+    ids = torch.tensor([[*prompt, *answer]], device=model.device)
+    scores = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+    return -float(scores.gather(1, ids[0, len(prompt) :, None]).mean())
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from hf_apar.generation_settings import end_as_taught
 from hf_apar.processes import process_count, process_number, shards_weights
 from hf_apar.releases import checkpointing_argument
 from hf_apar.tokens import add_control_tokens
-from hf_apar.training.likelihood import mean_nll
 from hf_apar.training.lora import AdapterTrainer, add_lora, load_lora
 from hf_apar.training.metrics import best_tokens, metrics_for
 from hf_apar.training.mixture import Mixture, read_examples, training_mixture
@@ -117,7 +116,7 @@ class _Run:
         set_seed(self.seed)  # the Trainer's own comes after LoRA's first weights
         arguments = self._arguments()  # this joins the processes, and shares out the devices
         base, tokenizer, control_ids = self._base(arguments.device)
-        mixture = once(lambda: self._mixture(base, tokenizer, control_ids))
+        mixture = once(lambda: self._mixture(tokenizer, control_ids))
         _record_settings(base, mixture.max_depth, self.tuning)
         trained_ids = () if self.tuning.sequential else control_ids
         adapted = (
@@ -184,15 +183,11 @@ class _Run:
             arguments._n_gpu = 1  # packed weights are not copied to a process's other GPUs
         return arguments
 
-    def _mixture(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, control_ids: tuple[int, int]) -> Mixture:
-        def nll(prompt: list[int], answer: list[int]) -> float:
-            with torch.autocast(base.device.type, torch.bfloat16, enabled=self.bf16):
-                return mean_nll(base, prompt, answer)
-
+    def _mixture(self, tokenizer: PreTrainedTokenizerBase, control_ids: tuple[int, int]) -> Mixture:
         rejected = Rejections(self.answers, self.output / "rejected.jsonl")
         return training_mixture(
             read_examples(self.answers, rejected), tokenizer, control_ids, self.selection,
-            max_length=self.tuning.max_length, seed=self.seed, nll=nll, rejected=rejected,
+            max_length=self.tuning.max_length, seed=self.seed, rejected=rejected,
             chat_template_kwargs=self.chat_template_kwargs, sequential=self.tuning.sequential,
         )  # fmt: skip
 

@@ -1,9 +1,8 @@
 """The training mixture: answers as trees, structured and whole ones in a fixed proportion, some held out."""
 
-import json
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from hf_apar.data.records.files import open_records, record_of
 from hf_apar.data.records.rejections import UNUSABLE, Rejected, Rejections
 from hf_apar.errors import DataError
 from hf_apar.text.chat import check_written, encode_chat
-from hf_apar.text.encoding import encode_answer
 from hf_apar.training.held_out import held_out_places, prompt_key
 from hf_apar.training.rows.collator import pack
 from hf_apar.training.rows.features import TreeFeatures, tree_features, truncate, unforked
@@ -100,7 +98,6 @@ def training_mixture(
     *,
     max_length: int = Tuning.max_length,
     seed: int = 0,
-    nll: Callable[[list[int], list[int]], float] | None = None,
     rejected: Rejections | None = None,
     chat_template_kwargs: Mapping[str, object] | None = None,
     sequential: bool = False,
@@ -111,8 +108,6 @@ def training_mixture(
     whether such a list forks should depend on nothing small. Of a prompt, and of a chat, all answers are held out or none.
 
     Args:
-        nll: says how unlikely the model finds the ids of an answer after those of its prompt, in nats a token; it is needed
-            where ``selection.likeliest`` has a choice.
         rejected: takes the answers that the tokenizer's chat template refuses, beside what it holds already; a warning
             tells of all.
         chat_template_kwargs: as for :func:`~hf_apar.text.chat.encode_chat`; a record's own tools go before.
@@ -131,8 +126,6 @@ def training_mixture(
         len(given), len({example.record for example in given if example.repairs}), len(kept), len(trees), len(fitting),
         max_length,
     )  # fmt: skip
-    if selection.likeliest:
-        fitting = _likeliest(fitting, tokenizer, nll, chat_template_kwargs)
     draw = random.Random(seed)
     chosen = _drawn(fitting, selection, draw)
     if _held_out_count(chosen, selection) >= len(chosen):
@@ -182,30 +175,6 @@ def _drawn(trees: Sequence[_Tree], selection: Selection, draw: random.Random) ->
     wanted = round(len(structured) * (1 - selection.structured_share) / selection.structured_share)
     chosen = structured + draw.sample(whole, min(wanted, len(whole)))
     draw.shuffle(chosen)
-    return chosen
-
-
-def _likeliest(
-    trees: Sequence[_Tree],
-    tokenizer: PreTrainedTokenizerBase,
-    nll: Callable[[list[int], list[int]], float] | None,
-    chat_template_kwargs: Mapping[str, object] | None,
-) -> list[_Tree]:
-    """Return one answer to each prompt, in the order of the first of each: the least unlikely of those that fork."""
-
-    def unlikely(item: _Tree) -> float:
-        if nll is None:
-            raise DataError("Selection.likeliest needs nll: a model that says how likely an answer is")
-        prompt = _prompt(item[0], tokenizer, chat_template_kwargs)
-        return nll(prompt, encode_answer(tokenizer, prompt, item[0].tree.text))
-
-    of_prompt: dict[str, list[_Tree]] = {}
-    for item in trees:
-        of_prompt.setdefault(json.dumps(item[0].before), []).append(item)
-    chosen = []
-    for same in of_prompt.values():
-        candidates = [item for item in same if item[0].tree.is_structured] or same
-        chosen.append(min(candidates, key=unlikely) if len(candidates) > 1 else candidates[0])
     return chosen
 
 

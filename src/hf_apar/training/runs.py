@@ -46,9 +46,8 @@ def last_checkpoint(folder: Path, mixture: Mixture, options: Mapping[str, object
     other = differences(noted(file) or {}, settings) if checkpoint else {}
     if "mixture" in other:
         raise DataError(
-            f"{checkpoint} comes from other answers, filters, shares or another seed, or its likeliest answers from another "
-            "machine; go on with those, or train into a folder of its own: what was trained on must not be "
-            "held out"
+            f"{checkpoint} comes from other answers, filters, shares or another seed; go on with those, or train into a "
+            "folder of its own: what was trained on must not be held out"
         )
     if other:
         raise DataError(

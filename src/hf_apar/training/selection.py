@@ -3,7 +3,6 @@
 import re
 
 from hf_apar.data.extraction.repetition import repeated_share, repeats_a_sibling, repeats_a_title
-from hf_apar.data.extraction.sentences import first_sentence_end
 from hf_apar.data.extraction.text_tree import TextThread
 from hf_apar.data.extraction.thinking import thinking_end
 from hf_apar.training.tuning import Selection
@@ -19,8 +18,6 @@ def is_selected(tree: TextThread, selection: Selection) -> bool:
         return not _BOLD_ITEM.search(tree.text, thinking_end(tree.text))
     if selection.max_forks is not None and tree.fork_count > selection.max_forks:
         return False
-    if sum(map(_goes_on, tree.children)) < selection.min_elaborated * len(tree.children):
-        return False
     return len(tree.text) >= selection.min_balance * (1 + tree.fork_count) * tree.critical_path(len)
 
 
@@ -29,10 +26,3 @@ def _is_repetitive(tree: TextThread, most: float) -> bool:
         return False
     answer = tree.text[thinking_end(tree.text) :]  # thoughts may say beforehand what the answer says
     return repeated_share(answer) > most or repeats_a_title(tree) or repeats_a_sibling(tree)
-
-
-def _goes_on(child: TextThread) -> bool:
-    """Does it go on after its first sentence?"""
-    text = child.text.strip()
-    end = first_sentence_end(text)
-    return end is not None and bool(text[end:].strip())

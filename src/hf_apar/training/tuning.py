@@ -12,8 +12,7 @@ class Selection:
 
     Of the structured answers some come once more as they read without forks
     (:func:`~hf_apar.training.rows.features.unforked`): decoded plainly, with [Fork] banned, the model must know that a
-    title's detail is followed by the next title and not by EOS. Of several answers to one prompt the likeliest is one that
-    needs few words which are not the model's own.
+    title's detail is followed by the next title and not by EOS.
 
     Raises:
         DataError: if a share is out of its range.
@@ -41,12 +40,6 @@ class Selection:
         "all threads would be equally long, and begin at once.",
         least=0,
         most=1,
-    )
-    min_elaborated: float = setting(
-        0.0, "Leave out answers of whose threads a smaller share has a second sentence.", least=0, most=1
-    )
-    likeliest: bool = setting(
-        False, "Of several answers to a prompt train on one that forks, the one that the model finds likeliest."
     )
 
     def __post_init__(self) -> None:
