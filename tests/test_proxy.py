@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import signal
 import socket
 import subprocess
@@ -356,6 +357,24 @@ def test_an_upstream_that_fails_in_the_midst_ends_the_answer_with_an_error(proxy
         *chunks, last, done = events(answer)
     assert done == "[DONE]" and json.loads(last)["error"]["code"] == status and len(chunks) > 1
     assert not any(choice["finish_reason"] for chunk in chunks for choice in json.loads(chunk)["choices"])
+
+
+@pytest.mark.parametrize("fault", ["die", "half"])
+def test_an_answer_without_threads_that_breaks_off_is_no_whole_one(proxy, upstream, caplog, fault):
+    logger = logging.getLogger("uvicorn.error")
+    caplog.set_level(logging.INFO, logger.name)
+    logger.addHandler(caplog.handler)
+    upstream.fault = lambda number, made: fault if made == 3 else None
+    try:
+        asked = chat("x", apar=0, stream=True, ignore_eos=True)
+        with proxy.stream("POST", "/v1/chat/completions", json=asked) as answer:
+            told = pytest.raises(httpx2.RemoteProtocolError) if fault == "die" else contextlib.nullcontext()
+            with told:  # what came is passed on as it came
+                assert "[DONE]" not in events(answer)
+    finally:
+        logger.removeHandler(caplog.handler)
+    unforeseen = [one for one in caplog.records if one.exc_info and isinstance(one.exc_info[1], httpx2.HTTPError)]
+    assert not unforeseen and ("broke off" in caplog.text) == (fault == "die")
 
 
 def test_an_upstream_that_says_nothing_is_given_up(folder, upstream):

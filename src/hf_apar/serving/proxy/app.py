@@ -201,7 +201,7 @@ class ProxyServer:
             upstream.plain -= plain
             await end()
 
-        told = Ending(response.aiter_raw(), over, status_code=response.status_code)
+        told = Ending(upstream.rest(response), over, status_code=response.status_code)
         told.raw_headers = end_to_end(response.headers.raw)
         return told
 
