@@ -14,7 +14,7 @@ Json = dict[str, Any]
 
 def description(max_body: int) -> Json:
     """Return the description of a proxy that takes bodies of ``max_body`` bytes."""
-    refused = {
+    refused: dict[str, Json] = {
         "400": _error("a field is wrong; `param` names it"),
         "413": _error(f"the body is longer than {max_body} bytes"),
         "502": _error("the server behind broke off, or sent nonsense"),
@@ -25,10 +25,11 @@ def description(max_body: int) -> Json:
     models = _answer("the models", {"type": "object", "required": ["data"]})
     health = {"200": _answer("one at least does", _ref("Health")), "503": _answer("none does", _ref("Health"))}
     numbers = {"description": "its text", "content": {"text/plain": {}}}
+    told = {"200": models, **refused}
     paths = {
         "/v1/chat/completions": {"post": _completion("Answer a chat", "Chat", "ChatAnswer", refused)},
         "/v1/completions": {"post": _completion("Go on from a text, or from several", "Text", "TextAnswer", refused)},
-        "/v1/models": _get("models", "What the server behind serves, as it tells it", {"200": models} | refused),
+        "/v1/models": _get("models", "What the server behind serves, as it tells it", told),
         "/health": _get("health", "Does any server behind take requests?", health),
         "/metrics": _get("metrics", "What was counted, for Prometheus", {"200": numbers}),
     }
@@ -54,7 +55,7 @@ def _completion(summary: str, asked: str, answered: str, refused: Mapping[str, J
         "operationId": asked.lower(),
         "summary": summary,
         "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(asked)}}},
-        "responses": {"200": told} | refused,
+        "responses": {"200": told, **refused},
     }
 
 
@@ -74,20 +75,21 @@ def _field(kind: str, says: str = "", **more: Any) -> Json:
     return {"type": [kind, "null"]} | ({"description": says} if says else {}) | more
 
 
-def _object(required: tuple[str, ...] = (), **properties: Json) -> Json:
+def _object(properties: Mapping[str, Json], *required: str) -> Json:
     return {"type": "object", "properties": properties} | ({"required": list(required)} if required else {})
 
 
-def _choice(**told: Json) -> Json:
-    choice = _object(("index", *told), index={"type": "integer"}, finish_reason=_field("string"), **told)
-    return _object(("choices",), choices={"type": "array", "items": choice}, usage=_field("object"))
+def _choices(name: str, text: Json) -> Json:
+    told = {"index": {"type": "integer"}, "finish_reason": _field("string"), name: text}
+    choices = {"type": "array", "items": _object(told, "index", name)}
+    return _object({"choices": choices, "usage": _field("object")}, "choices")
 
 
 _WORD = {"type": "string", "minLength": 1}
 _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 _PROMPTS = {"type": "array", "items": {"anyOf": [_WORD, _IDS]}, "minItems": 1}
 _CONTENT = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}, {"type": "null"}]}
-_MESSAGE = _object(("role",), role={"type": "string"}, content=_CONTENT)
+_MESSAGE = _object({"role": {"type": "string"}, "content": _CONTENT}, "role")
 _COUNT = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": "^[1-9][0-9]{0,5}$"}, {"type": "null"}]}
 _NUMBER = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": "^-?[0-9]{1,5}$"}, {"type": "null"}]}
 _FIELDS: Mapping[str, Json] = {
@@ -109,22 +111,22 @@ _FIELDS: Mapping[str, Json] = {
     "logit_bias": _field("object", propertyNames={"pattern": "^[0-9]{1,6}$"}, additionalProperties={"type": "number"}),
     "vllm_xargs": _field("object", "the settings of APAR may stand here, too"),
 }
+_ERROR = _object({"message": {"type": "string"}, "param": _field("string")}, "message")
 _SCHEMAS: Mapping[str, Json] = {
-    "Chat": _object(
-        ("messages",),
-        messages={"type": "array", "minItems": 1, "items": _MESSAGE},
-        max_completion_tokens=_field("integer", "`max_tokens` by its newer name", minimum=0, maximum=MOST_TOKENS),
-        logprobs=_field("boolean"),
-        top_logprobs=_field("integer", minimum=0, maximum=MOST_LOGPROBS),
+    "Chat": _object({
+        "messages": {"type": "array", "minItems": 1, "items": _MESSAGE},
+        "max_completion_tokens": _field("integer", "`max_tokens` by its newer name", minimum=0, maximum=MOST_TOKENS),
+        "logprobs": _field("boolean"),
+        "top_logprobs": _field("integer", minimum=0, maximum=MOST_LOGPROBS),
         **_FIELDS,
-    ),
-    "Text": _object(
-        prompt={"anyOf": [_WORD, _IDS, _PROMPTS, {"type": "null"}]},
-        logprobs=_field("integer", minimum=0, maximum=MOST_LOGPROBS),
+    }, "messages"),
+    "Text": _object({
+        "prompt": {"anyOf": [_WORD, _IDS, _PROMPTS, {"type": "null"}]},
+        "logprobs": _field("integer", minimum=0, maximum=MOST_LOGPROBS),
         **_FIELDS,
-    ),
-    "ChatAnswer": _choice(message=_object(("role",), role={"type": "string"}, content=_field("string"))),
-    "TextAnswer": _choice(text={"type": "string"}),
-    "Health": _object(("status", "upstreams"), status={"enum": ["ok", "down"]}, upstreams={"type": "object"}),
-    "Error": _object(("error",), error=_object(("message",), message={"type": "string"}, param=_field("string"))),
-}
+    }),
+    "ChatAnswer": _choices("message", _object({"role": {"type": "string"}, "content": _field("string")}, "role")),
+    "TextAnswer": _choices("text", {"type": "string"}),
+    "Health": _object({"status": {"enum": ["ok", "down"]}, "upstreams": {"type": "object"}}, "status", "upstreams"),
+    "Error": _object({"error": _ERROR}, "error"),
+}  # fmt: skip
