@@ -54,10 +54,12 @@ def _served(url: str, folder: Path) -> Iterator[tuple[int, int]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     code = "import asyncio, sys; from storm.soak import serve; asyncio.run(serve(*sys.argv[1:3], int(sys.argv[3])))"
+    paths = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with (folder / "said").open("w") as said:
-        process = subprocess.Popen([sys.executable, "-c", code, url, str(folder), str(port)], stderr=said)
+        process = subprocess.Popen([sys.executable, "-c", code, url, str(folder), str(port)], stderr=said, env=paths)
     try:
-        assert until(lambda: _takes_connections(port), 600), "the proxy does not start"
+        until(lambda: process.poll() is not None or _takes_connections(port), 600)
+        assert _takes_connections(port), "the proxy does not start"
         yield process.pid, port
     finally:
         process.terminate()
@@ -90,7 +92,7 @@ async def _load(port: int, end: float, draw: random.Random, statuses: Counter[st
 
     async def client() -> int:
         asked = 0
-        while time.monotonic() < end:
+        while not asked or time.monotonic() < end:
             await proxied.ask(port, proxied.drawn(draw), statuses)
             asked += 1
             await asyncio.sleep(draw.random() * PAUSE)
