@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import signal
 import socket
 import subprocess
@@ -275,7 +276,12 @@ def test_bad_requests_are_told_which_field_is_wrong(proxy, upstream):
         ({"stream": "yes"}, "stream"), ({"seed": 1.5}, "seed"), ({"top_logprobs": 2}, "top_logprobs"),
         ({"logit_bias": {"a": 1}}, "logit_bias"), ({"apar_max_threads": 0}, "apar_max_threads"),
         ({"apar_fork_bias": "much"}, "apar_fork_bias"), ({"messages": "none"}, "messages"), ({"messages": []}, "messages"),
-        ({"messages": [{"role": "user", "content": 7}]}, "messages"),
+        ({"messages": [{"role": "user", "content": 7}]}, "messages"), ({"messages": [{"content": "x"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": ["x"]}]}, "messages"), ({"model": 5}, "model"), ({"apar": []}, "apar"),
+        ({"apar_max_threads": 2.5}, "apar_max_threads"), ({"apar_max_depth": True}, "apar_max_depth"),
+        ({"stop": False}, "stop"), ({"stop_token_ids": False}, "stop_token_ids"), ({"bad_words": "no"}, "bad_words"),
+        ({"vllm_xargs": 5}, "vllm_xargs"), ({"stream_options": {"include_usage": "no"}}, "include_usage"),
+        ({"max_tokens": [], "max_completion_tokens": 9, "apar": 0}, "max_tokens"),
         ({"continue_final_message": True}, "continue_final_message"),
         ({"messages": [{"role": "user", "content": "long " * 300}]}, "messages"),
     ):  # fmt: skip
@@ -353,6 +359,24 @@ def test_an_upstream_that_fails_in_the_midst_ends_the_answer_with_an_error(proxy
     assert not any(choice["finish_reason"] for chunk in chunks for choice in json.loads(chunk)["choices"])
 
 
+@pytest.mark.parametrize("fault", ["die", "half"])
+def test_an_answer_without_threads_that_breaks_off_is_no_whole_one(proxy, upstream, caplog, fault):
+    logger = logging.getLogger("uvicorn.error")
+    caplog.set_level(logging.INFO, logger.name)
+    logger.addHandler(caplog.handler)
+    upstream.fault = lambda number, made: fault if made == 3 else None
+    try:
+        asked = chat("x", apar=0, stream=True, ignore_eos=True)
+        with proxy.stream("POST", "/v1/chat/completions", json=asked) as answer:
+            told = pytest.raises(httpx2.RemoteProtocolError) if fault == "die" else contextlib.nullcontext()
+            with told:  # what came is passed on as it came
+                assert "[DONE]" not in events(answer)
+    finally:
+        logger.removeHandler(caplog.handler)
+    unforeseen = [one for one in caplog.records if one.exc_info and isinstance(one.exc_info[1], httpx2.HTTPError)]
+    assert not unforeseen and ("broke off" in caplog.text) == (fault == "die")
+
+
 def test_an_upstream_that_says_nothing_is_given_up(folder, upstream):
     upstream.fault = lambda number, made: "stall" if made == 1 else None
     with client_of([upstream], folder, timeout=1.0) as client:
@@ -386,6 +410,7 @@ def test_other_paths_are_passed_on_untouched(proxy):
     assert answer.json()["target"] == "/v1/embeddings?a=1&b=%20c"
     models = proxy.get("/v1/models")
     assert models.json()["data"][0]["id"] == "tiny" and models.headers["x-own"] == "yes"
+    assert proxy.get("/v1/chat/completions").status_code == 405, "what asks for no text is the server's to refuse"
     assert proxy.get("/v1/no-such").status_code == 404 and proxy.get("/elsewhere").status_code == 404
 
 
@@ -410,20 +435,33 @@ def test_bytes_beyond_ascii_in_an_address_are_a_client_error(proxy, running, pat
     with socket.create_connection((host, port)) as raw:
         raw.sendall(b"GET " + path + b"?" + query + b" HTTP/1.1\r\nhost: x\r\n\r\n")
         assert raw.recv(100).startswith(b"HTTP/1.1 400")
-    said, body = [], iter([{"type": "http.request"}])  # and from a web server that takes them
+    (begin, body) = answered(running, path, query, {"type": "http.request"})  # and from a web server that takes them
+    assert begin["status"] == 400 and b"write them as %XX" in body["body"]
+
+
+def answered(running, path, query, *messages, method="GET"):
+    """What the application itself says to these messages of a web server, after which nothing comes."""
+    said, left = [], iter(messages)
 
     async def receive():
-        return next(body, None) or await asyncio.Event().wait()
+        return next(left, None) or await asyncio.Event().wait()
 
     async def send(message):
         said.append(message)
 
     scope = {
-        "type": "http", "method": "GET", "scheme": "http", "path": path.decode("latin-1"), "raw_path": path,
+        "type": "http", "method": method, "scheme": "http", "path": path.decode("latin-1"), "raw_path": path,
         "query_string": query, "headers": [],
     }  # fmt: skip
     asyncio.run(running.proxy.app()(scope, receive, send))
-    assert said[0]["status"] == 400 and b"write them as %XX" in said[1]["body"]
+    return said
+
+
+@pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/v1/embeddings"])
+def test_who_hangs_up_while_writing_is_no_error_of_the_proxy(running, path):
+    part = {"type": "http.request", "body": b"{", "more_body": True}
+    begin, _ = answered(running, path, b"", part, {"type": "http.disconnect"}, method="POST")
+    assert begin["status"] == 499
 
 
 def test_headers_go_through_byte_for_byte_both_ways(proxy, upstream):
@@ -455,7 +493,7 @@ def test_text_that_is_no_completion_is_asked_for_with_bans_or_refused(proxy, tin
         answer = proxy.post(f"/v1/{path}", json={"input": "x", "logit_bias": {"5": 1}})
         assert json.loads(answer.json()["got"]) == {"input": "x", "logit_bias": {"5": 1} | banned}
     assert json.loads(proxy.post("/v1/messages/count_tokens", json={"a": 1}).json()["got"]) == {"a": 1}, "no text is made"
-    for body in (b"{", b"[]"):
+    for body in (b"{", b"[]", b'{"input": "x", "logit_bias": 5}'):
         assert proxy.post("/v1/responses", content=body).status_code == 400
     assert proxy.get("/v1/responses/5").status_code == 404
     upstream.takes_bias = False

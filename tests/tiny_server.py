@@ -168,7 +168,7 @@ class TinyServer(InThread):
                     return
                 made += 1
                 ended = token == self.tokenizer.eos_token_id and not body.get("ignore_eos")
-                reason = "stop" if ended else "length" if made == body["max_tokens"] else None
+                reason = "stop" if ended else "length" if made == body.get("max_tokens") else None
                 choice = {"index": 0, "text": "?", "finish_reason": reason, "stop_reason": None, "token_ids": [token]}
                 if body.get("logprobs") is not None:
                     choice["logprobs"] = {"token_logprobs": [logprob], "top_logprobs": [top]}

@@ -29,13 +29,14 @@ def main(arguments: Sequence[str] | None = None, say: Callable[[str], None] = pr
     asked.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     chosen = [one for one in STORMS if not asked.names or one.name in asked.names]
-    rows, left = ["| storm | tried | failed | kinds of failure | mended |", "|---|---:|---:|---:|---:|"], 0
+    rows, left = ["| storm | tried | parts | failed | kinds of failure | mended |", "|---|---:|---:|---:|---:|---:|"], 0
     for storm in chosen:
         seconds = 60 * asked.minutes * storm.share / sum(one.share for one in chosen)
         tally = run(storm, asked.folder, seconds, say)
         whole = mended(storm, tally)
         left += len(tally.failures) - whole
-        rows.append(f"| {storm.name} | {tally.tried:,} | {tally.failed:,} | {len(tally.failures)} | {whole} |")
+        counts = (tally.tried, tally.parts, tally.failed, len(tally.failures), whole)
+        rows.append(f"| {storm.name} | {' | '.join(f'{count:,}' for count in counts)} |")
     say("\n".join(rows))
     return int(left > 0)
 

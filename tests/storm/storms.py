@@ -24,6 +24,7 @@ class Storm:
         check: takes a scenario as keyword arguments and raises whatever it likes where the package fails.
         share: of the time, beside the other storms.
         every: scenarios that are to be tried in any case, before those that are drawn.
+        parts: how many things a scenario tries.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Storm:
     check: Callable[..., None]
     share: float = 1.0
     every: tuple[Scenario, ...] = ()
+    parts: Callable[[Scenario], int] = lambda _: 1
 
     def scenario(self, seed: int) -> Scenario:
         """Return the scenario of a seed, the same ever after."""
@@ -53,6 +55,7 @@ class Tally:
 
     next_seed: int = 0
     tried: int = 0
+    parts: int = 0
     failed: int = 0
     failures: list[dict[str, Any]] = field(default_factory=list)
 
@@ -67,6 +70,7 @@ class Tally:
                 continue
             tally.next_seed = max(tally.next_seed, record["until"])
             tally.tried += record["tried"]
+            tally.parts += record.get("parts", record["tried"])
             tally.failed += record["failed"]
             tally.failures += record["failures"]
         return tally
@@ -80,11 +84,12 @@ def run(storm: Storm, folder: Path, seconds: float, say: Callable[[str], None]) 
     end, seed = time.monotonic() + seconds, known.next_seed
     while time.monotonic() < end:
         until = min(end, time.monotonic() + 10)
-        record: dict[str, Any] = {"since": seed, "tried": 0, "failed": 0, "failures": []}
+        record: dict[str, Any] = {"since": seed, "tried": 0, "parts": 0, "failed": 0, "failures": []}
         while time.monotonic() < until:
             scenario = storm.scenario(seed)
             error = storm.failure(scenario)
             record["tried"] += 1
+            record["parts"] += storm.parts(scenario)
             if error is not None:
                 record["failed"] += 1
                 if _kind(error) not in kinds:

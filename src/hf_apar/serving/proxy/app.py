@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 import httpx2
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -21,6 +21,7 @@ from hf_apar.serving.proxy.connection import Ending, HungUp, end_to_end, while_c
 from hf_apar.serving.proxy.dialects import OTHER_TEXTS, Dialect
 from hf_apar.serving.proxy.errors import ApiError, Busy, Unreachable, refuse
 from hf_apar.serving.proxy.metrics import ProxyMetrics
+from hf_apar.serving.proxy.openapi import description
 from hf_apar.serving.proxy.pool import Pool
 from hf_apar.serving.proxy.served import Served, check_lengths
 from hf_apar.serving.proxy.upstream import Upstream
@@ -66,8 +67,9 @@ class ProxyServer:
             Route("/v1/{path:path}", self.other, methods=_METHODS),
             Route("/health", self.health, methods=["GET"]),
             Route("/metrics", self.numbers, methods=["GET"]),
+            Route("/openapi.json", self.described, methods=["GET"]),
         ]
-        handlers: Mapping[Any, Any] = {ApiError: _told, HungUp: _unheard}
+        handlers: Mapping[Any, Any] = {ApiError: _told, HungUp: _unheard, ClientDisconnect: _unheard}
         return Starlette(routes=routes, exception_handlers=handlers, lifespan=self._life)
 
     @asynccontextmanager
@@ -96,11 +98,11 @@ class ProxyServer:
             pass
         if ".." in path.split("/"):
             raise ApiError(404, "there is no such path")
-        path = path.rstrip("/")
-        if path in ("/v1/chat/completions", "/v1/completions"):
+        path, asks = path.rstrip("/"), request.method == "POST"
+        if asks and path in ("/v1/chat/completions", "/v1/completions"):
             return await self._completion(request, chat="chat" in path)
         body = await self._body(request)
-        if request.method == "POST" and path in OTHER_TEXTS:
+        if asks and path in OTHER_TEXTS:
             asked = _parsed(body)
             return await self._plain(request, lambda dialect: dialect.elsewhere(path, asked))
         return await self._passed_on(request, lambda _: body, self._nothing)
@@ -119,6 +121,10 @@ class ProxyServer:
             self.metrics.waiting.labels(one.url).set(one.waiting)
         self.metrics.in_flight.set(self.in_flight)
         return Response(self.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def described(self, _: Request) -> Response:
+        """Tell what can be asked."""
+        return JSONResponse(description(self.settings.max_body))
 
     async def _completion(self, request: Request, *, chat: bool) -> Response:
         asked = parse(_parsed(await self._body(request)), chat=chat)
@@ -195,7 +201,7 @@ class ProxyServer:
             upstream.plain -= plain
             await end()
 
-        told = Ending(response.aiter_raw(), over, status_code=response.status_code)
+        told = Ending(upstream.rest(response), over, status_code=response.status_code)
         told.raw_headers = end_to_end(response.headers.raw)
         return told
 
@@ -279,5 +285,5 @@ def _told(_: Request, error: ApiError) -> Response:
     return Response(error.body, error.status, headers=headers)
 
 
-def _unheard(_: Request, error: HungUp) -> Response:
+def _unheard(_: Request, error: Exception) -> Response:
     return Response(status_code=499)  # nobody reads it

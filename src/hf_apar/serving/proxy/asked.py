@@ -1,5 +1,6 @@
 """What a client asks, as far as the proxy has to understand it; the rest goes upstream as it came."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +9,10 @@ from hf_apar.config import AparConfig
 from hf_apar.errors import AparError
 from hf_apar.serving.proxy.errors import refuse
 from hf_apar.serving.vllm.plugin import NO
+
+MOST_CHOICES = 128  # answers to a prompt, ``n``
+MOST_LOGPROBS = 100  # tokens that are told beside each one
+MOST_TOKENS = 2**31
 
 _SETTINGS = {"apar_max_threads": "max_threads", "apar_max_depth": "max_depth", "apar_fork_bias": "fork_bias"}
 
@@ -101,18 +106,18 @@ def parse(body: object, *, chat: bool) -> Asked:
         raise refuse("body", f"the body is {type(body).__name__}; send a JSON object")
     body, own = _without_settings(body)
     fields = _Fields(body)
-    fields.strings("bad_words")
-    stream_options = fields.mapping("stream_options")
+    fields.check(chat)
+    stream_options = _Fields(fields.mapping("stream_options"))
     default = None if chat else 16  # as in OpenAI's API
-    limit = fields.integer("max_completion_tokens", 0) if body.get("max_completion_tokens") is not None else None
+    limit, newer = fields.integer("max_tokens", 0, default=default), fields.integer("max_completion_tokens", 0)
     return Asked(
         body=body, chat=chat,
-        threads=None if (wish := own.pop("apar", None)) is None else str(wish).lower() not in NO,
+        threads=_wish(own.pop("apar", None)),
         config=_config(own),
         options={name: value for name, value in body.items() if name not in _SETTLED and value is not None},
         logit_bias=fields.biases(),
-        n=fields.integer("n", 1, 128) or 1,
-        max_tokens=limit if limit is not None else fields.integer("max_tokens", 0, default=default),
+        n=fields.integer("n", 1, MOST_CHOICES) or 1,
+        max_tokens=limit if newer is None else newer,
         stop=fields.strings("stop"),
         stop_tokens=fields.tokens("stop_token_ids"),
         include_stop=fields.flag("include_stop_str_in_output"),
@@ -120,7 +125,7 @@ def parse(body: object, *, chat: bool) -> Asked:
         seed=fields.integer("seed", -(2**63), 2**63 - 1),
         logprobs=fields.logprobs(chat),
         stream=fields.flag("stream"),
-        include_usage=bool(stream_options.get("include_usage")),
+        include_usage=stream_options.flag("include_usage"),
         return_token_ids=fields.flag("return_token_ids"),
     )  # fmt: skip
 
@@ -138,17 +143,32 @@ def _without_settings(body: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     return rest, own
 
 
+def _wish(value: object) -> bool | None:
+    if value is not None and not isinstance(value, bool | int | float | str):
+        raise refuse("apar", f"apar is {value!r}; give 1 to be answered in threads, or 0")
+    return None if value is None else str(value).lower() not in NO
+
+
 def _config(own: Mapping[str, Any]) -> AparConfig:
     settings = {}
     for name, value in own.items():
+        if value is None:
+            continue
         try:
-            number = float(value)
-            settings[_SETTINGS[name]] = number if name == "apar_fork_bias" else int(number)
+            number = math.nan if isinstance(value, bool) else float(value)  # extra arguments may spell it
+            settings[_SETTINGS[name]] = int(number) if name != "apar_fork_bias" and number == int(number) else number
             AparConfig.from_dict(settings)
         except (AparError, TypeError, ValueError, OverflowError) as error:
             said = str(error) if isinstance(error, AparError) else f"{name} is {value!r}; give a number"
             raise refuse(name, said) from error
     return AparConfig.from_dict(settings)
+
+
+def _is_message(value: object) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("role"), str):
+        return False
+    parts = value.get("content")
+    return isinstance(parts, str | None) or (isinstance(parts, list) and all(isinstance(one, dict) for one in parts))
 
 
 def _all_text(messages: object) -> bool:
@@ -167,7 +187,22 @@ class _Fields:
 
     body: Mapping[str, Any]
 
-    def integer(self, name: str, least: int, most: int = 2**31, default: int | None = None) -> int | None:
+    def check(self, chat: bool) -> None:
+        """Check what is taken apart elsewhere, or put together with what is ours."""
+        if not isinstance(self.body.get("model"), str | None):
+            raise refuse("model", f"model is {self.body['model']!r}; give its name")
+        if self.strings("bad_words") and isinstance(self.body["bad_words"], str):
+            raise refuse("bad_words", "bad_words is a text; give a list of such")
+        self.mapping("vllm_xargs")
+        messages = self.body.get("messages")
+        if chat and not (isinstance(messages, list) and messages and all(map(_is_message, messages))):
+            raise refuse(
+                "messages",
+                "messages is no list of messages; give one at least, each an object with role and content, a text or a list "
+                "of objects",
+            )
+
+    def integer(self, name: str, least: int, most: int = MOST_TOKENS, default: int | None = None) -> int | None:
         value = self.body.get(name)
         if value is None:
             return default
@@ -189,13 +224,13 @@ class _Fields:
 
     def strings(self, name: str) -> tuple[str, ...]:
         value = self.body.get(name)
-        found = [value] if isinstance(value, str) else value or []
+        found = [value] if isinstance(value, str) else [] if value is None else value
         if not isinstance(found, list) or not all(isinstance(one, str) and one for one in found):
             raise refuse(name, f"{name} is {value!r}; give a text that is not empty, or a list of such")
         return tuple(found)
 
     def tokens(self, name: str) -> tuple[int, ...]:
-        value = self.body.get(name) or []
+        value = [] if (given := self.body.get(name)) is None else given
         if not isinstance(value, list) or not all(isinstance(one, int) and not isinstance(one, bool) for one in value):
             raise refuse(name, f"{name} is {value!r}; give a list of token ids")
         return tuple(value)
@@ -209,8 +244,8 @@ class _Fields:
 
     def logprobs(self, chat: bool) -> int | None:
         if not chat:
-            return self.integer("logprobs", 0, 100)
-        top = self.integer("top_logprobs", 0, 100, default=0)
+            return self.integer("logprobs", 0, MOST_LOGPROBS)
+        top = self.integer("top_logprobs", 0, MOST_LOGPROBS, default=0)
         if self.flag("logprobs"):
             return top
         if top:

@@ -57,8 +57,12 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
                     await one
 
 
+class BrokenOff(Exception):
+    """What was passed on has ended before its end."""
+
+
 class Ending(StreamingResponse):
-    """A stream that calls ``end`` when it is over, however it ends."""
+    """A stream that calls ``end`` when it is over, however it ends; what breaks off does so for the client, too."""
 
     def __init__(self, content: AsyncIterator[bytes], end: Callable[[], Awaitable[None]], **options: Any) -> None:
         super().__init__(content, **options)
@@ -67,5 +71,7 @@ class Ending(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
+        except BrokenOff:
+            pass  # not completed: the web server closes the connection, so nobody takes it for whole
         finally:
             await self._end()

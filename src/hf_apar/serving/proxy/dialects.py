@@ -89,6 +89,8 @@ class Dialect(ABC):
         """
         if not isinstance(body, dict):
             raise refuse("body", f"the body is {type(body).__name__}; send a JSON object")
+        if not isinstance(body.get("logit_bias"), Mapping | None):
+            raise refuse("logit_bias", f"logit_bias is {body['logit_bias']!r}; give an object of token ids and numbers")
         if self.by_words or path not in self.biased:
             raise ApiError(
                 400, f"{path} of this server has no field that bans [Fork], and its text would lack what stands behind one; "

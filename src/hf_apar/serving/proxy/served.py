@@ -77,11 +77,7 @@ class Served:
             raise refuse("messages" if asked.chat else "prompt", said) from error
 
     def _chat(self, body: Mapping[str, Any]) -> list[int]:
-        messages = body.get("messages")
-        if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
-            raise refuse(
-                "messages", "messages is no list of messages; give one at least, each an object with role and content"
-            )
+        messages = body["messages"]
         given = body.get("chat_template_kwargs") or {}
         if not isinstance(given, dict) or not _RESERVED.isdisjoint(given):
             raise refuse("chat_template_kwargs", f"chat_template_kwargs is no object, or has {', '.join(sorted(_RESERVED))}")

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from hf_apar.serving.admission import AdmissionPolicy, Load
 from hf_apar.serving.driver import Driver, Made, ThreadRequest
 from hf_apar.serving.proxy.calls import Choice, ClientCall
-from hf_apar.serving.proxy.connection import end_to_end
+from hf_apar.serving.proxy.connection import BrokenOff, end_to_end
 from hf_apar.serving.proxy.dialects import Dialect, Told, check_made
 from hf_apar.serving.proxy.errors import ApiError, Busy, Reworded, Unreachable
 from hf_apar.serving.proxy.metrics import ProxyMetrics
@@ -119,6 +119,21 @@ class Upstream(TaskEngine):
         if plain:
             self._metrics.plain.labels(self.url).inc()
         return response
+
+    async def rest(self, response: httpx2.Response) -> AsyncGenerator[bytes, None]:
+        """Yield the body of what :meth:`send` returned, as it came.
+
+        Raises:
+            BrokenOff: if the server breaks off, or says nothing for too long.
+        """
+        try:
+            async for part in response.aiter_raw():
+                yield part
+        except httpx2.HTTPError as error:
+            told = self.failed(error)
+            self._count_error(told.status)
+            logger.warning("hf_apar: %s: %s", self.url, told)
+            raise BrokenOff from error
 
     def _count_error(self, status: int) -> None:
         self._metrics.errors.labels(self.url, str(status)).inc()
