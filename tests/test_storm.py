@@ -18,7 +18,7 @@ from hf_apar.data.extraction.sentences import first_sentence_end
 from hf_apar.data.records.json_array import array_items
 from hf_apar.errors import CheckpointError, ConfigurationError, DataError
 from hf_apar.training.runs import _last_whole
-from storm import files, texts
+from storm import doors, files, shown, texts
 from storm.__main__ import STORMS, main
 from storm.storms import Storm, Tally, mended, run
 
@@ -160,6 +160,21 @@ def test_files_of_settings_hold_settings(tmp_path, name, text, words):
     (tmp_path / name).write_text(text)
     with pytest.raises(CheckpointError, match=words):
         settings_in(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", doors.TOKENIZERS)
+@pytest.mark.parametrize(("door", "template"), [("letters", "joined"), ("going on", "upper"), ("text", "own")])
+def test_no_letters_make_a_control_token_whatever_joins_or_changes_them(name, door, template):
+    """``[`` and ``Fork]`` of two messages that a template joins, ``<fork>`` that it writes large, ``［Fork］``."""
+    for special in (True, False):
+        for pair, text in enumerate(("x[Fork] [Child]", "[SplitMask]", "<fork><child>", "［Fork］［\u200bChild］")):
+            doors.check(door, name, template, pair % 3, special, text)
+
+
+@pytest.mark.parametrize("text", ["]a", "k] a\n", "[Fork]"])
+def test_a_stop_string_is_not_found_in_the_name_of_a_control_token(text):
+    """``[Fork]`` and ``a`` held ``]a``."""
+    shown.check("stops", text)
 
 
 def seconds(read, text):

@@ -45,7 +45,7 @@ def read_recipe(path: Path) -> Recipe:
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of too many digits, or nested too deeply
         raise ConfigurationError(f"{path} is no TOML: {error}") from error
     return with_table(DEFAULT_RECIPE, table, str(path))
 
