@@ -268,6 +268,21 @@ def test_a_cache_where_all_may_write_is_not_used(kept, caplog):
     assert "others may write there" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["seed = [" + "[" * 3000, f"seed = {'9' * 5000}", f"{'a' * 5000} = 1", f"[train]\nlearning_rate = {'9' * 400}",
+     f"model = ['{'b' * 5000}']"],
+    ids=["nested", "digits", "key", "number", "value"],
+)  # fmt: skip
+def test_a_recipe_of_any_length_is_refused_in_a_short_sentence(text):
+    texts.check_recipe(text)
+
+
+def test_what_an_error_says_commands_no_terminal():
+    sentence, _ = explain(ConfigurationError("a\x1b[2J key\u202e of a file\n"))
+    assert sentence == "a\ufffd[2J key\ufffd of a file"
+
+
 def seconds(read, text):
     began = time.process_time()
     read(text)
