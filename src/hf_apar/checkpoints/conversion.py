@@ -157,7 +157,7 @@ def _read(folder: Path, dtype: torch.dtype, options: Mapping[str, Any]) -> Pair 
     if not _is_whole(folder):
         return None
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **_NO_CODE | options)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **{**_NO_CODE, **options})
         tokenizer = AutoTokenizer.from_pretrained(folder, **_NO_CODE)
     except Exception:
         if _is_whole(folder):  # then it is the options

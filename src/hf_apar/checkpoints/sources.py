@@ -79,7 +79,7 @@ def settings_in(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is no JSON ({_first_line(error)}); copy the checkpoint again") from error
     if not isinstance(settings, dict):
         raise CheckpointError(f"{path} is a {type(settings).__name__}, and must be an object of settings")
-    for problem in _PROBLEMS.get(path.name, lambda settings: ())(settings):
+    for problem in _PROBLEMS[path.name](settings) if path.name in _PROBLEMS else ():
         raise CheckpointError(f"{path} has {problem}")
     return settings
 

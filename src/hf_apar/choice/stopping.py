@@ -82,7 +82,8 @@ class _WithoutNames:
 
     def __call__(self, input_ids: Tensor, scores: None) -> Tensor:
         hidden = torch.isin(input_ids, self.never.to(input_ids.device))
-        return self.criterion(input_ids.masked_fill(hidden, _NO_TOKEN), scores)
+        stops: Tensor = self.criterion(input_ids.masked_fill(hidden, _NO_TOKEN), scores)
+        return stops
 
 
 def with_limits(generation_config: GenerationConfig, criteria: StoppingCriteriaList) -> GenerationConfig:
