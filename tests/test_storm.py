@@ -271,8 +271,8 @@ def test_a_cache_where_all_may_write_is_not_used(kept, caplog):
 @pytest.mark.parametrize(
     "text",
     ["seed = [" + "[" * 3000, f"seed = {'9' * 5000}", f"{'a' * 5000} = 1", f"[train]\nlearning_rate = {'9' * 400}",
-     f"model = ['{'b' * 5000}']"],
-    ids=["nested", "digits", "key", "number", "value"],
+     f"model = ['{'b' * 5000}']", "a." * 10**6],
+    ids=["nested", "digits", "key", "number", "value", "dots"],
 )  # fmt: skip
 def test_a_recipe_of_any_length_is_refused_in_a_short_sentence(text):
     texts.check_recipe(text)
