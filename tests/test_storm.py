@@ -143,7 +143,8 @@ def test_storm_trees_6496():
 MENDED = (
     "a pickle for a model", "nan", "shape", "line", "peft: kind", "peft: rank", "peft: modules", "base: number", "eos: text",
     "a list", "settings: a list", "code", "one nan", "one infinity", "peft: megatron", "peft: revision", "config: kernel",
-    "tokenizer: length", "tokenizer: empty", "tokenizer: model",
+    "config: text", "config: zero", "config: vocab", "config: rope", "tokenizer: length", "tokenizer: empty",
+    "tokenizer: model",
 )  # fmt: skip
 
 
@@ -160,6 +161,7 @@ def test_hostile_files_are_refused_in_a_sentence(attack, which):
         ("config.json", "[" * 100_000, "is no JSON"),
         ("adapter_config.json", "[]", "is a list, and must be an object"),
         ("tokenizer_config.json", '{"model_max_length": "512"}', "has model_max_length '512'; it must be a number"),
+        ("generation_config.json", '{"suppress_tokens": [[1]]}', "has suppress_tokens .* a list of the numbers of tokens"),
         ("config.json", '{"text_config": {"attn_implementation": "a/b"}}', "has attn_implementation 'a/b', which is code"),
         ("adapter_config.json", '{"megatron_config": {}}', "has a megatron_config, which names code to import"),
         ("generation_config.json", '{"eos_token_id": [1, "2"]}', "has eos_token_id .* the number of a token"),

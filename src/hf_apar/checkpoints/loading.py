@@ -8,6 +8,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_apar.checkpoints.adapters import (
@@ -94,6 +95,10 @@ def _read(source: Source, dtype: torch.dtype | str, options: Mapping[str, Any]) 
     except UnpicklingError as error:
         raise CheckpointError(
             f"{source.name} holds a pickle that is more than weights, and is not read; give one with safetensors"
+        ) from error
+    except (AssertionError, LookupError, ArithmeticError, StrictDataclassError) as error:
+        raise CheckpointError(
+            f"the settings in the config.json of {source.name} make no model ({type(error).__name__}: {str(error)[:200]})"
         ) from error
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):

@@ -89,6 +89,10 @@ def _of_generation(settings: Mapping[str, Any]) -> Iterator[str]:
         given = settings.get(name)
         if not all(type(one) is int for one in (given if isinstance(given, list) else [given]) if one is not None):
             yield f"{name} {str(given)[:80]!r}; it must be the number of a token, or a list of such"
+    for name in ("suppress_tokens", "begin_suppress_tokens"):
+        given = settings.get(name, [])
+        if given is not None and not (isinstance(given, list) and all(type(one) is int for one in given)):
+            yield f"{name} {str(given)[:80]!r}; it must be a list of the numbers of tokens"
 
 
 def _of_tokenizer(settings: Mapping[str, Any]) -> Iterator[str]:
