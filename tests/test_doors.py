@@ -12,6 +12,7 @@ from transformers import (
     LlamaForCausalLM,
     LlamaModel,
     LogitsProcessorList,
+    PrefixConstrainedLogitsProcessor,
     StoppingCriteriaList,
     TextStreamer,
 )
@@ -20,11 +21,16 @@ from byte_tokenizer import byte_tokenizer
 from conftest import CHILD, FORK, left_padded, random_prompts, tiny_llama
 from hf_apar import (
     AparGenerationMixin,
+    ConfigurationError,
     ControlTokenError,
     UnsupportedModelError,
     disable_apar,
     enable_apar,
 )
+from hf_apar.choice.paths import Context
+from hf_apar.choice.sampling import Sampler
+from hf_apar.protocol import ControlTokens
+from hf_apar.tree.threads import Thread
 
 PROMPTS = left_padded(random_prompts(5, seed=7))
 
@@ -175,3 +181,30 @@ def test_l4_ids_without_rows_are_refused_when_the_model_is_enabled():
     tokenizer.add_tokens(["[Fork]", "[Child]"], special_tokens=True)
     with pytest.raises(ControlTokenError, match=r"is outside the vocabulary of LlamaForCausalLM, 48 tokens; call add"):
         enable_apar(model, tokenizer)
+
+
+# what a caller allows does not lift what the protocol bans
+
+
+@pytest.mark.parametrize("allowed", [[FORK], [CHILD], [FORK, CHILD]])
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_control_tokens_are_banned_though_nothing_else_is_allowed(apar_llama, allowed, do_sample):
+    """transformers lifts a ban where its constraint allows nothing else: forks went below ``max_depth``."""
+    with pytest.raises(ConfigurationError, match="leave a thread no token but those that ControlTokens bans there"):
+        apar_llama.generate(
+            **PROMPTS, apar=True, max_new_tokens=9, do_sample=do_sample, prefix_allowed_tokens_fn=lambda row, path: allowed
+        )
+
+
+def test_a_guess_may_lead_to_where_nothing_is_allowed():
+    """It is not followed then, and must not break the answer that it was made for."""
+    protocol = ControlTokens(fork_token_id=FORK, child_token_id=CHILD)
+    only_forks = LogitsProcessorList([PrefixConstrainedLogitsProcessor(lambda row, path: [FORK], 1)])
+    sampler = Sampler(only_forks, protocol, torch.tensor([[5]]), pad_token_id=0, do_sample=True)
+    thread = Thread(0, None, 0, 1, [5])
+    assert sampler(torch.zeros(1, 50), [Context.after(thread, [], protocol, row=0, prompt_length=1)]).tokens == [FORK]
+    guessed = Context.after(thread, [FORK], protocol, row=0, prompt_length=1)
+    assert FORK in guessed.banned and sampler(torch.zeros(1, 50), [guessed]).tokens == [FORK]
+    thread.path_ids.append(FORK)
+    with pytest.raises(ConfigurationError, match="leave a thread no token"):
+        sampler(torch.zeros(1, 50), [Context.after(thread, [], protocol, row=0, prompt_length=1)])

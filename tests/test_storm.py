@@ -1,15 +1,19 @@
 """A few scenarios of each storm, and those by which the storms have found something: ``make storm`` tries many more."""
 
 import json
+import os
+import shutil
 import time
 from io import BytesIO
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from hf_apar import AparConfig, ParagraphTree, Thread
 from hf_apar.checkpoints import writing
+from hf_apar.checkpoints.conversion import converted
 from hf_apar.checkpoints.sources import settings_in
 from hf_apar.checkpoints.writing import alone, write_whole
 from hf_apar.cli.explanations import explain
@@ -18,11 +22,12 @@ from hf_apar.data.extraction.sentences import first_sentence_end
 from hf_apar.data.records.json_array import array_items
 from hf_apar.errors import CheckpointError, ConfigurationError, DataError
 from hf_apar.training.runs import _last_whole
-from storm import files, texts
+from storm import doors, files, shown, texts
 from storm.__main__ import STORMS, main
 from storm.storms import Storm, Tally, mended, run
+from tiny_chat_model import tiny_chat_model
 
-FEW = {"growth": 3, "exactness": 3, "faults": 3, "proxy": 3, "memory": 5, "commands": 10}  # they take longer
+FEW = {"growth": 3, "far": 1, "exactness": 3, "faults": 3, "proxy": 3, "memory": 5, "commands": 10}  # they take longer
 
 
 @pytest.mark.parametrize("storm", STORMS, ids=lambda storm: storm.name)
@@ -137,7 +142,9 @@ def test_storm_trees_6496():
 
 MENDED = (
     "a pickle for a model", "nan", "shape", "line", "peft: kind", "peft: rank", "peft: modules", "base: number", "eos: text",
-    "a list", "settings: a list", "code",
+    "a list", "settings: a list", "code", "one nan", "one infinity", "peft: megatron", "peft: revision", "config: kernel",
+    "config: text", "config: zero", "config: vocab", "config: rope", "tokenizer: length", "tokenizer: empty",
+    "tokenizer: model",
 )  # fmt: skip
 
 
@@ -153,6 +160,10 @@ def test_hostile_files_are_refused_in_a_sentence(attack, which):
         ("config.json", "{", "is no JSON"),
         ("config.json", "[" * 100_000, "is no JSON"),
         ("adapter_config.json", "[]", "is a list, and must be an object"),
+        ("tokenizer_config.json", '{"model_max_length": "512"}', "has model_max_length '512'; it must be a number"),
+        ("generation_config.json", '{"suppress_tokens": [[1]]}', "has suppress_tokens .* a list of the numbers of tokens"),
+        ("config.json", '{"text_config": {"attn_implementation": "a/b"}}', "has attn_implementation 'a/b', which is code"),
+        ("adapter_config.json", '{"megatron_config": {}}', "has a megatron_config, which names code to import"),
         ("generation_config.json", '{"eos_token_id": [1, "2"]}', "has eos_token_id .* the number of a token"),
     ],
 )
@@ -160,6 +171,118 @@ def test_files_of_settings_hold_settings(tmp_path, name, text, words):
     (tmp_path / name).write_text(text)
     with pytest.raises(CheckpointError, match=words):
         settings_in(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", doors.TOKENIZERS)
+@pytest.mark.parametrize(("door", "template"), [("letters", "joined"), ("going on", "upper"), ("text", "own")])
+def test_no_letters_make_a_control_token_whatever_joins_or_changes_them(name, door, template):
+    """``[`` and ``Fork]`` of two messages that a template joins, ``<fork>`` that it writes large, ``［Fork］``."""
+    for special in (True, False):
+        for pair, text in enumerate(("x[Fork] [Child]", "[SplitMask]", "<fork><child>", "［Fork］［\u200bChild］")):
+            doors.check(door, name, template, pair % 3, special, text)
+
+
+@pytest.mark.parametrize("text", ["]a", "k] a\n", "[Fork]"])
+def test_a_stop_string_is_not_found_in_the_name_of_a_control_token(text):
+    """``[Fork]`` and ``a`` held ``]a``."""
+    shown.check("stops", text)
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """A tiny model that lies in the cache: its entry, and what gives the weights that are loaded, made anew or not."""
+    monkeypatch.setenv("HF_APAR_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "source").write_text("x")
+    made = []
+
+    def convert(**options):
+        made.append(options)
+        tokenizer, model = tiny_chat_model()
+        return model, tokenizer
+
+    def load():
+        made.clear()
+        model, _ = converted("tiny", [tmp_path / "source"], convert, torch.float32, {})
+        return model.lm_head.weight.sum().item(), len(made)
+
+    load()
+    (entry,) = (tmp_path / "cache").iterdir()
+    return entry, load
+
+
+def _weights_instead(entry):
+    tensors = load_file(entry / "model.safetensors")
+    save_file({name: tensor * 2 for name, tensor in tensors.items()}, entry / "model.safetensors", metadata={"format": "pt"})
+
+
+def _named_again(entry, change):
+    """Change the files of an entry and the digests of some of them."""
+    change(entry)
+    told = json.loads((entry / "manifest.json").read_text())
+    del told["model.safetensors"]
+    (entry / "manifest.json").write_text(json.dumps(told))
+
+
+def _linked(entry, name):
+    (entry / name).unlink()
+    (entry / name).symlink_to("/etc/passwd" if name == "model.safetensors" else "/nowhere")
+
+
+POISON = {
+    "nothing is named": lambda entry: (_weights_instead(entry), (entry / "manifest.json").write_text("{}")),
+    "the weights are not named": lambda entry: _named_again(entry, _weights_instead),
+    "code": lambda entry: (entry / "modeling.py").write_text("raise SystemExit"),
+    "a pickle": lambda entry: (entry / "pytorch_model.bin").write_bytes(b"cos\nsystem\n."),
+    "cut": lambda entry: (entry / "model.safetensors").write_bytes((entry / "model.safetensors").read_bytes()[:-9]),
+    "other weights": _weights_instead,
+    "a link": lambda entry: _linked(entry, "model.safetensors"),
+    "a link to nowhere": lambda entry: _linked(entry, "config.json"),
+    "a pipe": lambda entry: ((entry / "config.json").unlink(), os.mkfifo(entry / "config.json")),
+    "no manifest": lambda entry: (entry / "manifest.json").write_text("[" * 100_000),
+    "a list": lambda entry: (entry / "manifest.json").write_text("[]"),
+    "up": lambda entry: (entry / "manifest.json").write_text('{"../../source": "x"}'),
+    "a file": lambda entry: (shutil.rmtree(entry), entry.write_text("x")),
+    "a folder that is a link": lambda entry: (entry.rename(entry.parent.parent / "e"), entry.symlink_to("/etc")),
+    "a link that leads nowhere": lambda entry: (shutil.rmtree(entry), entry.symlink_to("/nowhere")),
+    "all may write": lambda entry: entry.chmod(0o777),
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without pipes that have names")
+@pytest.mark.parametrize("poison", POISON)
+def test_a_poisoned_entry_of_the_cache_is_made_again_and_kept(kept, poison):
+    entry, load = kept
+    expected, _ = load()
+    others = sorted(entry.parent.parent.rglob("*"))
+    POISON[poison](entry)
+    assert load() == (expected, 1)
+    assert load() == (expected, 0), "what was made again is kept"
+    assert {*others} <= {*entry.parent.parent.rglob("*")} and entry.is_dir() and not entry.is_symlink()
+
+
+def test_a_cache_where_all_may_write_is_not_used(kept, caplog):
+    entry, load = kept
+    expected, made = load()
+    assert made == 0
+    for mode, taken in ((0o777, 1), (0o1777, 0), (0o775, 0)):
+        entry.parent.chmod(mode)
+        assert load() == (expected, taken)
+    assert "others may write there" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["seed = [" + "[" * 3000, f"seed = {'9' * 5000}", f"{'a' * 5000} = 1", f"[train]\nlearning_rate = {'9' * 400}",
+     f"model = ['{'b' * 5000}']", "a." * 10**6],
+    ids=["nested", "digits", "key", "number", "value", "dots"],
+)  # fmt: skip
+def test_a_recipe_of_any_length_is_refused_in_a_short_sentence(text):
+    texts.check_recipe(text)
+
+
+def test_what_an_error_says_commands_no_terminal():
+    sentence, _ = explain(ConfigurationError("a\x1b[2J key\u202e of a file\n"))
+    assert sentence == "a\ufffd[2J key\ufffd of a file"
 
 
 def seconds(read, text):

@@ -86,6 +86,33 @@ def test_control_text_that_a_user_typed_is_text(server, oracle, tokenizer_and_mo
     assert answer.choices[0].message.content == oracle([*before, *spelt, *after]).text(tokenizer)
 
 
+def test_control_text_is_text_in_the_history_a_prefill_and_stop_strings_too(server, oracle, tokenizer_and_model):
+    """Two messages whose letters a template joins are one text of tokens; a stop string finds letters, and no token."""
+    tokenizer, _ = tokenizer_and_model
+
+    def ids(*parts):
+        found = [tokenizer.encode(text, split_special_tokens=number % 2 > 0) for number, text in enumerate(parts)]
+        return [one for part in found for one in part]
+
+    chat = [
+        {"role": "user", "content": "[Fork]"}, {"role": "assistant", "content": "[Child] a"},
+        {"role": "user", "content": "b"}, {"role": "assistant", "content": "1. [Fork]"},
+    ]  # fmt: skip
+    ended, then = "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n"
+    head = ids("<|im_start|>user\n", "[Fork]", ended, "[Child] a", then)
+    for messages, prompt, options in (
+        (chat[:3], head, {}),
+        (chat, [*head, *ids("", "1. [Fork]")], {"add_generation_prompt": False, "continue_final_message": True}),
+    ):
+        text = oracle(prompt).text(tokenizer)
+        for stop in (None, ["[Fork]", "[Child]", "Fork]"]):
+            answer = server.client.chat.completions.create(
+                model="tiny", messages=messages, stop=stop, **GREEDY, extra_body=ASKED["extra_body"] | options
+            )
+            assert answer.choices[0].message.content == text
+    assert not server.await_rest()
+
+
 def test_who_hangs_up_frees_the_whole_tree(server):
     for question in QUESTIONS:
         stream = ask(server, question, stream=True, temperature=1.0, max_tokens=900, extra_body={

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from storm import commands, doors, exactness, faults, files, growth, memory, proxied, scripted, texts
+from storm import commands, doors, exactness, faults, files, growth, memory, proxied, scripted, shown, texts
 from storm.storms import Storm, mended, run
 
 STORMS: tuple[Storm, ...] = (
-    exactness.STORM, scripted.STORM, *texts.STORMS, growth.STORM, files.STORM, doors.STORM, memory.STORM, faults.STORM,
-    commands.STORM, proxied.STORM,
+    exactness.STORM, scripted.STORM, *texts.STORMS, growth.STORM, growth.FAR_STORM, files.STORM, doors.STORM,
+    shown.STORM, memory.STORM, faults.STORM, commands.STORM, proxied.STORM,
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import json
 import random
 import tempfile
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,12 @@ def check_record(record: Any) -> None:
         assert json.loads(line)["reason"] and len(line) < 2 * len(json.dumps(record)) + 1000
 
 
+@cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """Return the folder of the file that is read; a new one each time would take as long as the reading."""
+    return tempfile.TemporaryDirectory()
+
+
 def draw_file(draw: random.Random) -> Scenario:
     records = [mutated(draw, draw.choice(RECORDS), draw.randint(0, 2)) for _ in range(draw.randint(1, 4))]
     text = json.dumps(records) if draw.random() < 0.6 else "\n".join(map(json.dumps, records))
@@ -74,14 +81,13 @@ def draw_file(draw: random.Random) -> Scenario:
 def check_file(text: str, chunk: int) -> None:
     """A whole array is read whole; what is broken comes as an error of ours; the size of a chunk changes nothing."""
     data = text.encode("utf-8", "surrogatepass")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "records.jsonl"
-        path.write_bytes(data)
-        for _, row in open_records(path).rows:
-            try:
-                record_of(row)
-            except UNUSABLE:
-                continue
+    path = Path(_folder().name) / "records.jsonl"
+    path.write_bytes(data)
+    for _, row in open_records(path).rows:
+        try:
+            record_of(row)
+        except UNUSABLE:
+            continue
     if text.lstrip().startswith("["):
         read = [str(item) for item in array_items(BytesIO(data), max(chunk, 1))]
         assert read == [str(item) for item in array_items(BytesIO(data), 1 << 20)], "a chunk changes what is read"
@@ -105,6 +111,16 @@ def check_markdown(text: str, max_depth: int, max_forks: int) -> None:
     assert TextThread.from_json(found.tree.to_json()) == found.tree
 
 
+KEYS = (
+    "__class__", "__init__", "self", '""', "'a\x1b[2J'", "a" * 3000, '"' + "é" * 3000 + '"', "model.x", "train.train",
+    "extract", "loading", "1", "-", "[train", "[[train]]", "[heads.x]", "seed.a.b", '"seed"', "'train'.epochs",
+)  # fmt: skip
+VALUES = (
+    "nan", "inf", "-1", "1e400", "''", "[]", "[1, {}]", "{}", "true", "2020-01-01", "[['a']]", "9" * 400, "9" * 5000,
+    "[" * 3000, "{a = " * 300, "'" + "b" * 5000 + "'", "1979-05-27T07:32:00Z",
+)  # fmt: skip
+
+
 def draw_recipe(draw: random.Random) -> Scenario:
     text = EXAMPLE.read_text(encoding="utf-8")
     lines = [line.removeprefix("#") for line in text.splitlines() if "=" in line or line.startswith("[")]
@@ -112,21 +128,23 @@ def draw_recipe(draw: random.Random) -> Scenario:
     kept = "\n".join(line for line in lines if draw.random() < 0.5)
     if draw.random() < 0.5:
         line = draw.choice([one for one in lines if "=" in one])
-        value = draw.choice(("nan", "inf", "-1", "1e400", "''", "[]", "[1, {}]", "{}", "true", "2020-01-01", "[['a']]"))
+        value = draw.choice(VALUES)
+        if draw.random() < 0.4:
+            key = draw.choice(KEYS)
+            return {"text": f"{key}{'' if key.startswith('[') else f' = {value}'}\n{spoilt(draw, kept, 0)}"}
         return {"text": f"{line.split('=')[0]} = {value}\n{spoilt(draw, kept, 0)}"}
     return {"text": spoilt(draw, kept, draw.randint(0, 4))}
 
 
 def check_recipe(text: str) -> None:
     """A recipe says what to do in values of the right kinds, or is refused in a short sentence."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "recipe.toml"
-        path.write_text(text, encoding="utf-8", errors="surrogatepass")
-        try:
-            recipe = read_recipe(path)
-        except ConfigurationError as error:
-            assert len(str(error)) < 2000, "a refusal that nobody reads"
-            return
+    path = Path(_folder().name) / "recipe.toml"
+    path.write_text(text, encoding="utf-8", errors="surrogatepass")
+    try:
+        recipe = read_recipe(path)
+    except ConfigurationError as error:
+        assert len(str(error)) < 2000, "a refusal that nobody reads"
+        return
     json.dumps(vars(recipe), default=lambda one: vars(one) if hasattr(one, "__dict__") else one, allow_nan=False)
     assert all(isinstance(name, str) for name in recipe.extract.without)
 

@@ -10,6 +10,8 @@ import logging
 import os
 import re
 import shutil
+import stat
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +33,7 @@ logger = logging.getLogger(__name__)
 _FORMAT = 1
 _MANIFEST = "manifest.json"
 _UNUSED_SECONDS = 30 * 24 * 3600
+_NO_CODE = {"trust_remote_code": False}  # where nothing is said, transformers would ask on the terminal
 
 
 def cache_directory() -> Path | None:
@@ -74,6 +77,18 @@ def cast_parameters(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedMod
     return model
 
 
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def without_numbers(model: PreTrainedModel) -> str | None:
+    """Return the name of a weight with NaN or infinity among its values, ``None`` where all that are here are numbers."""
+    for name, parameter in model.named_parameters():
+        known = parameter.dtype in _FLOATS and not parameter.is_meta and parameter.numel()
+        if known and not torch.stack(parameter.detach().aminmax()).isfinite().all():
+            return name
+    return None
+
+
 def forget_quantization(model: PreTrainedModel) -> None:
     """Undo the marks of a GGUF file on a model whose weights are plain already: they forbid casting and saving."""
     for name in ("hf_quantizer", "quantization_method", "is_quantized"):
@@ -97,7 +112,7 @@ def converted(
     """
     dtype = torch.float32 if isinstance(dtype, str) else dtype
     parent = cache_directory()
-    folder = None if parent is None else parent / f"{name}-{_key(sources)}"
+    folder = None if parent is None or not _is_own(parent) else parent / f"{name}-{_key(sources)}"
     pair = None if folder is None else _read(folder, dtype, options)
     if pair is None:
         folder = None if folder is None or not _can_be_kept(folder) else folder
@@ -142,8 +157,8 @@ def _read(folder: Path, dtype: torch.dtype, options: Mapping[str, Any]) -> Pair 
     if not _is_whole(folder):
         return None
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **{**_NO_CODE, **options})
+        tokenizer = AutoTokenizer.from_pretrained(folder, **_NO_CODE)
     except Exception:
         if _is_whole(folder):  # then it is the options
             raise
@@ -153,15 +168,32 @@ def _read(folder: Path, dtype: torch.dtype, options: Mapping[str, Any]) -> Pair 
     return model, tokenizer
 
 
+def _is_own(folder: Path) -> bool:
+    """Can nobody but the user and the administrator have written there, as far as the system tells?"""
+    if sys.platform == "win32" or not folder.exists():
+        return True
+    told, user = folder.stat(), os.getuid()
+    shared = told.st_mode & stat.S_IWOTH and not told.st_mode & stat.S_ISVTX  # where all may write, and not as in /tmp
+    if (user in (0, told.st_uid) or told.st_uid == 0) and not shared:
+        return True
+    logger.warning(
+        "%s is not used as a cache, and loading takes longer: others may write there; make it yours alone (chmod o-w), or "
+        "name another folder with HF_APAR_CACHE", folder,
+    )  # fmt: skip
+    return False
+
+
 def _is_whole(folder: Path) -> bool:
-    """Does ``folder`` hold what was written?"""
-    if not folder.is_dir():
+    """Does ``folder`` hold what was written, and nothing else?"""
+    if not folder.is_dir() or not _is_own(folder):
         return False
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        if damaged := [name for name, digest in manifest.items() if _digest(folder / name) != digest]:
-            raise ValueError(f"{', '.join(damaged)} is not what was written")
-    except (OSError, ValueError, AttributeError) as error:  # gone, changed or no JSON, JSON of another kind
+        found = {file.name for file in folder.iterdir() if file.is_file()} - {_MANIFEST}
+        damaged = sorted(found ^ manifest.keys()) or [name for name in found if _digest(folder / name) != manifest[name]]
+        if damaged or not found:
+            raise ValueError(f"{', '.join(damaged)[:200]} is not what was written")
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:  # gone, changed, other JSON
         logger.info("%s cannot be used and is made again: %s", folder, error)
         return False
     return True
@@ -170,7 +202,7 @@ def _is_whole(folder: Path) -> bool:
 def _can_be_kept(folder: Path) -> bool:
     """Can anything be written beside ``folder``? Asked before minutes are spent on what is to lie there."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder.parent):
             return True
     except OSError as error:  # a read-only home
@@ -183,13 +215,14 @@ def _keep(pair: Pair, folder: Path) -> None:
         _forget_unused(folder)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}-") as temporary:
             new = Path(temporary) / "new"
+            new.mkdir(mode=0o755)
             for part in pair:
                 part.save_pretrained(new)
             digests = {file.name: _digest(file) for file in sorted(new.iterdir())}
             (new / _MANIFEST).write_text(json.dumps(digests, indent=1), encoding="utf-8")
             if _is_whole(folder):  # another process was faster
                 return
-            if folder.exists():
+            if os.path.lexists(folder):
                 os.rename(folder, Path(temporary) / "old")
             os.rename(new, folder)
     except (OSError, SafetensorError) as error:  # a full disk, or another process was faster after all
@@ -200,5 +233,5 @@ def _forget_unused(folder: Path) -> None:
     """Remove entries beside ``folder`` that an earlier release made, or a process that was killed, and nobody uses."""
     ours = re.compile(re.escape(folder.name.rpartition("-")[0]) + r"-[0-9a-f]{16}(-\w+)?")
     for other in folder.parent.iterdir():
-        if other != folder and ours.fullmatch(other.name) and time.time() - other.stat().st_mtime > _UNUSED_SECONDS:
+        if other != folder and ours.fullmatch(other.name) and time.time() - other.lstat().st_mtime > _UNUSED_SECONDS:
             shutil.rmtree(other, ignore_errors=True)

@@ -8,6 +8,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_apar.checkpoints.adapters import (
@@ -18,7 +19,7 @@ from hf_apar.checkpoints.adapters import (
     load_adapter,
     recorded_base,
 )
-from hf_apar.checkpoints.conversion import cast_parameters, forget_quantization, taken_dtype
+from hf_apar.checkpoints.conversion import cast_parameters, forget_quantization, taken_dtype, without_numbers
 from hf_apar.checkpoints.default_model import DEFAULT_BASE, load_default_base
 from hf_apar.checkpoints.sources import HUB_OPTIONS, Source, find_source, is_folder, settings_in
 from hf_apar.enabling import enable_apar
@@ -95,12 +96,18 @@ def _read(source: Source, dtype: torch.dtype | str, options: Mapping[str, Any]) 
         raise CheckpointError(
             f"{source.name} holds a pickle that is more than weights, and is not read; give one with safetensors"
         ) from error
+    except (AssertionError, LookupError, ArithmeticError, StrictDataclassError) as error:
+        raise CheckpointError(
+            f"the settings in the config.json of {source.name} make no model ({type(error).__name__}: {str(error)[:200]})"
+        ) from error
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise
         raise CheckpointError(f"the weights of {source.name} have other shapes than its config.json says") from error
     if "gguf_file" in options:
         forget_quantization(_without_info(model))
+    if (name := without_numbers(_without_info(model))) is not None:
+        raise CheckpointError(f"{source.name} has weights in {name} that are no numbers (NaN, infinity); copy it again")
     return model
 
 
@@ -113,7 +120,24 @@ def _without_info(loaded: Any) -> PreTrainedModel:
 def _read_tokenizer(source: Source, options: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model that is loaded with ``options``."""
     shared = _NO_CODE | {key: options[key] for key in ("trust_remote_code", "gguf_file") if key in options}
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.name, **source.options, **shared)
+    return _tried_tokenizer(source.name, **source.options, **shared)
+
+
+def _tried_tokenizer(place: str | Path, **options: Any) -> PreTrainedTokenizerBase:
+    """Load a tokenizer and use it once: what is wrong in its files may be met there alone.
+
+    Raises:
+        CheckpointError: if its files make no tokenizer that works, where transformers does not say so itself.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, **options)
+        tokenizer.decode(tokenizer.encode("a"), skip_special_tokens=True)
+    except (OSError, ValueError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # Rust's tokenizers raise nothing more special
+        raise CheckpointError(
+            f"the tokenizer of {place} cannot be used ({type(error).__name__}: {str(error)[:200]}); copy its files again"
+        ) from error
     return tokenizer
 
 
@@ -194,11 +218,11 @@ def load_tokenizer(
     options = _NO_CODE | options
     config = source.file("adapter_config.json")
     if config is None:
-        return AutoTokenizer.from_pretrained(source.name, **source.options, **options)
+        return _tried_tokenizer(source.name, **source.options, **options)
     # from the Hub; by an adapter's name, transformers 5.16 asks for a config.json, which it has not
     if not any([source.file(name) for name in TOKENIZER_FILES]):
         return _tokenizer_of_base(source, config, base, options)
-    return AutoTokenizer.from_pretrained(config.parent, **options)
+    return _tried_tokenizer(config.parent, **options)
 
 
 def _tokenizer_of_base(

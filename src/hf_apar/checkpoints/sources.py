@@ -6,7 +6,7 @@ name is looked up once, before anything is loaded.
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "token", "revision", "subfolder")
 """The options of ``from_pretrained`` that say how to get files from the Hub."""
 
-_SETTINGS = ("config.json", "adapter_config.json", "generation_config.json", "tokenizer_config.json")
 FILES = ("config.json", "adapter_config.json")
 """A checkpoint has one of them."""
 
@@ -58,12 +57,12 @@ class Source:
             return None
 
     def check_settings(self) -> None:
-        """Check that the files of settings in a folder are objects of JSON, and name tokens by numbers.
+        """Check that the files of settings in a folder hold what they must, see :func:`settings_in`.
 
         Raises:
             CheckpointError: if one is not.
         """
-        for name in _SETTINGS if is_folder(self.name) else ():
+        for name in _PROBLEMS if is_folder(self.name) else ():
             if (path := self.file(name)) is not None:
                 settings_in(path)
 
@@ -72,7 +71,7 @@ def settings_in(path: Path) -> dict[str, Any]:
     """Return the settings that the file ``path`` of a checkpoint holds.
 
     Raises:
-        CheckpointError: if it holds no object of JSON, or a token in it has no number.
+        CheckpointError: if it holds no object of JSON, or something in it is of another kind than it must be.
     """
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -80,14 +79,47 @@ def settings_in(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is no JSON ({_first_line(error)}); copy the checkpoint again") from error
     if not isinstance(settings, dict):
         raise CheckpointError(f"{path} is a {type(settings).__name__}, and must be an object of settings")
-    if path.name == "generation_config.json":
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            given = settings.get(name)
-            if not all(type(one) is int for one in (given if isinstance(given, list) else [given]) if one is not None):
-                raise CheckpointError(
-                    f"{path} has {name} {str(given)[:80]!r}; it must be the number of a token, or a list of such"
-                )
+    for problem in _PROBLEMS[path.name](settings) if path.name in _PROBLEMS else ():
+        raise CheckpointError(f"{path} has {problem}")
     return settings
+
+
+def _of_generation(settings: Mapping[str, Any]) -> Iterator[str]:
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        given = settings.get(name)
+        if not all(type(one) is int for one in (given if isinstance(given, list) else [given]) if one is not None):
+            yield f"{name} {str(given)[:80]!r}; it must be the number of a token, or a list of such"
+    for name in ("suppress_tokens", "begin_suppress_tokens"):
+        given = settings.get(name, [])
+        if given is not None and not (isinstance(given, list) and all(type(one) is int for one in given)):
+            yield f"{name} {str(given)[:80]!r}; it must be a list of the numbers of tokens"
+
+
+def _of_tokenizer(settings: Mapping[str, Any]) -> Iterator[str]:
+    for name in ("model_max_length", "max_len"):  # transformers compares it with lengths, whatever it is
+        if not isinstance(given := settings.get(name, 0), int | float | None):
+            yield f"{name} {str(given)[:80]!r}; it must be a number of tokens, or left out"
+
+
+def _of_model(settings: Mapping[str, Any]) -> Iterator[str]:
+    for name, given in settings.items():
+        if name.endswith("_implementation") and "/" in str(given):  # a kernel on the Hub, which transformers gets and runs
+            yield f"{name} {str(given)[:80]!r}, which is code from elsewhere; remove it, or pass it yourself"
+        if name.endswith("_config") and isinstance(given, dict):
+            yield from _of_model(given)
+
+
+def _of_adapter(settings: Mapping[str, Any]) -> Iterator[str]:
+    if not isinstance(given := settings.get("revision"), str | None):
+        yield f"revision {str(given)[:80]!r}; it must be the name of a revision of its base, or null"
+    if settings.get("megatron_config") is not None:  # then PEFT imports the module that stands beside it
+        yield "a megatron_config, which names code to import; remove it"
+
+
+_PROBLEMS: Mapping[str, Callable[[Mapping[str, Any]], Iterable[str]]] = {
+    "generation_config.json": _of_generation, "tokenizer_config.json": _of_tokenizer, "config.json": _of_model,
+    "adapter_config.json": _of_adapter,
+}  # fmt: skip
 
 
 def find_source(name: str | Path, options: Mapping[str, Any] | None = None, *, files: Sequence[str] = FILES) -> Source:

@@ -108,6 +108,9 @@ class Sampler:
         """Favour and ban, in place, as the protocol says; ``columns``: where tokens stand, if not at their id."""
         for token, value in self.protocol.bias.items():
             scores[:, columns.get(token, token)] += value
+        return self._ban(scores, contexts, columns)
+
+    def _ban(self, scores: Tensor, contexts: Sequence[Context], columns: Mapping[int, int]) -> Tensor:
         banned = [(row, columns.get(token, token)) for row, one in enumerate(contexts) for token in one.banned]
         if banned:
             rows, tokens = torch.tensor(banned, device=scores.device).T
@@ -131,7 +134,19 @@ class Sampler:
             given = scores[batch.indices[0]].repeat(len(self.prompt_ids), 1)  # (batch, vocabulary)
             given[batch.rows] = scores[batch.indices]
             result[batch.indices] = processor(batch.input_ids, given)[batch.rows]
-        return result
+        return self._still_banned(result, contexts)
+
+    def _still_banned(self, scores: Tensor, contexts: Sequence[Context]) -> Tensor:
+        """Ban once more: the processor of ``prefix_allowed_tokens_fn`` lifts a ban where it allows nothing else."""
+        banned = self._ban(scores.clone(), contexts, {})
+        stuck = banned.amax(dim=-1).isneginf().tolist()  # (contexts,)
+        if any(here and not one.guesses for here, one in zip(stuck, contexts, strict=True)):
+            raise ConfigurationError(
+                f"the logits processors, or prefix_allowed_tokens_fn, leave a thread no token but those that "
+                f"{type(self.protocol).__name__} bans there; let them allow another, such as the one that ends a thread"
+            )
+        banned[stuck] = scores[stuck]  # a guess may lead nowhere, and is not followed
+        return banned
 
     def _lift(self, processor: Processor) -> Processor | None:
         """Take control tokens out of a suppression: a checkpoint suppresses them in plain decoding."""

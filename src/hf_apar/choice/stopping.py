@@ -1,8 +1,9 @@
 """When a thread must stop: stop strings and stopping criteria, judged on each thread's path; and the clock."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+import torch
 from torch import Tensor
 from transformers import (
     GenerationConfig,
@@ -17,6 +18,8 @@ from transformers.generation.stopping_criteria import ConfidenceCriteria, EosTok
 from hf_apar.choice.paths import Context, rounds
 from hf_apar.choice.purity import Pure
 from hf_apar.errors import ConfigurationError
+
+_NO_TOKEN = 2**31 - 1  # beyond any vocabulary: there, a criterion of transformers finds no text
 
 
 class Stopper:
@@ -47,7 +50,11 @@ class Stopper:
                 "ConfidenceCriteria judges the drafts of an assistant; leave it out, and pass assistant_confidence_threshold"
             )
         # the list takes from each criterion what generate takes: a tensor or an array of the rows, or one bool for all
-        self.criteria = StoppingCriteriaList(Pure(one) for one in criteria if not isinstance(one, ours))
+        self.criteria = StoppingCriteriaList(
+            Pure(_WithoutNames(one, never) if isinstance(one, StopStringCriteria) else one)
+            for one in criteria
+            if not isinstance(one, ours)
+        )
 
     @property
     def out_of_time(self) -> bool:
@@ -64,6 +71,18 @@ class Stopper:
             verdict = self.criteria(batch.input_ids, None).tolist()
             for index, row in zip(batch.indices, batch.rows, strict=True):
                 stops[index] = bool(verdict[row]) and tokens[index] not in self.never
+        return stops
+
+
+class _WithoutNames:
+    """Stop strings where control tokens are no text: transformers would find them in their names, ``]`` in ``[Fork]``."""
+
+    def __init__(self, criterion: StopStringCriteria, never: Collection[int]) -> None:
+        self.criterion, self.never = criterion, torch.tensor(sorted(never))
+
+    def __call__(self, input_ids: Tensor, scores: None) -> Tensor:
+        hidden = torch.isin(input_ids, self.never.to(input_ids.device))
+        stops: Tensor = self.criterion(input_ids.masked_fill(hidden, _NO_TOKEN), scores)
         return stops
 
 

@@ -139,13 +139,14 @@ def _encode(
 ) -> list[int]:
     """Return ``text`` as a user turn, or as it stands where the model is no chat model."""
     from hf_apar.text.chat import encode_chat
+    from hf_apar.text.spelling import without_known
 
     if tokenizer.chat_template is None:
         if system is not None or arguments is not None:
             raise ConfigurationError(
                 "this model has no chat template for --system and --chat-template-kwargs; write it into the prompt"
             )
-        return list(tokenizer.encode(text, split_special_tokens=True))
+        return without_known(tokenizer.encode(text, split_special_tokens=True), tokenizer)
     chat = [{"role": "user", "content": text}]
     if system is not None:
         chat.insert(0, {"role": "system", "content": system})

@@ -15,7 +15,7 @@ def explain(error: Exception) -> tuple[str, bool]:
     >>> explain(KeyError("x"))
     ("unexpected KeyError: 'x'; run it again with --debug to see where, and report it", False)
     """
-    message = _one_line(error)
+    message = "".join(letter if letter.isprintable() else "\ufffd" for letter in _one_line(error))  # a file's words, perhaps
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed; pip install 'hf-apar[cli,train,default]'", True
     if isinstance(error, AparError):

@@ -1,6 +1,7 @@
 """Settings that say what they are: the fields of dataclasses, for help texts, for recipe files and for what is noted."""
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import Field, field, fields, is_dataclass, replace
 from difflib import get_close_matches
@@ -58,7 +59,7 @@ def with_table(default: Settings, table: Mapping[str, object], where: str) -> Se
         if name not in known:
             near = get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]}?" if near else f"its keys are {', '.join(known)}"
-            raise ConfigurationError(f"{where} has the unknown key {name}; {hint}")
+            raise ConfigurationError(f"{where} has the unknown key {name:.80}; {hint}")
     kinds = get_type_hints(type(default))
     values = {name: _value(known[name], kinds[name], getattr(default, name), table[name], where) for name in table}
     return cast(Settings, replace(cast(Any, default), **values))
@@ -85,14 +86,14 @@ def _value(one: Field[object], kind: Any, default: object, given: object, where:
         return tuple(given)
     if isinstance(wanted, type) and issubclass(wanted, Enum) and given in list(wanted):
         return wanted(given)
-    if wanted is float and type(given) is int:
+    if wanted is float and type(given) is int and abs(given) < sys.float_info.max:
         given = float(given)
     if type(given) is not wanted:
-        raise ConfigurationError(f"{where} has {one.name} = {given!r}; it is {_in_words(wanted, default)}")
+        raise ConfigurationError(f"{where} has {one.name} = {given!r:.80}; it is {_in_words(wanted, default)}")
     least, most = one.metadata["least"], one.metadata["most"]
     if (least is not None and not given >= least) or (most is not None and not given <= most):
         limits = " and ".join(f"at {word} {end:g}" for word, end in (("least", least), ("most", most)) if end is not None)
-        raise ConfigurationError(f"{where} has {one.name} = {given!r}; it is {limits}")
+        raise ConfigurationError(f"{where} has {one.name} = {given!r:.80}; it is {limits}")
     return given
 
 

@@ -22,15 +22,16 @@ def _problems(trace: Mapping[str, Any]) -> Iterator[str]:
         yield "question must be a text, and timed true or false"
     if not threads:
         yield "it has no threads"
+    forked: dict[int, int] = {}  # where each thread forked last
     for index in range(len(threads)):
-        if found := next(_of_thread(index, threads, len(times)), None):
+        if found := next(_of_thread(index, threads, len(times), forked), None):
             yield f"of thread {index}, {found}"
             return  # what follows looks at its parent's fields
     if trace["stopped_by"] is not None and not _whole((trace["stopped_by"],), 0, len(threads) - 1):
         yield "stopped_by must name a thread"
 
 
-def _of_thread(index: int, threads: Sequence[Mapping[str, Any]], steps: int) -> Iterator[str]:
+def _of_thread(index: int, threads: Sequence[Mapping[str, Any]], steps: int, forked: dict[int, int]) -> Iterator[str]:
     one = threads[index]
     texts, places, own = one["texts"], one["places"], one["steps"]
     if not _sequence(texts) or not all(isinstance(text, str) for text in texts):
@@ -51,10 +52,10 @@ def _of_thread(index: int, threads: Sequence[Mapping[str, Any]], steps: int) -> 
         yield "accepted must be indices of texts"
     elif one["logprobs"] is not None and not _logprobs(one["logprobs"], len(texts)):
         yield "logprobs must be a number or null for each text"
-    yield from _of_fork(index, threads)
+    yield from _of_fork(index, threads, forked)
 
 
-def _of_fork(index: int, threads: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _of_fork(index: int, threads: Sequence[Mapping[str, Any]], forked: dict[int, int]) -> Iterator[str]:
     one = threads[index]
     if index == 0 or one["parent"] is None:
         if index or one["parent"] is not None:
@@ -64,9 +65,10 @@ def _of_fork(index: int, threads: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield "parent must be a thread before it"
         return
     parent = threads[one["parent"]]
-    before = [other["fork_position"] for other in threads[:index] if other["parent"] == one["parent"]]
-    if not _whole((one["fork_position"],), max(before, default=0), len(parent["texts"])):
+    if not _whole((one["fork_position"],), forked.get(one["parent"], 0), len(parent["texts"])):
         yield "fork_position must be a place among its parent's texts, after those of threads before it"
+        return
+    forked[one["parent"]] = one["fork_position"]
     if one["born"] < parent["born"] or not 0 <= one["inherited"] - parent["inherited"] <= len(parent["steps"]):
         yield "it must be born in its parent, and inherit of it"
 

@@ -76,18 +76,23 @@ class MedusaHeads(nn.Module):
         """Load what :meth:`save` wrote, in float32.
 
         Raises:
-            ConfigurationError: if ``folder`` holds no heads.
+            ConfigurationError: if ``folder`` holds no heads, or others than :meth:`save` writes.
         """
         from safetensors import safe_open
 
         if (found := heads_in(folder)) is None:
             raise ConfigurationError(f"{folder} has no {HEADS_FILE}; give a folder that hf-apar train-medusa wrote")
-        with safe_open(found, framework="pt") as file:
-            settings = json.loads(file.metadata()["medusa"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        inner, doubled = tensors["gate.weight"].shape
-        heads = cls(doubled // 2, inner, tensors["draft_ids"], int(settings["length"]))
-        heads.load_state_dict(tensors)
+        try:
+            with safe_open(found, framework="pt") as file:
+                settings = json.loads(file.metadata()["medusa"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            inner, doubled = tensors["gate.weight"].shape
+            heads = cls(doubled // 2, inner, tensors["draft_ids"], int(settings["length"]))
+            heads.load_state_dict(tensors)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise ConfigurationError(f"{found} holds no heads as hf-apar train-medusa writes them: {error}") from error
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise ConfigurationError(f"{found} has values that are no numbers; train the heads again")
         return heads
 
 

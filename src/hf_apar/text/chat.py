@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_apar.errors import DataError
 from hf_apar.text.content import flat, is_text
-from hf_apar.text.encoding import encode_template, encode_text, token_name, untypable
+from hf_apar.text.encoding import encode_template, encode_text, known_control, token_name, untypable
+from hf_apar.text.spelling import without_known
 
 _OWN = (
     "conversation", "add_generation_prompt", "continue_final_message", "tokenize", "padding", "truncation", "max_length",
@@ -53,7 +54,8 @@ def encode_chat(
     template = _Template(tokenizer, add_generation_prompt)
     values = template.readable({"messages": chat, **given})
     typed = _typed(tokenizer, {name: value for name, value in values.items() if name != "chat_template"})
-    return _with_typed(template, values, typed) if typed else template.ids(values)
+    ids = _with_typed(template, values, typed) if typed else template.ids(values)
+    return without_known(ids, tokenizer)  # a template may make one of letters of two messages
 
 
 def left_out(
@@ -205,12 +207,13 @@ def _readable(content: object, mark: str, text: str) -> object:
 def _typed(tokenizer: PreTrainedTokenizerBase, values: object) -> list[str]:
     """Return the names of special tokens that stand in the strings of ``values`` and would become tokens."""
     special = untypable(tokenizer, len(tokenizer))
+    followed = {tokenizer.unk_token_id, *known_control(tokenizer, len(tokenizer))}  # the one stands for unknown letters, too
     names: set[str] = set()
 
     def look(text: str) -> str:
         if found := special & set(tokenizer.encode(text, add_special_tokens=False)):
             here = {name for token in found if (name := token_name(tokenizer, token)) in text}
-            if not here and found != {tokenizer.unk_token_id}:  # that one stands for letters without a token, too
+            if not here and not found <= followed:
                 raise DataError(f"the tokenizer makes a special token of the text {text[:40]!r}; remove it from the message")
             names.update(here)
         return text

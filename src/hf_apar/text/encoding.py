@@ -41,16 +41,24 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, never: Collection
 
     Args:
         never: more tokens that text must not become, such as control tokens of names of their own. Where the tokenizer
-            makes one of them all the same, the text does not hold its name; the caller has to look.
+            makes one of them all the same, it cannot spell it; the caller has to look.
     """
     ids = _encode(tokenizer, text, split=True)
-    typed = set(ids) & {*untypable(tokenizer, len(tokenizer)), *never}
+    unwanted = {*untypable(tokenizer, len(tokenizer)), *never}
+    typed = unwanted.intersection(ids)
     names = [name for token in typed if len(name := token_name(tokenizer, token)) > 1 and name in text]
-    if not names:
-        return ids
-    # a tokenizer may know such a name as a word; cut in two, it is none
-    within = "|".join(f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in names)
-    return [token for part in re.split(within, text) for token in _encode(tokenizer, part, split=True)]
+    if names:
+        # a tokenizer may know such a name as a word; cut in two, it is none
+        within = "|".join(f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in names)
+        ids = [token for part in re.split(within, text) for token in _encode(tokenizer, part, split=True)]
+    left = unwanted.intersection(ids) - {tokenizer.unk_token_id}  # that one stands for letters without a token, too
+    return [piece for token in ids for piece in (_cut(tokenizer, token) if token in left else [token])]
+
+
+def _cut(tokenizer: PreTrainedTokenizerBase, token: int) -> list[int]:
+    """Return the tokens that spell a token which the tokenizer makes of other letters than its own, by normalising them."""
+    name = token_name(tokenizer, token)
+    return [piece for part in (name[:1], name[1:]) for piece in _encode(tokenizer, part, split=True)]
 
 
 def encode_template(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -116,9 +124,15 @@ def untypable(tokenizer: PreTrainedTokenizerBase, size: int) -> frozenset[int]:
     Args:
         size: the tokenizer's length, since tokens may be added to it.
     """
+    special = frozenset(token for token, one in tokenizer.added_tokens_decoder.items() if one.special)
+    return special | known_control(tokenizer, size)
+
+
+@lru_cache(maxsize=32)
+def known_control(tokenizer: PreTrainedTokenizerBase, size: int) -> frozenset[int]:
+    """Return the control tokens of known names, special or not; ``size`` is as for :func:`untypable`."""
     names = {name for pair in KNOWN_PAIRS for name in (pair.fork, pair.child)}
-    added = tokenizer.added_tokens_decoder.items()
-    return frozenset(token for token, one in added if one.special or one.content in names)
+    return frozenset(token for token, one in tokenizer.added_tokens_decoder.items() if one.content in names)
 
 
 def token_name(tokenizer: PreTrainedTokenizerBase, token: int) -> str:

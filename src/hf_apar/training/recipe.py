@@ -34,15 +34,20 @@ class Recipe:
     heads: HeadsTuning = HeadsTuning()
 
 
+_LONGEST = 1 << 16  # bytes of a recipe: a key of many dots takes time with the square of its length
+
+
 def read_recipe(path: Path) -> Recipe:
     """Return the recipe in the file ``path``.
 
     Raises:
-        ConfigurationError: if it is no TOML, or has a key that is unknown or a value that cannot be.
+        ConfigurationError: if it is no TOML, longer than 64 KiB, or has a key that is unknown or a value that cannot be.
     """
+    if (size := path.stat().st_size) > _LONGEST:
+        raise ConfigurationError(f"{path} has {size:,} bytes, and a recipe {_LONGEST:,} at most; is it another file?")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of too many digits, or nested too deeply
         raise ConfigurationError(f"{path} is no TOML: {error}") from error
     return with_table(Recipe(), table, str(path))
 

@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 
 from hf_apar.data.extraction.indentation import indented
 from hf_apar.data.extraction.parts import Span, find_parts, in_large_groups
-from hf_apar.data.extraction.rules import NO_STRUCTURE, RULES, Candidate, Rule
+from hf_apar.data.extraction.rules import LONGEST_ANSWER, NO_STRUCTURE, RULES, TOO_LONG, Candidate, Rule
 from hf_apar.data.extraction.text_tree import TextThread
 from hf_apar.data.extraction.thinking import thinking_end
 from hf_apar.data.settings import TreeLimits
@@ -60,7 +60,7 @@ class Extraction:
     Attributes:
         tree: its tree, of one piece where it does not fork.
         refused_by: the rule that left it in one piece, :data:`~hf_apar.data.extraction.rules.NO_STRUCTURE` for want
-            of parts.
+            of parts, :data:`~hf_apar.data.extraction.rules.TOO_LONG` for too many letters.
         kept_by: the rules that kept a part of it unforked, one for each part.
     """
 
@@ -77,6 +77,8 @@ def extraction(
     rules: Sequence[Rule] = RULES,
 ) -> Extraction:
     """Return what :func:`extract` and :func:`refusal` do, for the work of one of them."""
+    if len(answer) > LONGEST_ANSWER:
+        return Extraction(TextThread((answer,)), TOO_LONG, ())
     start = thinking_end(answer)
     thoughts, answer = answer[:start], answer[start:]
     tokens = _parser().parse(indented(answer))

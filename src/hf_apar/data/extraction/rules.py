@@ -145,6 +145,10 @@ RULES: tuple[Rule, ...] = (
 
 
 # not a rule that can be switched: what is left when nothing forks
+LONGEST_ANSWER = 1 << 20
+"""Letters of an answer that may fork: more than a context holds, and a bound to the work that a text can make."""
+
+TOO_LONG = Rule("length", f"it has more than {LONGEST_ANSWER:,} letters")
 NO_STRUCTURE = Rule("structure", "it has neither a list with titles nor sections nor paragraphs to split")
 
 

@@ -1,7 +1,7 @@
 """What belongs to one connection: some of its headers, and work that ends when the client hangs up."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -9,7 +9,12 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from hf_apar.serving.proxy.errors import ApiError
+
 T = TypeVar("T")
+
+LONGEST_LINE = 1 << 24
+"""Bytes of a line of a server's stream, so that one without an end fills no memory."""
 
 _HOP_BY_HOP = {
     b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te", b"trailer",
@@ -26,6 +31,24 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, byte
     found = [(name.lower(), value) for name, value in headers]
     named = {one.strip() for name, value in found if name == b"connection" for one in value.lower().split(b",")}
     return [(name, value) for name, value in found if name not in _HOP_BY_HOP | named]
+
+
+async def lines_of(parts: AsyncIterable[bytes]) -> AsyncGenerator[bytes]:
+    """Yield the lines of a stream that comes in parts; what follows the last line's end is left out.
+
+    Raises:
+        ApiError: if a line is longer than :data:`LONGEST_LINE`.
+    """
+    held, length = list[bytes](), 0
+    async for part in parts:
+        *ended, rest = part.split(b"\n")
+        for line in ended:
+            yield b"".join([*held, line])
+            held, length = [], 0
+        held.append(rest)
+        length += len(rest)
+        if length > LONGEST_LINE:
+            raise ApiError(502, f"the upstream sent a line of more than {LONGEST_LINE:,} bytes")
 
 
 class HungUp(Exception):

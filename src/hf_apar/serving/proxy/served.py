@@ -15,9 +15,9 @@ from hf_apar.generation_settings import eos_token_ids
 from hf_apar.protocol import ControlTokens
 from hf_apar.serving.proxy.asked import Asked
 from hf_apar.serving.proxy.errors import ApiError, refuse
-from hf_apar.serving.spelling import spelt
 from hf_apar.text.chat import encode_chat
 from hf_apar.text.encoding import encode_answer
+from hf_apar.text.spelling import spelt
 from hf_apar.tokens import completed, saved_settings
 
 _RESERVED = frozenset((

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from hf_apar.serving.admission import AdmissionPolicy, Load
 from hf_apar.serving.driver import Driver, Made, ThreadRequest
 from hf_apar.serving.proxy.calls import Choice, ClientCall
-from hf_apar.serving.proxy.connection import BrokenOff, end_to_end
+from hf_apar.serving.proxy.connection import BrokenOff, end_to_end, lines_of
 from hf_apar.serving.proxy.dialects import Dialect, Told, check_made
 from hf_apar.serving.proxy.errors import ApiError, Busy, Reworded, Unreachable
 from hf_apar.serving.proxy.metrics import ProxyMetrics
@@ -260,10 +260,8 @@ class Upstream(TaskEngine):
                     self.dialect.by_words = True
                     raise Reworded(response.status_code, "the upstream takes no logit_bias")
                 raise self.refused(response, told)
-            rest = b""
-            async for part in response.aiter_bytes():
-                *lines, rest = (rest + part).split(b"\n")
-                for line in lines:
+            async with aclosing(lines_of(response.aiter_bytes())) as lines:
+                async for line in lines:
                     if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
                         yield self._event(data)
 

@@ -19,8 +19,8 @@ from hf_apar.serving.admission import Load
 from hf_apar.serving.answer import Answer, Limits
 from hf_apar.serving.driver import Made, ThreadRequest
 from hf_apar.serving.reading import MadeToken, Piece
-from hf_apar.serving.spelling import spelt
 from hf_apar.serving.vllm.parameters import stop_tokens, thread_params, wants_logprobs
+from hf_apar.text.spelling import spelt
 from hf_apar.tokens import completed
 from hf_apar.tree.threads import FinishReason, ParagraphTree
 
