@@ -112,14 +112,23 @@ def test_trees_that_the_protocol_forbids(prompt, tree, message):
         tree_features(prompt, tree, TOKENIZER, FORK, CHILD, EOS)
 
 
-def test_a_tokenizer_that_makes_control_tokens_of_text_is_refused():
+def test_text_that_a_tokenizer_normalises_to_a_control_token_is_spelt():
     careless = byte_tokenizer()
     careless.backend_tokenizer.normalizer = normalizers.Lowercase()
     careless.add_tokens([AddedToken("[fork]", normalized=True)])  # not special, and found in [FORK] too
     fork = careless.convert_tokens_to_ids("[fork]")
-    tree_features(PROMPT, TextThread(("[fork]",)), careless, fork, CHILD + 1, EOS)
+    for text in ("[fork]", "[FORK]"):
+        row = tree_features(PROMPT, TextThread((text,)), careless, fork, CHILD + 1, EOS)
+        written = [token for token in row.input_ids[len(PROMPT) :] if token != EOS]
+        assert fork not in written and careless.decode(written) == "[fork]"
+
+
+def test_a_control_token_that_no_text_can_spell_is_refused():
+    careless = byte_tokenizer()
+    careless.add_tokens([AddedToken("¤", normalized=False)])  # one letter cannot be cut in two
+    fork = careless.convert_tokens_to_ids("¤")
     with pytest.raises(ControlTokenError, match="made the control tokens"):
-        tree_features(PROMPT, TextThread(("[FORK]",)), careless, fork, CHILD + 1, EOS)
+        tree_features(PROMPT, TextThread(("¤",)), careless, fork, CHILD + 1, EOS)
 
 
 def depths(row):

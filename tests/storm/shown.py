@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.text import Text
 from transformers import StoppingCriteriaList
 
 from byte_tokenizer import byte_tokenizer
 from hf_apar.choice.paths import Context
 from hf_apar.choice.stopping import Stopper, stop_string_criteria
-from hf_apar.cli.live import TreeView
+from hf_apar.cli.live import coloured
 from hf_apar.evaluation.answers import Answered, answers_in
 from hf_apar.evaluation.judge_prompt import preference_in
 from hf_apar.evaluation.lines import opened_for_more, write_line
@@ -25,7 +24,6 @@ from hf_apar.protocol import ControlTokens
 from hf_apar.replay.page import replay_page
 from hf_apar.replay.recorder import trace_of_tree
 from hf_apar.serving.reading import IncrementalText, Reader
-from hf_apar.streaming import Broadcast
 from hf_apar.text.encoding import encode_text
 from hf_apar.tree.display import tree_html
 from hf_apar.tree.growth import GrowingTree
@@ -51,7 +49,7 @@ def _tokenizer() -> tuple[Any, ControlTokens]:
     return tokenizer, ControlTokens(fork_token_id=fork, child_token_id=child, eos_token_ids=ends)
 
 
-def _written(text: str, told: Broadcast | None = None) -> ParagraphTree:
+def _written(text: str) -> ParagraphTree:
     """Return an answer of two threads, each of which writes ``text``, the root once more after the fork."""
     tokenizer, protocol = _tokenizer()
     ids = encode_text(tokenizer, f"a{text}")
@@ -62,8 +60,6 @@ def _written(text: str, told: Broadcast | None = None) -> ParagraphTree:
     for thread in row.live:
         for token in [*ids, tokenizer.eos_token_id]:
             row.write(thread, token)
-            if told is not None:
-                told.update([row.tree])
     return row.tree
 
 
@@ -108,12 +104,11 @@ def page(text: str) -> None:
 
 
 def terminal(text: str) -> None:
-    view = TreeView(_tokenizer()[0])
-    _written(text, Broadcast(view, torch.device("cpu")))
-    shown: Text = view.render()
+    tree, tokenizer = _written(text), _tokenizer()[0]
+    shown = coloured(tree, tokenizer)
     controls = {*map(chr, range(9)), *map(chr, range(11, 32)), *map(chr, range(127, 160))}
     assert not controls & {*shown.plain}, "a terminal would obey"
-    assert view.text() == 3 * f"a{text}"
+    assert tree.text(tokenizer) == 3 * f"a{text}"
 
 
 def stream(text: str) -> None:
