@@ -713,7 +713,10 @@ def test_the_command_serves_until_it_is_told_to_stop(upstream):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "hf_apar.cli", "proxy", "--base-url", f"{upstream.url}/v1", "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in the background
+    ) as process:  # fmt: skip
         try:
             assert until(lambda: answers(f"http://127.0.0.1:{port}/health"), 60)
             with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
