@@ -57,12 +57,12 @@ class Source:
             return None
 
     def check_settings(self) -> None:
-        """Check that the files of settings in a folder hold what they must, see :func:`settings_in`.
+        """Check that the files of settings hold what they must, see :func:`settings_in`.
 
         Raises:
             CheckpointError: if one is not.
         """
-        for name in _PROBLEMS if is_folder(self.name) else ():
+        for name in _PROBLEMS:
             if (path := self.file(name)) is not None:
                 settings_in(path)
 
