@@ -572,3 +572,16 @@ def test_l4_the_adapters_generation_config_comes_with_from_pretrained_alone(base
     model = AparModelForCausalLM.from_pretrained(adapter)
     assert model.generation_config.apar_config == {"fork_token_id": FORK, "child_token_id": CHILD}
     assert model.generation_config.suppress_tokens == [FORK, CHILD]
+
+
+def test_a_kernel_that_a_checkpoint_names_is_refused_in_a_folder_and_on_the_hub(base, tmp_path):
+    """transformers would get it from the Hub and run it."""
+    named = tmp_path / "named"
+    shutil.copytree(base, named)
+    settings = json.loads((named / "config.json").read_text())
+    (named / "config.json").write_text(json.dumps(settings | {"attn_implementation": "somebody/attention"}))
+    into_cache(tmp_path / "hub", "some-org/named", named)
+    on_hub = {"cache_dir": tmp_path / "hub", "local_files_only": True}
+    for name, options in ((named, {}), ("some-org/named", on_hub)):
+        with pytest.raises(CheckpointError, match="attn_implementation 'somebody/attention', which is code from elsewhere"):
+            AparModelForCausalLM.from_pretrained(name, **options)
