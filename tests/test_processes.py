@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,16 @@ def test_processes_make_the_file_that_one_makes(count, length, before, tmp_path)
     assert content(several) == content(one), "there is nothing left to do"
     with pytest.raises(DataError, match="other settings"):
         written(several, items, count=count, settings="others")
+
+
+def test_a_report_that_a_killed_process_did_not_come_to_is_written_where_nothing_is_left_to_do(tmp_path):
+    path, items = tmp_path / "answers.jsonl", list(range(8))
+    written(path, items)
+    whole, report = content(path), tmp_path / "answers.jsonl.report.json"
+    BatchReport(4, 3, Counter({"a third": 1})).write(path)
+    report.with_name(f"{report.name}.part").write_text("{")
+    written(path, items)
+    assert content(path) == whole and len(list(tmp_path.iterdir())) == 3
 
 
 def launched(launcher, *arguments, kill="", module=None):

@@ -21,6 +21,7 @@ from hf_apar.data.extraction.markdown import extract
 from hf_apar.data.extraction.sentences import first_sentence_end
 from hf_apar.data.records.json_array import array_items
 from hf_apar.errors import CheckpointError, ConfigurationError, DataError
+from hf_apar.training.recipe import read_recipe
 from hf_apar.training.runs import _last_whole
 from storm import doors, files, shown, texts
 from storm.__main__ import STORMS, main
@@ -279,6 +280,19 @@ def test_a_cache_where_all_may_write_is_not_used(kept, caplog):
 )  # fmt: skip
 def test_a_recipe_of_any_length_is_refused_in_a_short_sentence(text):
     texts.check_recipe(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("[select]\nheld_out = 0.0", r"\[select\]: .*held_out 0\.0"),
+     ("[loading]\nload_in_4bit = true\nload_in_8bit = true", r"\[loading\]: .*both"),
+     ("[asking]\nlanguages = ['xx']", r"\[asking\]: languages")],
+    ids=["share", "bits", "languages"],
+)  # fmt: skip
+def test_values_of_a_recipe_that_do_not_go_together_are_refused_with_their_table(tmp_path, text, says):
+    (tmp_path / "recipe.toml").write_text(text)
+    with pytest.raises(ConfigurationError, match=rf"recipe\.toml, {says}"):
+        read_recipe(tmp_path / "recipe.toml")
 
 
 def test_what_an_error_says_commands_no_terminal():

@@ -62,7 +62,10 @@ def with_table(default: Settings, table: Mapping[str, object], where: str) -> Se
             raise ConfigurationError(f"{where} has the unknown key {name:.80}; {hint}")
     kinds = get_type_hints(type(default))
     values = {name: _value(known[name], kinds[name], getattr(default, name), table[name], where) for name in table}
-    return cast(Settings, replace(cast(Any, default), **values))
+    try:
+        return cast(Settings, replace(cast(Any, default), **values))
+    except ConfigurationError as error:  # values that do not go together
+        raise ConfigurationError(f"{where.rstrip(',')}: {error}") from error
 
 
 def as_toml(settings: object, default: object, name: str = "") -> str:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from hf_apar.data.described import setting
-from hf_apar.errors import DataError
+from hf_apar.errors import ConfigurationError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,7 @@ class Selection:
     title's detail is followed by the next title and not by EOS.
 
     Raises:
-        DataError: if a share is out of its range.
+        ConfigurationError: if a share is out of its range.
     """
 
     structured_share: float = setting(
@@ -44,7 +44,7 @@ class Selection:
 
     def __post_init__(self) -> None:
         if not 0 < self.structured_share <= 1 or not 0 < self.held_out < 1 or not 0 <= self.unforked_share <= 1:
-            raise DataError(
+            raise ConfigurationError(
                 f"structured_share is {self.structured_share}, held_out {self.held_out} and unforked_share "
                 f"{self.unforked_share}; the first is above 0 and at most 1, the second between 0 and 1, the last one of "
                 "these or between them"

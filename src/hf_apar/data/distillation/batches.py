@@ -165,9 +165,10 @@ def _make(
     """Do it in one process; ``first`` is the number of the first of ``items`` among all."""
     with alone(path):
         seed, progress = torch.initial_seed(), _checked(items, path, settings)
-        progress.write(path)
-        os.truncate(path, progress.length)
         report = progress.report
+        progress.write(path)
+        report.write(path)  # a call that was killed may have come no further than its progress
+        os.truncate(path, progress.length)
         for start in range(progress.done, len(items), batch_size):
             batch = items[start : start + batch_size]
             torch.manual_seed((seed + _STRIDE * (first + start)) % 2**63)
