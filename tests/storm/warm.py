@@ -99,7 +99,8 @@ def _child(
         traceback.print_exc()
     finally:
         sys.stdout.flush()
-        Path(f"{files}.modules").write_text("\n".join(sys.modules), encoding="utf-8")
+        with suppress(PermissionError):  # another user's, of a call before
+            Path(f"{files}.modules").write_text("\n".join(sys.modules), encoding="utf-8")
         os._exit(code)
 
 
