@@ -82,6 +82,7 @@ def test_generate_gives_the_trees_the_tokenizer_and_the_streamer_ends_with_what_
 
 def test_the_notebook_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "site-packages" not in EXAMPLE.read_text(encoding="utf-8"), "what warns belongs to a machine"
     notebook = nbformat.read(EXAMPLE, as_version=4)
     NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [one for cell in notebook.cells for one in cell.get("outputs", ()) if "data" in one]
