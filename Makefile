@@ -123,10 +123,10 @@ evaluation: $(VENV)/.stamp
 	$(call goes_on_from,arms,pair)
 	$(EVALUATE) --output $(EVALUATION)/pair --arm plain --arm apar $(ALL_SUITES) --sample $(SAMPLE) $(MEASURES)
 	@echo "3 of 4: what share of real prompts forks"
-	test -z "$(CHATS)" || $(EVALUATE) --output $(EVALUATION)/chats --arm apar --suite "$(CHATS)" --sample 500 --max-new-tokens 128
+	test -z "$(CHATS)" || $(EVALUATE) --output $(EVALUATION)/chats --arm apar --suite "$(CHATS)" --sample 500 --max-new-tokens 128 --batch-size 16
 	@echo "4 of 4: faults and strategies"
 	$(call goes_on_from,pair,faults)
-	$(EVALUATE) --output $(EVALUATION)/faults --suite parts --sample 30 $(MEASURES) --arm apar \
+	$(EVALUATE) --output $(EVALUATION)/faults --suite parts --sample 30 --batch-size 16 $(MEASURES) --arm apar \
 		$(patsubst %,--arm 'apar!%',$(FAULTS) $(STRATEGIES) $(GUARDED))
 	$(BIN)/python benchmarks/evaluation.py $(EVALUATION)
 

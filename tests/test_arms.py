@@ -62,6 +62,30 @@ def test_an_outline_costs_its_steps_too(models):
     assert LIMIT < one.steps <= 2 * LIMIT and one.tokens > 0 and one.arm == "skeleton"
 
 
+@pytest.mark.parametrize("name", ["apar", "plain", "apar+lookup", "apar!missed=0.5", "skeleton"])
+def test_several_prompts_at_once_are_answered_as_each_alone_and_without_a_clock(models, name):
+    arm, prompts = arm_named(name, models), [*own("parts")[:5], *own("whole")[:2]]
+    alone = [arm.answer(prompt, LIMIT) for prompt in prompts]
+    assert all(one.seconds > 0 for one in alone)
+    assert arm.answers(prompts, LIMIT) == [replace(one, seconds=None) for one in alone]
+
+
+def test_a_run_of_batches_asks_second_turns_after_the_first_ones_and_goes_on_where_it_stopped(models, tmp_path):
+    path = tmp_path / "bench.jsonl"
+    rows = [{"question_id": number, "category": "math", "turns": [f"Add 1 and {number}.", "And 3?"]} for number in range(5)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompts, told = read_fastchat(path, turns=2), []
+    arms = [arm_named(name, models) for name in ("apar", "plain")]
+    one = answer_all(arms, prompts, tmp_path / "one.jsonl", max_new_tokens=LIMIT)
+    answer_all(arms, prompts[:2], tmp_path / "some.jsonl", max_new_tokens=LIMIT)
+    some = answer_all(
+        arms, prompts, tmp_path / "some.jsonl", max_new_tokens=LIMIT, batch_size=4, progress=lambda *said: told.append(said)
+    )
+    assert {key: found.text for key, found in some.items()} == {key: found.text for key, found in one.items()}
+    assert [key for key, found in some.items() if found.seconds] == [*some][:4], "what had a clock keeps it"
+    assert [done for done, *_ in told] == [4, 7, 10, 11, 12, 15, 18, 19, 20] and all(left > 0 for *_, left in told[:-1])
+
+
 def test_a_run_goes_on_where_it_stopped(models, tmp_path):
     class Counting:
         def __init__(self, arm):

@@ -94,6 +94,20 @@ def test_figures_are_those_of_the_answers(finished):
     assert {"cores", "threads", "torch", "transformers", "hf_apar"} <= made.keys()
 
 
+def test_answers_in_batches_have_all_figures_but_those_of_time(finished, models, suite, tmp_path):
+    folder, _ = finished
+    result = evaluated(tmp_path, models, suite, "--batch-size", "4", "--likelihood")
+    assert result.exit_code == 0 and "answers 4 at once, without a clock" in result.output
+    texts = [{key: one.text for key, one in answers_in(some / "answers.jsonl").items()} for some in (folder, tmp_path)]
+    assert texts[0] == texts[1]
+    timed, record = (json.loads((some / "figures.json").read_text()) for some in (folder, tmp_path))
+    for arm in NAMES:
+        expected = {name: one for name, one in timed["figures"][arm]["all"].items() if not name.startswith("seconds")}
+        assert {name: one for name, one in record["figures"][arm]["all"].items() if name in expected} == expected
+        assert not any(name.startswith("seconds") for name in record["figures"][arm]["all"])
+    assert not record["compared"] and (tmp_path / "report.md").is_file()
+
+
 def test_the_report_and_the_terminal_say_what_the_figures_say(finished):
     folder, result = finished
     record, report = json.loads((folder / "figures.json").read_text()), (folder / "report.md").read_text()

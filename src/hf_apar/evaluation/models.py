@@ -18,6 +18,7 @@ from hf_apar.checkpoints.sources import find_source
 from hf_apar.errors import ConfigurationError
 from hf_apar.evaluation.suites import Prompt
 from hf_apar.evaluation.written import Signs
+from hf_apar.generation_settings import padding_token
 from hf_apar.text.chat import encode_chat
 
 
@@ -153,9 +154,9 @@ def _recorded_base(name: str) -> str | None:
     return str(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"])
 
 
-def padded(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]], device: torch.device) -> dict[str, Tensor]:
-    """Return ``rows`` as a batch (rows, longest), padded on the left, by any token where the tokenizer names none."""
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+def padded(rows: Sequence[Sequence[int]], model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return ``rows`` as a batch (rows, longest) for ``model``, padded on the left."""
+    padding, device = padding_token(model.generation_config), model.device
     longest = max(map(len, rows))
     ids = [[padding] * (longest - len(row)) + [*row] for row in rows]
     mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]

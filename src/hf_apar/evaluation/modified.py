@@ -1,6 +1,5 @@
 """Arms with other settings, or whose threads suffer faults or are guarded: ``apar!missed=0.1``, ``apar!fork-bias=1``."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +10,7 @@ from transformers import LogitsProcessor
 from hf_apar.config import AparConfig
 from hf_apar.errors import ConfigurationError
 from hf_apar.evaluation.answers import Answered
-from hf_apar.evaluation.arm import Arm
+from hf_apar.evaluation.arm import Answering, Arm
 from hf_apar.evaluation.faults import FAULTS, Fault
 from hf_apar.evaluation.models import Loaded
 from hf_apar.evaluation.rewriting import rewrite
@@ -31,7 +30,7 @@ SETTINGS: Mapping[str, Callable[[float], Mapping[str, Any]]] = {
 
 
 @dataclass(frozen=True)
-class ModifiedArm:
+class ModifiedArm(Answering):
     """An arm in threads, with what changes its scores, in order, and how many details are written again afterwards."""
 
     arm: Arm
@@ -51,21 +50,22 @@ class ModifiedArm:
     def loaded(self) -> Loaded:
         return self.arm.loaded
 
-    def answer(self, prompt: Prompt, max_new_tokens: int) -> Answered:
-        """Answer a prompt as the arm does; the steps of what is written again count too."""
-        ids = self.arm.loaded.encoded(prompt)
-        processors = [make(self.signs, len(ids)) for make in self.makes]
+    def answers(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Answered]:
+        """Answer prompts as the arm does; the steps of what is written again, an answer at a time, count too."""
+        rows = [self.loaded.encoded(prompt) for prompt in prompts]
+        processors = [make(self.signs, max(map(len, rows))) for make in self.makes]
         options = {**self.arm.options, "logits_processor": processors} | ({"output_scores": True} if self.rewrites else {})
-        one = replace(self.arm, options=options).answer(prompt, max_new_tokens)
-        return self._rewritten(one, ids, max_new_tokens) if self.rewrites and one.tree else one
+        found = replace(self.arm, options=options).answers(prompts, max_new_tokens)
+        return [
+            self._rewritten(one, ids, max_new_tokens) if self.rewrites and one.tree else one
+            for one, ids in zip(found, rows, strict=True)
+        ]
 
     def _rewritten(self, one: Answered, ids: list[int], max_new_tokens: int) -> Answered:
         assert one.tree is not None
-        start = time.perf_counter()
         loaded, tree = self.arm.loaded, ParagraphTree.from_dict(one.tree)
         bound = min(max_new_tokens, DETAIL)
         new = rewrite(loaded.model, ids, tree, self.signs, most=self.rewrites, max_new_tokens=bound)
-        seconds = time.perf_counter() - start
         return replace(
             one,
             text=new.tree.text(cast(Decodes, loaded.tokenizer)),
@@ -74,7 +74,6 @@ class ModifiedArm:
             tokens=len(new.tree.token_ids),
             steps=one.steps + new.steps,
             critical_path=one.critical_path + new.steps,
-            seconds=None if one.seconds is None else one.seconds + seconds,
         )
 
 

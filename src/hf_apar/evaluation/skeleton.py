@@ -1,13 +1,13 @@
 """Skeleton-of-Thought, the rival that needs no training: an outline first, then all of its points in one batch."""
 
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from hf_apar.data.records.chats import Message
 from hf_apar.evaluation.answers import Answered
+from hf_apar.evaluation.arm import Answering, up_to_end
 from hf_apar.evaluation.models import Loaded, padded
 from hf_apar.evaluation.suites import Prompt
 from hf_apar.generation_settings import eos_token_ids
@@ -28,7 +28,7 @@ _MOST = 10  # points
 
 
 @dataclass(frozen=True)
-class SkeletonArm:
+class SkeletonArm(Answering):
     """Skeleton-of-Thought (Ning et al., arXiv 2307.15337); the wording of both questions is our own.
 
     A step is a forward pass: those of the outline, and those of the longest point. Where the outline has fewer than two
@@ -40,9 +40,11 @@ class SkeletonArm:
     loaded: Loaded
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def answer(self, prompt: Prompt, max_new_tokens: int) -> Answered:
-        """Answer a prompt by itself, on the clock; ``max_new_tokens`` bound the outline, and each point."""
-        start = time.perf_counter()
+    def answers(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Answered]:
+        """Answer prompts one after the other; ``max_new_tokens`` bound the outline, and each point."""
+        return [self._answer(prompt, max_new_tokens) for prompt in prompts]
+
+    def _answer(self, prompt: Prompt, max_new_tokens: int) -> Answered:
         before, question = prompt.messages[:-1], prompt.text
         ((outline, outline_steps, _),) = self._write(
             [[*before, _user(OUTLINE.format(question=question))]], max_new_tokens, "1."
@@ -59,11 +61,10 @@ class SkeletonArm:
                 for number, point in enumerate(points, start=1)
             ]
             written = self._write(asked, max_new_tokens, *heads)
-        seconds = time.perf_counter() - start
         text = "\n".join(f"{head}{one}".strip() for head, (one, _, _) in zip(heads, written, strict=True))
         longest = max(steps for _, steps, _ in written)
         return Answered(
-            key=prompt.key, arm=self.name, text=text, ended=all(ended for _, _, ended in written), seconds=seconds,
+            key=prompt.key, arm=self.name, text=text, ended=all(ended for _, _, ended in written),
             tokens=sum(steps - ended for _, steps, ended in written), steps=outline_steps + longest,
             critical_path=outline_steps + longest, peak_threads=len(written),
         )  # fmt: skip
@@ -74,16 +75,15 @@ class SkeletonArm:
         given = self.loaded.chat_template_kwargs
         rows = [encode_chat(tokenizer, [*chat], chat_template_kwargs=given) for chat in chats]
         rows = [row + encode_answer(tokenizer, row, one) for row, one in zip(rows, begun or [""] * len(rows), strict=True)]
-        batch = padded(tokenizer, rows, model.device)
+        batch = padded(rows, model)
         generate = cast(Callable[..., Any], model.generate)
         out = generate(**batch, do_sample=False, max_new_tokens=limit, **self.options)
         ends = eos_token_ids(model.generation_config)
         found = []
         for row in out[:, batch["input_ids"].shape[1] :].tolist():
-            end = next((place for place, token in enumerate(row) if token in ends), None)
-            new = row if end is None else row[: end + 1]
+            new, ended = up_to_end(row, ends)
             text = cast(Decodes, tokenizer).decode(new, skip_special_tokens=True)
-            found.append((text, len(new), end is not None))
+            found.append((text, len(new), ended))
         return found
 
 
