@@ -158,24 +158,20 @@ def _aside(output: Path) -> Path | None:
 
 def _read_questions(path: Path, aside: Path | None) -> "list[Question]":
     from hf_apar.data.distillation.distill import Question
-    from hf_apar.data.records.files import open_records, record_of
-    from hf_apar.data.records.rejections import UNUSABLE, Rejected, Rejections
+    from hf_apar.data.records.files import usable
+    from hf_apar.data.records.rejections import Rejections
 
-    questions, rejected = [], Rejections(path, aside)
-    for number, row in open_records(path).rows:
-        try:
-            record = record_of(row)
-            fields = record if isinstance(record, dict) else {}
-            prompt, opening = fields.get("prompt"), fields.get("opening") or ""
-            if not isinstance(prompt, str) or not isinstance(opening, str):
-                raise DataError("the record has no text under `prompt`, or something else under `opening`")
-            if unasked := _unasked(fields):
-                raise DataError(f"the record has {unasked} beside `prompt`, which would not be asked; write it into that")
-            questions.append(Question(prompt, opening))
-        except UNUSABLE as error:
-            rejected.add([Rejected.by(error, number, row)])
-    if not questions:
-        raise rejected.nothing_left('{"prompt": "..."}, JSON Lines or one array')
+    def question(record: object, _: int) -> Question:
+        fields = record if isinstance(record, dict) else {}
+        prompt, opening = fields.get("prompt"), fields.get("opening") or ""
+        if not isinstance(prompt, str) or not isinstance(opening, str):
+            raise DataError("the record has no text under `prompt`, or something else under `opening`")
+        if unasked := _unasked(fields):
+            raise DataError(f"the record has {unasked} beside `prompt`, which would not be asked; write it into that")
+        return Question(prompt, opening)
+
+    rejected = Rejections(path, aside)
+    questions = usable(path, question, '{"prompt": "..."}, JSON Lines or one array', rejected)
     _tell_rejected(rejected)
     return questions
 

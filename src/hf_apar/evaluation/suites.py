@@ -3,7 +3,6 @@
 The own ones stand in ``suites/``, JSON Lines by name. They are written for this package; no recipe trains on them.
 """
 
-import logging
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,11 +12,9 @@ from pathlib import Path
 from typing import Literal, TypeVar, cast, get_args
 
 from hf_apar.data.records.chats import Message, read_chat, without_tree
-from hf_apar.data.records.files import open_records, record_of
-from hf_apar.data.records.rejections import UNUSABLE, Rejected, Rejections
+from hf_apar.data.records.files import open_records, record_of, usable
+from hf_apar.data.records.rejections import UNUSABLE
 from hf_apar.errors import ConfigurationError, DataError
-
-logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Expected = Literal["parts", "whole", "either"]
@@ -137,20 +134,13 @@ def read_chats(path: Path) -> list[Prompt]:
     Raises:
         DataError: if none can be used.
     """
-    aside = Rejections(path)
+
+    def prompt(record: object, number: int) -> Prompt:
+        return Prompt(f"{path.stem}-{number}", path.stem, "chat", None, _asked(record), language="und")
+
     found: dict[str, Prompt] = {}
-    for number, row in open_records(path).rows:
-        try:
-            messages = _asked(record_of(row))
-        except UNUSABLE as error:
-            aside.add([Rejected.by(error, number, row)])
-            continue
-        prompt = Prompt(f"{path.stem}-{number}", path.stem, "chat", None, messages, language="und")
-        found.setdefault(str(messages), prompt)
-    if not found:
-        raise aside.nothing_left("chats, or a prompt and a response")
-    if aside:
-        logger.warning("%s", aside)
+    for one in usable(path, prompt, "chats, or a prompt and a response"):
+        found.setdefault(str(one.messages), one)
     return list(found.values())
 
 

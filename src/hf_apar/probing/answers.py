@@ -1,7 +1,6 @@
 """The answers that are probed: of a model, of one behind a server, or those of chats that are there already."""
 
 import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,11 @@ from hf_apar.data.distillation.batches import Dropped, TextAnswer, in_batches
 from hf_apar.data.distillation.distill import with_template
 from hf_apar.data.distillation.samplers import Task, TextSampler
 from hf_apar.data.records.chats import is_answer, read_chat
-from hf_apar.data.records.files import open_records, record_of
-from hf_apar.data.records.rejections import UNUSABLE, Rejected, Rejections
+from hf_apar.data.records.files import usable
 from hf_apar.errors import DataError
 from hf_apar.evaluation.suites import Prompt, drawn
 from hf_apar.text.chat import encode_chat
 from hf_apar.text.encoding import answer_text
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,18 +84,11 @@ def answers_of_chats(path: Path, *, sample: int | None = None, seed: int = 0) ->
     Raises:
         DataError: if none can be used.
     """
-    aside, found = Rejections(path), []
-    for number, row in open_records(path).rows:
-        try:
-            messages = read_chat(record_of(row)).messages
-        except UNUSABLE as error:
-            aside.add([Rejected.by(error, number, row)])
-            continue
+
+    def first(record: object, number: int) -> ProbeAnswer:
+        messages = read_chat(record).messages
         place = next(place for place, message in enumerate(messages) if is_answer(message))
-        key = f"{path.stem}-{number}"
-        found.append(ProbeAnswer(messages[place - 1]["content"], messages[place]["content"], key))
-    if not found:
-        raise aside.nothing_left("chats with answers; a model answers prompts alone: name it with --model")
-    if aside:
-        logger.warning("%s", aside)
+        return ProbeAnswer(messages[place - 1]["content"], messages[place]["content"], f"{path.stem}-{number}")
+
+    found = usable(path, first, "chats with answers; a model answers prompts alone: name it with --model")
     return drawn(found, sample, seed)

@@ -12,8 +12,8 @@ from hf_apar.data.distillation.batches import TextAnswer
 from hf_apar.data.extraction.markdown import extract
 from hf_apar.data.extraction.text_tree import TextThread
 from hf_apar.data.records.chats import ChatAnswer, Message, chat_answers
-from hf_apar.data.records.files import open_records, record_of
-from hf_apar.data.records.rejections import UNUSABLE, Rejected, Rejections
+from hf_apar.data.records.files import usable
+from hf_apar.data.records.rejections import Rejected, Rejections
 from hf_apar.errors import DataError
 from hf_apar.text.chat import check_written, encode_chat
 from hf_apar.training.held_out import held_out_places, prompt_key
@@ -73,18 +73,9 @@ def read_examples(path: Path, rejected: Rejections | None = None) -> list[ChatAn
     Raises:
         DataError: if none can be used.
     """
-    aside = Rejections(path) if rejected is None else rejected
-    examples: list[ChatAnswer] = []
-    for number, row in open_records(path).rows:
-        try:
-            examples += chat_answers(record_of(row), number)
-        except UNUSABLE as error:
-            aside.add([Rejected.by(error, number, row)])
-    if not examples:
-        raise aside.nothing_left("chats, a prompt and a response, or what `hf-apar extract` writes")
-    if rejected is None and aside:
-        logger.warning("%s", aside)
-    return examples
+    wanted = "chats, a prompt and a response, or what `hf-apar extract` writes"
+    chats = usable(path, lambda record, number: list(chat_answers(record, number)), wanted, rejected)
+    return [answer for answers in chats for answer in answers]
 
 
 _Tree = tuple[ChatAnswer, TreeFeatures]

@@ -1,14 +1,19 @@
 """The records of a file or folder, one by one: JSON Lines, a JSON array, Parquet, or what ``datasets`` saved."""
 
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from hf_apar.data.records.json_array import array_items
+from hf_apar.data.records.rejections import UNUSABLE, Rejected, Rejections
 from hf_apar.errors import DataError
 
+logger = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
 Row = tuple[int, object]  # its number, and a line of JSON or what it says
 
 
@@ -56,6 +61,30 @@ def record_of(row: object) -> object:
         return json.loads(row, strict=False)
     except ValueError as error:
         raise DataError("the line or record is no JSON in UTF-8") from error
+
+
+def usable(path: Path, read: Callable[[object, int], Found], wanted: str, rejected: Rejections | None = None) -> list[Found]:
+    """Return what ``read`` makes of each record in ``path`` and its number; what it cannot use is set aside.
+
+    Args:
+        path: as for :func:`open_records`.
+        wanted: what a record should be, for the error.
+        rejected: takes the records that cannot be used; by default a warning tells of them.
+
+    Raises:
+        DataError: if none can be used.
+    """
+    aside, found = Rejections(path) if rejected is None else rejected, []
+    for number, row in open_records(path).rows:
+        try:
+            found.append(read(record_of(row), number))
+        except UNUSABLE as error:
+            aside.add([Rejected.by(error, number, row)])
+    if not found:
+        raise aside.nothing_left(wanted)
+    if rejected is None and aside:
+        logger.warning("%s", aside)
+    return found
 
 
 def first_letter(file: BinaryIO) -> bytes:
