@@ -14,11 +14,12 @@ from hf_apar.text.content import flat, is_text
 from hf_apar.text.encoding import encode_template, encode_text, known_control, token_name, untypable
 from hf_apar.text.spelling import without_known
 
-_OWN = (
+RESERVED = (
     "conversation", "add_generation_prompt", "continue_final_message", "tokenize", "padding", "truncation", "max_length",
     "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs", "sanitize_control_tokens",
     "messages",
 )  # fmt: skip
+"""What :func:`encode_chat` tells a template itself, so that no argument of it may be called so."""
 
 
 def encode_chat(
@@ -49,7 +50,7 @@ def encode_chat(
         if not isinstance(content, str | list) and not (content is None and message.get("tool_calls")):
             raise DataError(f"a message's content is {content!r}; it must be a string, or a list of content parts")
     given = dict(chat_template_kwargs or {})
-    if refused := sorted(given.keys() & set(_OWN)):
+    if refused := sorted(given.keys() & set(RESERVED)):
         raise DataError(f"chat_template_kwargs has {', '.join(refused)}, which encode_chat sets itself; leave it out")
     template = _Template(tokenizer, add_generation_prompt)
     values = template.readable({"messages": chat, **given})

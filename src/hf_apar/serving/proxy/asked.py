@@ -8,13 +8,11 @@ from typing import Any
 from hf_apar.config import AparConfig
 from hf_apar.errors import AparError
 from hf_apar.serving.proxy.errors import refuse
-from hf_apar.serving.vllm.plugin import NO
+from hf_apar.serving.vllm.plugin import NO, SETTINGS
 
 MOST_CHOICES = 128  # answers to a prompt, ``n``
 MOST_LOGPROBS = 100  # tokens that are told beside each one
 MOST_TOKENS = 2**31
-
-_SETTINGS = {"apar_max_threads": "max_threads", "apar_max_depth": "max_depth", "apar_fork_bias": "fork_bias"}
 
 # What must hold for the whole text, or tells of it what threads cannot: such requests go upstream as they are.
 _WHOLE = (
@@ -132,7 +130,7 @@ def parse(body: object, *, chat: bool) -> Asked:
 
 def _without_settings(body: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return ``body`` without the settings of APAR, at its top or in ``vllm_xargs``, and these."""
-    names = {"apar", *_SETTINGS}
+    names = {"apar", *SETTINGS}
     rest = {name: value for name, value in body.items() if name not in names}
     own = {name: body[name] for name in names & body.keys()}
     if isinstance(extra := body.get("vllm_xargs"), Mapping):
@@ -156,7 +154,7 @@ def _config(own: Mapping[str, Any]) -> AparConfig:
             continue
         try:
             number = math.nan if isinstance(value, bool) else float(value)  # extra arguments may spell it
-            settings[_SETTINGS[name]] = int(number) if name != "apar_fork_bias" and number == int(number) else number
+            settings[SETTINGS[name]] = int(number) if name != "apar_fork_bias" and number == int(number) else number
             AparConfig.from_dict(settings)
         except (AparError, TypeError, ValueError, OverflowError) as error:
             said = str(error) if isinstance(error, AparError) else f"{name} is {value!r}; give a number"

@@ -15,15 +15,12 @@ from hf_apar.generation_settings import eos_token_ids
 from hf_apar.protocol import ControlTokens
 from hf_apar.serving.proxy.asked import Asked
 from hf_apar.serving.proxy.errors import ApiError, refuse
-from hf_apar.text.chat import encode_chat
+from hf_apar.text.chat import RESERVED, encode_chat
 from hf_apar.text.encoding import encode_answer
 from hf_apar.text.spelling import spelt
 from hf_apar.tokens import completed, saved_settings
 
-_RESERVED = frozenset((
-    "chat_template", "tokenize", "tokenizer_kwargs", "return_dict", "return_tensors", "padding", "truncation", "max_length",
-    "continue_final_message", "add_generation_prompt", "return_assistant_tokens_mask",
-))  # fmt: skip
+_REFUSED = frozenset(("chat_template", *RESERVED))
 _CHOICE = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")  # what vLLM, too, takes from a checkpoint
 
 
@@ -79,8 +76,8 @@ class Served:
     def _chat(self, body: Mapping[str, Any]) -> list[int]:
         messages = body["messages"]
         given = body.get("chat_template_kwargs") or {}
-        if not isinstance(given, dict) or not _RESERVED.isdisjoint(given):
-            raise refuse("chat_template_kwargs", f"chat_template_kwargs is no object, or has {', '.join(sorted(_RESERVED))}")
+        if not isinstance(given, dict) or not _REFUSED.isdisjoint(given):
+            raise refuse("chat_template_kwargs", f"chat_template_kwargs is no object, or has {', '.join(sorted(_REFUSED))}")
         if body.get("chat_template"):
             raise refuse("chat_template", "a template of a client's own could run for ever; the checkpoint's is used")
         given = {**given}

@@ -29,8 +29,10 @@ Outputs = AsyncGenerator[Any, None]  # of vLLM's RequestOutput
 NO = ("", "0", "0.0", "false", "no", "off", "none")
 """What ``apar`` may say to decline."""
 
+SETTINGS = {"apar_max_threads": "max_threads", "apar_max_depth": "max_depth", "apar_fork_bias": "fork_bias"}
+"""What else a request may say, and what :class:`~hf_apar.AparConfig` calls it."""
+
 _found: "WeakKeyDictionary[Any, AparConfig | AparError]" = WeakKeyDictionary()  # by what makes an engine's requests
-_SETTINGS = {"apar_max_threads": "max_threads", "apar_max_depth": "max_depth", "apar_fork_bias": "fork_bias"}
 
 
 def register() -> None:
@@ -88,7 +90,7 @@ def wanted(engine: Any, prompt: Any, params: Any) -> AparConfig | None:
         logger.debug("hf_apar: decoded plainly, since %s", reason)
         return None
     try:
-        own = {ours: given[name] for name, ours in _SETTINGS.items() if name in given}
+        own = {ours: given[name] for name, ours in SETTINGS.items() if name in given}
         for name in ("max_threads", "max_depth"):
             if name in own:
                 own[name] = int(own[name])
