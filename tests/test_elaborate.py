@@ -8,7 +8,7 @@ import pytest
 from byte_tokenizer import byte_tokenizer
 from field_tokenizers import MAKERS
 from hf_apar.data.distillation.distill import TextAnswer, read_answers
-from hf_apar.data.distillation.elaborate import CLOSING_TOKENS, MORE_TOKENS, SHORTEST, elaborate
+from hf_apar.data.distillation.elaborate import CLOSING_TOKENS, MORE_TOKENS, elaborate
 from hf_apar.data.distillation.languages import LANGUAGES
 from hf_apar.data.distillation.samplers import Continuation, Task
 from hf_apar.data.extraction.markdown import extract
@@ -80,18 +80,14 @@ def test_t2_what_is_gone_on_with_reads_as_it_was(name, tmp_path):
     assert [one for one in begun if one in read] == begun and set(read) <= {*begun, LIST.partition("\n3.")[0]}
 
 
-def test_details_that_come_later_may_be_shorter(tokenizer, tmp_path):
+def test_each_detail_that_is_too_short_is_gone_on_with_for_what_it_lacks(tokenizer, tmp_path):
     sample = Says(" It helps. You will see that it does so very soon. And then")
-    details = [SHORT, LONG, "I do as I do.", SHORT]
+    details = [SHORT, LONG, "I do as I do."]
     items = [f"{number}. **Way {number}**: {detail}" for number, detail in enumerate(details, start=1)]
-    (text,) = run(tokenizer, tmp_path / "a.jsonl", sample, "Rest:\n\n" + "\n".join(items), taper=25, closing=False)
-    lengths = [LEAST, LEAST - 25, SHORTEST, SHORTEST]
-    first, third = sample.tasks  # the second and the fourth are long enough as they are
-    assert first.sentence_after == lengths[0] - len(f" {SHORT}")
-    assert third.sentence_after == lengths[2] - len(" I do as I do.")
-    details = [child.text for child in extract(text).children]
-    assert all(len(detail) >= least for detail, least in zip(details, lengths, strict=True))
-    assert details[1] == " Take a walk in the park every day."
+    (text,) = run(tokenizer, tmp_path / "a.jsonl", sample, "Rest:\n\n" + "\n".join(items), closing=False)
+    asked = [one for one in details if len(f" {one}") < LEAST]
+    assert [task.sentence_after for task in sample.tasks] == [LEAST - len(f" {one}") for one in asked]
+    assert all(len(child.text) >= LEAST for child in extract(text).children)
 
 
 @pytest.mark.parametrize(

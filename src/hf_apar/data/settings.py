@@ -118,9 +118,6 @@ class Elaboration:
     min_detail_tokens: int = setting(
         40, "A detail ends with the sentence that reaches this length; 0 leaves the answers as they are.", least=0
     )
-    taper: int = setting(
-        0, "Each later detail may be so many tokens shorter; by a title's length all end together.", least=0
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

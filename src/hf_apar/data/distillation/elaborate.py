@@ -27,7 +27,6 @@ from hf_apar.text.chat import encode_chat
 from hf_apar.text.encoding import encode_answer, encode_text
 
 MORE_TOKENS = 40  # beyond the least length at most, so that a sentence can end
-SHORTEST = 16  # least length of a detail that comes late
 CLOSING_TOKENS = 32  # one that lists all titles again is longer, and left out
 _MARKUP = re.compile(r"\*\*|(?<!\w)(?:\d{1,2}\.|[-*•])\s")  # a title, or the marker of an item
 
@@ -39,7 +38,6 @@ def elaborate(
     path: Path,
     *,
     min_detail_tokens: int = Elaboration.min_detail_tokens,
-    taper: int = Elaboration.taper,
     closing: bool = True,
     batch_size: int = Sampling.batch_size,
     made_with: str = "",
@@ -54,16 +52,14 @@ def elaborate(
 
     Args:
         sample: goes on with texts; best the model that wrote ``answers``.
-        min_detail_tokens: the least length of a first detail; most have half a sentence more.
-        taper: each later detail may be so many tokens shorter, down to :data:`SHORTEST`; a title's length lets all threads
-            end together.
+        min_detail_tokens: the least length of a detail; most have half a sentence more.
         closing: let a list be followed by a sentence that closes the answer, where nothing follows it yet and the answer
             is in one of :data:`~hf_apar.data.distillation.languages.LANGUAGES`.
         batch_size: answers at once, and texts that are gone on with at once.
         made_with: what ``sample`` is, in words that tell it from another: a second call is refused where they differ.
         chat_template_kwargs: as for :func:`~hf_apar.text.chat.encode_chat`; other ones are other settings.
     """
-    measure = _Measure(tokenizer, min_detail_tokens, taper, chat_template_kwargs)
+    measure = _Measure(tokenizer, min_detail_tokens, chat_template_kwargs)
     said = with_template(made_with, chat_template_kwargs)
 
     def longer(batch: Sequence[TextAnswer]) -> list[TextAnswer]:
@@ -73,19 +69,14 @@ def elaborate(
         written = (one for start in starts for one in sample(tasks[start : start + batch_size]))
         return [job.result(measure, [next(written) for _ in job.tasks]) for job in jobs]
 
-    return in_batches(answers, path, batch_size, (min_detail_tokens, taper, closing, said), longer)
+    return in_batches(answers, path, batch_size, (min_detail_tokens, closing, said), longer)
 
 
 @dataclass(frozen=True)
 class _Measure:
     tokenizer: PreTrainedTokenizerBase
-    first: int
-    taper: int
+    least: int
     chat_template_kwargs: Mapping[str, object] | None
-
-    def least(self, number: int) -> int:
-        """Return the least length of the detail that ``number`` others come before."""
-        return max(self.first - number * self.taper, min(self.first, SHORTEST))
 
     def prompt(self, question: str) -> list[int]:
         chat = [{"role": "user", "content": question}]
@@ -95,11 +86,11 @@ class _Measure:
         """Return ``prompt`` and an answer that begins with ``text``."""
         return [*prompt, *encode_answer(self.tokenizer, prompt, text)]
 
-    def missing(self, text: str, number: int) -> int:
+    def missing(self, text: str) -> int:
         """Return how many tokens a detail of this ``text`` lacks, at most 0 for none."""
-        return self.least(number) - len(encode_text(self.tokenizer, text))
+        return self.least - len(encode_text(self.tokenizer, text))
 
-    def cut(self, detail: str, more: str, number: int) -> str:
+    def cut(self, detail: str, more: str) -> str:
         """Return ``detail``, gone on with as ``more``, up to the first sentence end that makes it long enough.
 
         ``more`` may break off anywhere, and does where it goes on to the next item in the same line: where no sentence of it
@@ -107,7 +98,7 @@ class _Measure:
         """
         text = (detail + _MARKUP.split(more, maxsplit=1)[0]).rstrip()
         ends = sentence_ends(f"{text} And")  # a sentence ends where another one follows
-        long_enough = next((end for end in ends if self.missing(text[:end], number) <= 0), None)
+        long_enough = next((end for end in ends if self.missing(text[:end]) <= 0), None)
         if long_enough is not None:
             return text[:long_enough]
         complete = [end for end in ends if end > len(detail)]
@@ -134,9 +125,9 @@ class _Job:
             return cls(answer, tree)
         prompt = measure.prompt(answer.prompt)
         short, tasks = [], []
-        for place, number in _numbered(tree):
-            missing = measure.missing(_text(tree.pieces[place]), number)
-            if _is_line(tree.pieces[place]) and missing > 0:
+        for place, piece in enumerate(tree.pieces):
+            missing = measure.missing(_text(piece)) if _is_line(piece) else 0
+            if missing > 0:
                 before = "".join(map(_text, tree.pieces[: place + 1]))
                 short.append(place)
                 tasks.append(Task(measure.begun(prompt, before), missing + MORE_TOKENS, sentence_after=missing))
@@ -149,9 +140,9 @@ class _Job:
     def result(self, measure: _Measure, written: Sequence[Continuation]) -> TextAnswer:
         more = dict(zip(self.short, (one.text for one in written), strict=False))
         pieces = list(map(_text, self.tree.pieces))
-        for place, number in _numbered(self.tree):
-            if _is_line(self.tree.pieces[place]):
-                pieces[place] = measure.cut(pieces[place], more.get(place, ""), number)
+        for place, piece in enumerate(self.tree.pieces):
+            if _is_line(piece):
+                pieces[place] = measure.cut(pieces[place], more.get(place, ""))
         details = [text for text, piece in zip(pieces, self.tree.pieces, strict=True) if isinstance(piece, TextThread)]
         sentence = closing_sentence(self.closing, written[-1]) if self.closing else ""
         response = "".join(pieces)
@@ -171,12 +162,6 @@ def closing_sentence(start: str, written: Continuation) -> str:
     """
     text = start + _MARKUP.split(written.text, maxsplit=1)[0].rstrip()
     return text[: next(iter(sentence_ends(f"{text} And")), 0)]
-
-
-def _numbered(tree: TextThread) -> list[tuple[int, int]]:
-    """Return the place of each child among the pieces of ``tree``, and its number among the children."""
-    places = [place for place, piece in enumerate(tree.pieces) if isinstance(piece, TextThread)]
-    return [(place, number) for number, place in enumerate(places)]
 
 
 def _is_line(piece: str | TextThread) -> bool:
