@@ -97,8 +97,9 @@ storm: $(VENV)/.stamp
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m storm --minutes $(STORM_MINUTES)
 
 # All of docs/evaluation.md, hours on two cores; stopped and called again, it goes on. Nothing else may run meanwhile. VICUNA and MTBENCH
-# are FastChat's question.jsonl, CHATS any chats, SEQUENTIAL what hf-apar train --sequential made; each may be left out. SAMPLE is how many
-# prompts of each suite threads and plain decoding answer: 80 is all there are.
+# are FastChat's question.jsonl, CHATS any chats, SEQUENTIAL what hf-apar train --sequential made, JUDGE_URL and JUDGE_MODEL a server that
+# judges (a second call with them makes no answer again); each may be left out. SAMPLE is how many prompts of each suite threads and plain
+# decoding answer: 80 is all there are.
 EVALUATION ?= build/evaluation
 SAMPLE ?= 80
 EVALUATE := $(BIN)/hf-apar evaluate
@@ -110,21 +111,22 @@ STRATEGIES := threshold=0.5 most-tokens=64 most-forks=10 loops=8 siblings=6 rewr
 GUARDED := fork-bias=1 fork-bias=1!threshold=0.5 endless=0.2!most-tokens=64 unending=0.2!most-forks=10 endless=0.2!loops=8 \
 	repeated=0.2!siblings=6 short=0.2!rewrite=2 needless=0.2!rewrite=2
 
-define goes_on_from
-mkdir -p $(EVALUATION)/$(2)
-test -e $(EVALUATION)/$(2)/answers.jsonl || \
-	cp $(addprefix $(EVALUATION)/$(1)/,settings.json extras.jsonl answers.jsonl) $(EVALUATION)/$(2)
-endef
+goes_on_from = mkdir -p $(EVALUATION)/$(2) && { test -e $(EVALUATION)/$(2)/answers.jsonl || \
+	cp $(addprefix $(EVALUATION)/$(1)/,settings.json extras.jsonl answers.jsonl) $(EVALUATION)/$(2); }
 
 evaluation: $(VENV)/.stamp
-	@echo "1 of 4: all arms, 5 prompts of each suite"
+	@echo "1 of 5: all arms, 5 prompts of each suite"
 	$(EVALUATE) --output $(EVALUATION)/arms $(ALL_ARMS) $(ALL_SUITES) --sample 5 $(MEASURES)
-	@echo "2 of 4: plain decoding and threads, $(SAMPLE) prompts of each suite; what the first part has is not made again"
+	@echo "2 of 5: plain decoding and threads, $(SAMPLE) prompts of each suite; what the first part has is not made again"
 	$(call goes_on_from,arms,pair)
 	$(EVALUATE) --output $(EVALUATION)/pair --arm plain --arm apar $(ALL_SUITES) --sample $(SAMPLE) $(MEASURES)
-	@echo "3 of 4: what share of real prompts forks"
+	@echo "3 of 5: what share of real prompts forks"
 	test -z "$(CHATS)" || $(EVALUATE) --output $(EVALUATION)/chats --arm apar --suite "$(CHATS)" --sample 500 --max-new-tokens 128 --batch-size 16
-	@echo "4 of 4: faults and strategies"
+	@echo "4 of 5: what a judge says, where there is one"
+	test -z "$(JUDGE_URL)" || { $(call goes_on_from,arms,judged) && \
+		$(EVALUATE) --output $(EVALUATION)/judged --arm plain --arm apar $(ALL_SUITES) --sample 5 \
+			--judge-url "$(JUDGE_URL)" --judge-model "$(JUDGE_MODEL)"; }
+	@echo "5 of 5: faults and strategies"
 	$(call goes_on_from,pair,faults)
 	$(EVALUATE) --output $(EVALUATION)/faults --suite parts --sample 30 --batch-size 16 $(MEASURES) --arm apar \
 		$(patsubst %,--arm 'apar!%',$(FAULTS) $(STRATEGIES) $(GUARDED))

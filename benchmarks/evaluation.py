@@ -15,6 +15,7 @@ from hf_apar.evaluation.differences import REWRITE, Says, pair_title, says, sent
 from hf_apar.evaluation.faults import FAULTS
 from hf_apar.evaluation.figures import ALL, FEW, Figure
 from hf_apar.evaluation.metrics import METRICS
+from hf_apar.evaluation.preference import Comparison
 from hf_apar.evaluation.statistics import Interval
 from hf_apar.evaluation.strategies import STRATEGIES
 
@@ -24,6 +25,7 @@ FOLDERS = {
     "arms": "all arms on a part of all suites",
     "pair": "threads and plain decoding on more of them",
     "chats": "what people asked an assistant, in threads alone, and no further than what shows whether an answer forks",
+    "judged": "what a judge says of threads and plain decoding, in both orders",
     "faults": "structure wrong on purpose, and strategies against it",
 }
 COST = ("tokens_per_step", "seconds", "seconds_per_token", "peak_kv", "attended", "accepted")
@@ -149,6 +151,19 @@ def of_chats(chats: Record, pair: Record | None) -> Iterator[str]:
     yield from section("How many real prompts fork", lines)
 
 
+def of_judged(judged: Record) -> Iterator[str]:
+    """Yield how far each judge agrees with itself, and what it prefers where it does."""
+    for title, told in judged["judged"].items():
+        lines = []
+        for one in told["comparisons"]:
+            found = Comparison(**{name: Interval(**said) if isinstance(said, dict) else said for name, said in one.items()})
+            lines += [f"- {found.judge}: the same in both orders for {found.consistency or '-'} of {found.judged} pairs."]
+            lines += [f"  - {warning}" for warning in found.warnings] or [
+                f"  - Win rate {found.win_rate or '-'}, at equal length {found.length_controlled or '-'}."
+            ]
+        yield from section(f"Which answers a judge prefers: {title}", lines)
+
+
 def questions(records: dict[str, Record]) -> Iterator[str]:
     """Yield the questions, and what the figures answer."""
     if "pair" in records:
@@ -157,6 +172,8 @@ def questions(records: dict[str, Record]) -> Iterator[str]:
         yield from of_arms(records["arms"])
     if "chats" in records:
         yield from of_chats(records["chats"], records.get("pair"))
+    if "judged" in records:
+        yield from of_judged(records["judged"])
     yield from section("Larger models", ["- Not measured: one model was, of 135 million parameters."])
 
 

@@ -48,6 +48,22 @@ PAIR = record(
 )  # fmt: skip
 
 
+def test_a_judge_that_disagrees_with_itself_decides_nothing(page):
+    half, sure, interval = ({"low": one - 0.1, "value": one, "high": one + 0.1} for one in (0.5, 0.9, 0.7))
+    counts = {"pairs": 50, "alike": 0, "judged": 48, "not_given": 0, "no_verdict": 0}
+    shares = dict.fromkeys(("win", "tie", "loss", "win_rate", "length_controlled", "longer"), interval)
+    one = {"judge": "tiny", "consistency": sure, "first_place": half} | counts | shares
+    told = {"apar against plain": {"comparisons": [one, one | {"consistency": half}], "agreement": None}}
+    assert list(page.of_judged({"judged": told})) == [
+        "", "#### Which answers a judge prefers: apar against plain", "",
+        "- tiny: the same in both orders for 0.9 (0.8 to 1) of 48 pairs.",
+        "  - Win rate 0.7 (0.6 to 0.8), at equal length 0.7 (0.6 to 0.8).",
+        "- tiny: the same in both orders for 0.5 (0.4 to 0.6) of 48 pairs.",
+        "  - The judge says the same in both orders for 0.5 (0.4 to 0.6) of the pairs, and one who tosses a coin for 0.5: "
+        "its verdicts mean nothing here.",
+    ]  # fmt: skip
+
+
 def test_threads_against_plain_decoding(page):
     assert list(page.of_pair(PAIR)) == [
         "", "#### Speed and quality, with and without threads, same weights", "",
