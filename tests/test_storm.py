@@ -146,7 +146,7 @@ MENDED = (
     "a pickle for a model", "nan", "shape", "line", "peft: kind", "peft: rank", "peft: modules", "base: number", "eos: text",
     "a list", "settings: a list", "code", "one nan", "one infinity", "peft: megatron", "peft: revision", "config: kernel",
     "config: text", "config: zero", "config: vocab", "config: rope", "tokenizer: length", "tokenizer: empty",
-    "tokenizer: model",
+    "tokenizer: model", "eos: null", "pad: list", "peft: other rank", "peft: bias", "peft: other LoRA", "peft: tokens",
 )  # fmt: skip
 
 

@@ -1,6 +1,12 @@
 """Exceptions: each is an :class:`AparError` and the built-in that fits, so that callers may catch either."""
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Is it what Python or PyTorch raises where memory is short? PyTorch has no class for that of a CPU."""
+    name = type(error).__name__
+    return isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
 class AparError(Exception):
     """Base of all errors that hf_apar raises itself."""
 

@@ -2,7 +2,8 @@
 
 import importlib.util
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -11,7 +12,14 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_apar.checkpoints.sources import is_folder, is_path
-from hf_apar.errors import CheckpointError, ConfigurationError, ControlTokenError, MissingPackageError
+from hf_apar.errors import (
+    AparError,
+    CheckpointError,
+    ConfigurationError,
+    ControlTokenError,
+    MissingPackageError,
+    lacks_memory,
+)
 from hf_apar.generation_settings import make_savable
 from hf_apar.tokens import add_control_tokens, saved_settings
 
@@ -119,16 +127,28 @@ def load_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fol
     check_files(folder)
     check_fit(folder, model)
     generation_config = adapter_settings(folder, add_control_tokens(model, tokenizer) if forks(folder) else None)
-    try:
+    with settings_make_an_adapter(folder):
         wrapped = PeftModel.from_pretrained(model, str(folder))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:  # PEFT takes its settings as they come
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        whole = getattr(model, "hf_quantizer", None) is None
+        made = cast(PreTrainedModel, wrapped.merge_and_unload() if whole else wrapped.eval())
+    model.generation_config = generation_config  # which PEFT passes on to, where the adapter is not merged
+    return made
+
+
+@contextmanager
+def settings_make_an_adapter(folder: Path) -> Iterator[None]:
+    """Say so where they make none: PEFT takes its settings as they come.
+
+    Raises:
+        ConfigurationError: for whatever it raises, lack of memory aside.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if lacks_memory(error) or isinstance(error, AparError):
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
         raise ConfigurationError(f"the settings in {folder / 'adapter_config.json'} make no adapter ({reason})") from error
-    model.generation_config = generation_config
-    if getattr(model, "hf_quantizer", None) is not None:
-        return cast(PreTrainedModel, wrapped.eval())  # it passes on what it lacks to the model within
-    merged: PreTrainedModel = wrapped.merge_and_unload()
-    return merged
 
 
 def adapter_settings(folder: Path, control_ids: tuple[int, int] | None) -> GenerationConfig:

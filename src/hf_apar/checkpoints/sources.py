@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
@@ -85,10 +86,12 @@ def settings_in(path: Path) -> dict[str, Any]:
 
 
 def _of_generation(settings: Mapping[str, Any]) -> Iterator[str]:
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+    for name in ("bos_token_id", "eos_token_id"):
         given = settings.get(name)
-        if not all(type(one) is int for one in (given if isinstance(given, list) else [given]) if one is not None):
+        if given is not None and not all(type(one) is int for one in (given if isinstance(given, list) else [given])):
             yield f"{name} {str(given)[:80]!r}; it must be the number of a token, or a list of such"
+    if type(given := settings.get("pad_token_id", 0)) not in (int, NoneType):
+        yield f"pad_token_id {str(given)[:80]!r}; it must be the number of a token, or null"
     for name in ("suppress_tokens", "begin_suppress_tokens"):
         given = settings.get(name, [])
         if given is not None and not (isinstance(given, list) and all(type(one) is int for one in given)):

@@ -2,7 +2,7 @@
 
 import os
 
-from hf_apar.errors import AparError
+from hf_apar.errors import AparError, lacks_memory
 
 _AGAIN = "run it again with --debug to see where"
 
@@ -23,7 +23,7 @@ def explain(error: Exception) -> tuple[str, bool]:
     library, name = type(error).__module__.split(".")[0], type(error).__name__
     if library.startswith("safetensors"):  # this comes from Rust: it has no base class that says more
         return f"a safetensors file cannot be read or written ({message}); it is damaged or cut: copy or make it again", True
-    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate memory" in message:
+    if lacks_memory(error):
         return f"out of memory ({message}); try --dtype bfloat16, a shorter --max-new-tokens or another --device", True
     if isinstance(error, UnicodeError):
         return f"a text is not valid UTF-8 ({message}); convert it first", True

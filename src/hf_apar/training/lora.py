@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
+from hf_apar.checkpoints.adapters import settings_make_an_adapter
 from hf_apar.errors import ConfigurationError
 from hf_apar.training.rows.features import IGNORED
 
@@ -54,13 +55,16 @@ def load_lora(model: PreTrainedModel, folder: Path, control_ids: Sequence[int]) 
     Raises:
         ConfigurationError: if the adapter trains other rows than those of ``control_ids`` in the layers of ``model``.
     """
-    trained, wanted = PeftConfig.from_pretrained(str(folder)).trainable_token_indices, token_indices(model, control_ids)
+    with settings_make_an_adapter(folder):
+        trained = PeftConfig.from_pretrained(str(folder)).trainable_token_indices
+    wanted = token_indices(model, control_ids)
     if trained != wanted:
         raise ConfigurationError(
             f"the adapter in {folder} trains the token rows {trained}, this base needs {wanted}: where layers are named, "
             "the output layer has rows of its own; train anew, without a start"
         )
-    wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+    with settings_make_an_adapter(folder):
+        wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     assert isinstance(wrapped, PeftModel)
     say_bias(wrapped)
     return wrapped
