@@ -14,7 +14,7 @@ from hf_apar.results import AparOutput, AparStats
 from hf_apar.tree.threads import Decodes, ParagraphTree
 
 
-class Answering(ABC):
+class Answerer(ABC):
     """What answers prompts."""
 
     @abstractmethod
@@ -29,7 +29,7 @@ class Answering(ABC):
 
 
 @dataclass(frozen=True)
-class Arm(Answering):
+class Arm(Answerer):
     """A way of answering: greedily, unless ``options`` say otherwise.
 
     Attributes:

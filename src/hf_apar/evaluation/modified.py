@@ -10,7 +10,7 @@ from transformers import LogitsProcessor
 from hf_apar.config import AparConfig
 from hf_apar.errors import ConfigurationError
 from hf_apar.evaluation.answers import Answered
-from hf_apar.evaluation.arm import Answering, Arm
+from hf_apar.evaluation.arm import Answerer, Arm
 from hf_apar.evaluation.faults import FAULTS, Fault
 from hf_apar.evaluation.models import Loaded
 from hf_apar.evaluation.rewriting import rewrite
@@ -30,7 +30,7 @@ SETTINGS: Mapping[str, Callable[[float], Mapping[str, Any]]] = {
 
 
 @dataclass(frozen=True)
-class ModifiedArm(Answering):
+class ModifiedArm(Answerer):
     """An arm in threads, with what changes its scores, in order, and how many details are written again afterwards."""
 
     arm: Arm

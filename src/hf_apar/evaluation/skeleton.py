@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from hf_apar.data.records.chats import Message
 from hf_apar.evaluation.answers import Answered
-from hf_apar.evaluation.arm import Answering, up_to_end
+from hf_apar.evaluation.arm import Answerer, up_to_end
 from hf_apar.evaluation.models import Loaded, padded
 from hf_apar.evaluation.suites import Prompt
 from hf_apar.generation_settings import eos_token_ids
@@ -28,7 +28,7 @@ _MOST = 10  # points
 
 
 @dataclass(frozen=True)
-class SkeletonArm(Answering):
+class SkeletonArm(Answerer):
     """Skeleton-of-Thought (Ning et al., arXiv 2307.15337); the wording of both questions is our own.
 
     A step is a forward pass: those of the outline, and those of the longest point. Where the outline has fewer than two
