@@ -96,26 +96,33 @@ def evaluate(
         if measures:
             extras = measure_all(measures, rows, folder / "extras.jsonl", progress=telling("answers measured"))
             rows = rows_by_arm(prompts, answers, tokenizers, extras)
-        two = pairs_of([arm.name for arm in arms])
         judged: dict[str, Judged] = {}
         if judges:
             from hf_apar.evaluation.judging import judge_arms  # needs the extra evaluate
 
             judged = judge_arms(judges, arms, prompts, answers, folder / "verdicts.jsonl", telling("verdicts"))
-        report = Report(
-            made_with=made_with,
-            arms={arm.name: arm.says for arm in arms},
-            suites=dict(Counter(prompt.suite for prompt in prompts)),
-            warnings=warnings(rows),
-            figures=figures(rows),
-            compared={title: clocks for title, (one, other) in two.items() if (clocks := compare(rows[one], rows[other]))},
-            differences={title: compare_figures(rows[one], rows[other]) for title, (one, other) in two.items()},
-            likelier={title: found for title, (one, other) in two.items() if (found := likelier(rows[one], rows[other]))},
-            judged=judged,
-            plots=_plots(rows, folder),
-        )
+        report = _reported(arms, prompts, rows, made_with, judged, folder)
         _write(report, prompts, answers, folder)
         return report
+
+
+def _reported(
+    arms: Sequence[AnyArm], prompts: Sequence[Prompt], rows: Rows, made_with: Mapping[str, object],
+    judged: Mapping[str, Judged], folder: Path,
+) -> Report:  # fmt: skip
+    two = {title: (rows[one], rows[other]) for title, (one, other) in pairs_of([arm.name for arm in arms]).items()}
+    return Report(
+        made_with=made_with,
+        arms={arm.name: arm.says for arm in arms},
+        suites=dict(Counter(prompt.suite for prompt in prompts)),
+        warnings=warnings(rows),
+        figures=figures(rows),
+        compared={title: clocks for title, pair in two.items() if (clocks := compare(*pair))},
+        differences={title: compare_figures(*pair) for title, pair in two.items()},
+        likelier={title: found for title, pair in two.items() if (found := likelier(*pair))},
+        judged=judged,
+        plots=_plots(rows, folder),
+    )
 
 
 def _agree(folder: Path, made_with: Mapping[str, object], prompts: Sequence[Prompt]) -> None:
