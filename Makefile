@@ -127,7 +127,6 @@ evaluation: $(VENV)/.stamp
 		$(EVALUATE) --output $(EVALUATION)/judged --arm plain --arm apar $(ALL_SUITES) --sample 5 \
 			--judge-url "$(JUDGE_URL)" --judge-model "$(JUDGE_MODEL)"; }
 	@echo "5 of 5: faults and strategies"
-	$(call goes_on_from,pair,faults)
 	$(EVALUATE) --output $(EVALUATION)/faults --suite parts --sample 30 --batch-size 16 $(MEASURES) --arm apar \
 		$(patsubst %,--arm 'apar!%',$(FAULTS) $(STRATEGIES) $(GUARDED))
 	$(BIN)/python benchmarks/evaluation.py $(EVALUATION)

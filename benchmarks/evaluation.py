@@ -24,9 +24,9 @@ START, END = "<!-- measured by hf-apar evaluate -->\n", "<!-- end of what was me
 FOLDERS = {
     "arms": "all arms on a part of all suites",
     "pair": "threads and plain decoding on more of them",
-    "chats": "what people asked an assistant, in threads alone, and no further than what shows whether an answer forks",
+    "chats": "what people asked an assistant, in threads alone, and no further than what shows whether an answer forks; in batches",
     "judged": "what a judge says of threads and plain decoding, in both orders",
-    "faults": "structure wrong on purpose, and strategies against it",
+    "faults": "structure wrong on purpose, and strategies against it; in batches",
 }
 COST = ("tokens_per_step", "seconds", "seconds_per_token", "peak_kv", "attended", "accepted")
 STRUCTURE = ("forks", "forks_in_parts", "false_forks", "nested", "malformed", "empty_or_repeated", "ended")

@@ -17,14 +17,25 @@ from hf_apar.tree.threads import Decodes, ParagraphTree
 class Answerer(ABC):
     """What answers prompts."""
 
+    @property
     @abstractmethod
+    def together(self) -> bool:
+        """Does a batch of prompts cost each of them the steps that it would cost alone?"""
+
+    @abstractmethod
+    def in_batch(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Answered]:
+        """Answer prompts in one batch, without a clock; only one at once if not :attr:`together`."""
+
     def answers(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Answered]:
         """Answer prompts, in one batch where that can be, without a clock."""
+        size = len(prompts) if self.together else 1
+        batches = (prompts[start : start + size] for start in range(0, len(prompts), size))
+        return [one for batch in batches for one in self.in_batch(batch, max_new_tokens)]
 
     def answer(self, prompt: Prompt, max_new_tokens: int) -> Answered:
         """Answer a prompt by itself, on the clock."""
         start = time.perf_counter()
-        (one,) = self.answers([prompt], max_new_tokens)
+        (one,) = self.in_batch([prompt], max_new_tokens)
         return replace(one, seconds=time.perf_counter() - start)
 
 
@@ -44,13 +55,11 @@ class Arm(Answerer):
     loaded: Loaded
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def answers(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Answered]:
-        """Answer prompts in one batch; one after the other where there are drafts, of which a batch has fewer a row."""
-        size = 1 if self.options.get("proposer") else len(prompts)
-        batches = (prompts[start : start + size] for start in range(0, len(prompts), size))
-        return [one for batch in batches for one in self._in_batch(batch, max_new_tokens)]
+    @property
+    def together(self) -> bool:
+        return not self.options.get("proposer")  # a batch has fewer drafts a row
 
-    def _in_batch(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Answered]:
+    def in_batch(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Answered]:
         rows = [self.loaded.encoded(prompt) for prompt in prompts]
         batch = padded(rows, self.loaded.model)
         generate = cast(Callable[..., Any], self.loaded.model.generate)

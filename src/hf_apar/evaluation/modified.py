@@ -50,12 +50,16 @@ class ModifiedArm(Answerer):
     def loaded(self) -> Loaded:
         return self.arm.loaded
 
-    def answers(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Answered]:
+    @property
+    def together(self) -> bool:
+        return self.arm.together
+
+    def in_batch(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Answered]:
         """Answer prompts as the arm does; the steps of what is written again, an answer at a time, count too."""
         rows = [self.loaded.encoded(prompt) for prompt in prompts]
         processors = [make(self.signs, max(map(len, rows))) for make in self.makes]
         options = {**self.arm.options, "logits_processor": processors} | ({"output_scores": True} if self.rewrites else {})
-        found = replace(self.arm, options=options).answers(prompts, max_new_tokens)
+        found = replace(self.arm, options=options).in_batch(prompts, max_new_tokens)
         return [
             self._rewritten(one, ids, max_new_tokens) if self.rewrites and one.tree else one
             for one, ids in zip(found, rows, strict=True)

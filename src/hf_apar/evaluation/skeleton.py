@@ -40,11 +40,13 @@ class SkeletonArm(Answerer):
     loaded: Loaded
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def answers(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Answered]:
-        """Answer prompts one after the other; ``max_new_tokens`` bound the outline, and each point."""
-        return [self._answer(prompt, max_new_tokens) for prompt in prompts]
+    @property
+    def together(self) -> bool:
+        return False  # the points of one answer are a batch
 
-    def _answer(self, prompt: Prompt, max_new_tokens: int) -> Answered:
+    def in_batch(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Answered]:
+        """Answer a prompt; ``max_new_tokens`` bound the outline, and each point."""
+        (prompt,) = prompts
         before, question = prompt.messages[:-1], prompt.text
         ((outline, outline_steps, _),) = self._write(
             [[*before, _user(OUTLINE.format(question=question))]], max_new_tokens, "1."
@@ -63,11 +65,12 @@ class SkeletonArm(Answerer):
             written = self._write(asked, max_new_tokens, *heads)
         text = "\n".join(f"{head}{one}".strip() for head, (one, _, _) in zip(heads, written, strict=True))
         longest = max(steps for _, steps, _ in written)
-        return Answered(
+        one = Answered(
             key=prompt.key, arm=self.name, text=text, ended=all(ended for _, _, ended in written),
             tokens=sum(steps - ended for _, steps, ended in written), steps=outline_steps + longest,
             critical_path=outline_steps + longest, peak_threads=len(written),
         )  # fmt: skip
+        return [one]
 
     def _write(self, chats: Sequence[Sequence[Message]], limit: int, *begun: str) -> list[tuple[str, int, bool]]:
         """Return of each chat's answer the text after what it has ``begun`` with, the steps, and whether it ended."""
