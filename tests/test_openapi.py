@@ -7,7 +7,7 @@ import httpx2
 import pytest
 
 from hf_apar.checkpoints.export import save_merged
-from hf_apar.serving.proxy.asked import _SETTINGS
+from hf_apar.serving.vllm.plugin import SETTINGS
 from storm.proxied import LIMITS, Babbler
 from tiny_chat_model import tiny_chat_model
 from tiny_server import proxy_before
@@ -32,7 +32,7 @@ def test_every_path_of_the_proxy_is_described(running, description):
     described = {(path, method) for path, methods in description["paths"].items() for method in methods}
     assert described == routes | {("/v1/models", "get")}
     for name, schema in description["components"]["schemas"].items():
-        assert name not in ("Chat", "Text") or {"apar", *_SETTINGS} <= schema["properties"].keys()
+        assert name not in ("Chat", "Text") or {"apar", *SETTINGS} <= schema["properties"].keys()
 
 
 def test_what_is_described_is_what_happens(running, tmp_path):

@@ -285,7 +285,7 @@ def test_the_loss_leaves_fork_out_of_the_choice_where_a_copy_reads_on(base, tmp_
 )
 def test_a_share_is_between_0_and_1(share):
     ((name, value),) = share.items()
-    with pytest.raises(DataError, match=f"{name} (is )?{value}"):
+    with pytest.raises(ConfigurationError, match=f"{name} (is )?{value}"):
         Selection(**share)
 
 

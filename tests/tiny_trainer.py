@@ -78,3 +78,6 @@ if __name__ == "__main__":
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()  # else a thread of it may outlive the interpreter, which then aborts
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # all is saved; once it aborted all the same
