@@ -3,6 +3,7 @@
 Exit codes: 0, 2 for what the user can mend, 1 for what nobody foresaw or a reader that went away, 130 after Ctrl-C.
 """
 
+import atexit
 import io
 import logging
 import os
@@ -19,7 +20,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from hf_apar.cli.explanations import explain
-from hf_apar.processes import local_number, process_number
+from hf_apar.processes import local_number, process_count, process_number
 
 # Threads of the math library wait for each other by spinning: beside another job they keep it from the cores that it needs.
 IDLE_THREADS_SLEEP = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}  # of GNU's OpenMP and of LLVM's
@@ -180,4 +181,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks a letter is no error
-    app(arguments, prog_name="hf-apar")
+    succeeded: list[bool] = []
+    if process_count() > 1:
+        atexit.register(_leave_at_once, succeeded)  # the first to be registered is the last to run
+    try:
+        app(arguments, prog_name="hf-apar")
+    except SystemExit as end:
+        succeeded.append(not end.code)
+        raise
+
+
+def _leave_at_once(succeeded: list[bool]) -> None:
+    """End the process without the interpreter's own end, which threads of a process group may outlive: they abort then."""
+    if any(succeeded):
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+        os._exit(0)

@@ -19,7 +19,7 @@ from hf_apar.cli.common import (
 )
 from hf_apar.cli.options import with_settings
 from hf_apar.data.settings import Loading
-from hf_apar.processes import process_count, process_number
+from hf_apar.processes import process_number
 from hf_apar.training.tuning import HeadsTuning, Selection, Tuning
 
 AnswersArgument = Annotated[
@@ -52,10 +52,6 @@ def train_command(
         answers, output, selection, tuning, model=model or DEFAULT_BASE, loading=loading, start=start, bf16=bf16,
         seed=seed, chat_template_kwargs=template_arguments(chat_template_kwargs),
     )  # fmt: skip
-    if process_count() > 1:
-        from accelerate import PartialState
-
-        PartialState().destroy_process_group()  # else a thread of it may outlive the interpreter, which then aborts
     if process_number() == 0:
         tell_metrics(metrics)
 
