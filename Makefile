@@ -98,36 +98,36 @@ storm: $(VENV)/.stamp
 
 # All of docs/evaluation.md, hours on two cores; stopped and called again, it goes on. Nothing else may run meanwhile. VICUNA and MTBENCH
 # are FastChat's question.jsonl, CHATS any chats, SEQUENTIAL what hf-apar train --sequential made, JUDGE_URL and JUDGE_MODEL a server that
-# judges (a second call with them makes no answer again); each may be left out. SAMPLE is how many prompts of each suite threads and plain
-# decoding answer: 80 is all there are.
+# judges (a second call with them makes no answer again); each may be left out. Of each suite SAMPLE prompts are answered in batches of BATCH
+# without a clock (80 is all there are), and CLOCKED one at a time on the clock.
 EVALUATION ?= build/evaluation
 SAMPLE ?= 80
+CLOCKED ?= 5
+BATCH ?= 32
 EVALUATE := $(BIN)/hf-apar evaluate
 MEASURES := --likelihood --embeddings
-ALL_SUITES = $(patsubst %,--suite %,parts whole either languages formats nested dialogue $(VICUNA) $(MTBENCH)) --turns 2
-ALL_ARMS = $(patsubst %,--arm %,$(SEQUENTIAL:%=sequential=%) plain apar apar+lookup apar+heads base skeleton)
+TWIN = $(SEQUENTIAL:%=--arm sequential=%)
+ALL_SUITES = $(patsubst %,--suite %,parts whole either languages formats nested dialogue $(VICUNA) $(MTBENCH))
+IN_BATCHES = $(EVALUATE) --output $(EVALUATION)/$(1) $(ALL_SUITES) --turns 2 --batch-size $(BATCH) --dtype float32 --arm plain --arm apar
 FAULTS := $(foreach kind,missed needless short endless repeated unending,$(foreach p,0.05 0.1 0.2 0.5,$(kind)=$(p)))
 STRATEGIES := threshold=0.5 most-tokens=64 most-forks=10 loops=8 siblings=6 rewrite=2
 GUARDED := fork-bias=1 fork-bias=1!threshold=0.5 endless=0.2!most-tokens=64 unending=0.2!most-forks=10 endless=0.2!loops=8 \
 	repeated=0.2!siblings=6 short=0.2!rewrite=2 needless=0.2!rewrite=2
 
-goes_on_from = mkdir -p $(EVALUATION)/$(2) && { test -e $(EVALUATION)/$(2)/answers.jsonl || \
-	cp $(addprefix $(EVALUATION)/$(1)/,settings.json extras.jsonl answers.jsonl) $(EVALUATION)/$(2); }
-
 evaluation: $(VENV)/.stamp
-	@echo "1 of 5: all arms, 5 prompts of each suite"
-	$(EVALUATE) --output $(EVALUATION)/arms $(ALL_ARMS) $(ALL_SUITES) --sample 5 $(MEASURES)
-	@echo "2 of 5: plain decoding and threads, $(SAMPLE) prompts of each suite; what the first part has is not made again"
-	$(call goes_on_from,arms,pair)
-	$(EVALUATE) --output $(EVALUATION)/pair --arm plain --arm apar $(ALL_SUITES) --sample $(SAMPLE) $(MEASURES)
+	@echo "1 of 5: all arms on the clock, $(CLOCKED) prompts of each suite"
+	$(EVALUATE) --output $(EVALUATION)/clock $(ALL_SUITES) --sample $(CLOCKED) $(MEASURES) $(TWIN) \
+		$(patsubst %,--arm %,plain apar apar+lookup apar+heads base skeleton)
+	@echo "2 of 5: what is written, in batches, $(SAMPLE) prompts of each suite"
+	$(call IN_BATCHES,suites) $(TWIN) --arm base --sample $(SAMPLE) $(MEASURES)
 	@echo "3 of 5: what share of real prompts forks"
-	test -z "$(CHATS)" || $(EVALUATE) --output $(EVALUATION)/chats --arm apar --suite "$(CHATS)" --sample 500 --max-new-tokens 128 --batch-size 16
+	test -z "$(CHATS)" || $(EVALUATE) --output $(EVALUATION)/chats --arm apar --suite "$(CHATS)" --sample 500 --max-new-tokens 128 --batch-size $(BATCH)
 	@echo "4 of 5: what a judge says, where there is one"
-	test -z "$(JUDGE_URL)" || { $(call goes_on_from,arms,judged) && \
-		$(EVALUATE) --output $(EVALUATION)/judged --arm plain --arm apar $(ALL_SUITES) --sample 5 \
-			--judge-url "$(JUDGE_URL)" --judge-model "$(JUDGE_MODEL)"; }
+	test -z "$(JUDGE_URL)" || { mkdir -p $(EVALUATION)/judged && { test -e $(EVALUATION)/judged/answers.jsonl || \
+		cp $(addprefix $(EVALUATION)/suites/,settings.json answers.jsonl) $(EVALUATION)/judged; } && \
+		$(call IN_BATCHES,judged) --sample 5 --judge-url "$(JUDGE_URL)" --judge-model "$(JUDGE_MODEL)"; }
 	@echo "5 of 5: faults and strategies"
-	$(EVALUATE) --output $(EVALUATION)/faults --suite parts --sample 30 --batch-size 16 $(MEASURES) --arm apar \
+	$(EVALUATE) --output $(EVALUATION)/faults --suite parts --sample 30 --batch-size $(BATCH) $(MEASURES) --arm apar \
 		$(patsubst %,--arm 'apar!%',$(FAULTS) $(STRATEGIES) $(GUARDED))
 	$(BIN)/python benchmarks/evaluation.py $(EVALUATION)
 

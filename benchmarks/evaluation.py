@@ -22,11 +22,11 @@ from hf_apar.evaluation.strategies import STRATEGIES
 PAGE = Path(__file__).parents[1] / "docs" / "evaluation.md"
 START, END = "<!-- measured by hf-apar evaluate -->\n", "<!-- end of what was measured -->"
 FOLDERS = {
-    "arms": "all arms on a part of all suites",
-    "pair": "threads and plain decoding on more of them",
-    "chats": "what people asked an assistant, in threads alone, and no further than what shows whether an answer forks; in batches",
+    "clock": "all arms on the clock, one answer at a time",
+    "suites": "what is written, in batches without a clock",
+    "chats": "what people asked an assistant, in threads alone, and no further than what shows whether an answer forks",
     "judged": "what a judge says of threads and plain decoding, in both orders",
-    "faults": "structure wrong on purpose, and strategies against it; in batches",
+    "faults": "structure wrong on purpose, and strategies against it",
 }
 COST = ("tokens_per_step", "seconds", "seconds_per_token", "peak_kv", "attended", "accepted")
 STRUCTURE = ("forks", "forks_in_parts", "false_forks", "nested", "malformed", "empty_or_repeated", "ended")
@@ -111,42 +111,46 @@ def balance(record: Record, one: str, other: str) -> str:
     return f"- {short(one)} against {short(other)}. {clock} Quality, {'; '.join(sides)}{few}."
 
 
-def of_pair(pair: Record) -> Iterator[str]:
-    """Yield what threads change, with the same weights."""
-    lines = against(pair, "apar", "plain", (*SPEED, *QUALITY))
-    for kind, what in (("forked", "fork"), ("unforked", "do not fork")):
-        clock = wall_clock(pair["compared"][pair_title("apar", "plain")].get(kind))
-        lines += [f"{line[:-1]}, of the answers that {what} in threads." for line in clock]
-    yield from section("Speed and quality, with and without threads, same weights", lines)
-    found = pair["figures"]["apar"]
+def of_suites(suites: Record) -> Iterator[str]:
+    """Yield what threads change with the same weights, and what other weights do."""
+    lines = against(suites, "apar", "plain", ("tokens_per_step", *QUALITY))
+    yield from section("With and without threads, same weights", lines)
+    found = suites["figures"]["apar"]
     held = [beside_one(name, found[ALL][name]) for name in HELD if name in found[ALL]]
-    slots = against(pair, "apar", "plain", ("peak_slots", "attended_per_token"))
+    slots = against(suites, "apar", "plain", ("peak_slots", "attended_per_token"))
     yield from section("KV cache and attention", [*held, *slots])
     for suite, what in (("nested", "Deeper structure"), ("languages", "Other languages"), ("formats", "Exact formats")):
         own = found.get(suite, {})
         shares = [f"- `{name}`: {cell(own[name])}, n={own[name]['n']}." for name in STRUCTURE if name in own]
-        lines = [*shares, *against(pair, "apar", "plain", (*SPEED[:2], *QUALITY), suite)]
-        yield from section(f"{what}: suite {suite}, {count(pair, suite)} prompts" if own else what, lines)
+        lines = [*shares, *against(suites, "apar", "plain", ("tokens_per_step", *QUALITY), suite)]
+        yield from section(f"{what}: suite {suite}, {count(suites, suite)} prompts" if own else what, lines)
+    for arm in suites["arms"]:
+        if arm not in ("apar", "plain"):
+            yield from section(f"{short(arm)} against plain", against(suites, arm, "plain", QUALITY))
 
 
-def of_arms(arms: Record) -> Iterator[str]:
-    """Yield what is due to the tuning, to threads, and to drafts."""
-    first = next(iter(arms["arms"]))
-    for one in ("apar", "plain", "base", "skeleton"):
-        lines = against(arms, one, first, (*SPEED, *QUALITY))
-        yield from section(f"{one} against {short(first)}", lines)
-    for other in (arm for arm in arms["arms"] if arm.startswith("apar+")):
-        accepted = cell(arms["figures"][other][ALL].get("accepted"))
-        lines = [*against(arms, other, "apar", SPEED), f"- `accepted`: {accepted} of the draft tokens."]
+def of_clock(clock: Record) -> Iterator[str]:
+    """Yield what an answer takes by the clock, and what drafts add."""
+    first, *others = clock["arms"]
+    for one in others:
+        kinds = (("forked", "fork"), ("unforked", "do not fork")) if one == "apar" else ()
+        lines = against(clock, one, first, SPEED)
+        for kind, what in kinds:
+            found = wall_clock(clock["compared"].get(pair_title(one, first), {}).get(kind))
+            lines += [f"{line[:-1]}, of the answers that {what} in threads." for line in found]
+        yield from section(f"By the clock: {short(one)} against {short(first)}", lines)
+    for other in (arm for arm in clock["arms"] if arm.startswith("apar+")):
+        accepted = cell(clock["figures"][other][ALL].get("accepted"))
+        lines = [*against(clock, other, "apar", SPEED), f"- `accepted`: {accepted} of the draft tokens."]
         yield from section(f"With drafts: {other} against apar", lines)
-    yield from section("Quality against speed", [balance(arms, arm, first) for arm in arms["arms"] if arm != first])
+    yield from section("Quality against speed", [balance(clock, arm, first) for arm in others])
 
 
-def of_chats(chats: Record, pair: Record | None) -> Iterator[str]:
+def of_chats(chats: Record, suites: Record | None) -> Iterator[str]:
     """Yield what share of real prompts forks, and whether the bound on their tokens hides any."""
     forks, limit = chats["figures"]["apar"][ALL]["forks"], chats["made_with"]["max_new_tokens"]
     lines = [f"- {cell(forks)} of {forks['n']} answers to what people asked an assistant fork within {limit} tokens."]
-    if pair and (late := pair["figures"]["apar"][ALL].get("late_forks")):
+    if suites and (late := suites["figures"]["apar"][ALL].get("late_forks")):
         lines += [f"- `late_forks` of the prompts above: {cell(late)}, n={late['n']}: {METRICS['late_forks'].says}."]
     yield from section("How many real prompts fork", lines)
 
@@ -166,12 +170,12 @@ def of_judged(judged: Record) -> Iterator[str]:
 
 def questions(records: dict[str, Record]) -> Iterator[str]:
     """Yield the questions, and what the figures answer."""
-    if "pair" in records:
-        yield from of_pair(records["pair"])
-    if "arms" in records:
-        yield from of_arms(records["arms"])
+    if "suites" in records:
+        yield from of_suites(records["suites"])
+    if "clock" in records:
+        yield from of_clock(records["clock"])
     if "chats" in records:
-        yield from of_chats(records["chats"], records.get("pair"))
+        yield from of_chats(records["chats"], records.get("suites"))
     if "judged" in records:
         yield from of_judged(records["judged"])
     yield from section("Larger models", ["- Not measured: one model was, of 135 million parameters."])
@@ -246,7 +250,7 @@ def warned(record: Record) -> list[str]:
 def plots(folder: Path, records: dict[str, Record], page: Path) -> dict[str, str]:
     """Copy the plots that the page shows; return their files' names by the folder's name and title."""
     made = {}
-    wanted = (("pair", "Tokens per step by category"), ("arms", "Quality against speed"), ("faults", "Under faults"))
+    wanted = (("suites", "Tokens per step by category"), ("clock", "Quality against speed"), ("faults", "Under faults"))
     for name, heading in wanted:
         if name in records and (file := records[name]["plots"].get(heading)):
             made[name] = f"evaluation_{name}.png"
@@ -261,11 +265,12 @@ def whole(folder: Path, page: Path) -> str:
     lines = ["Measured by `make evaluation`; a figure stands before its 95 % interval.", ""]
     for name, record in records.items():
         lines += measured(folder / name, record)
-    said = [f"- `{name}`: {line}" for name in ("arms", "pair") if name in records for line in warned(records[name])]
+    said = [f"- `{name}`: {line}" for name in ("suites", "clock") if name in records for line in warned(records[name])]
     lines += ["", "### Read this first", "", *said] if said else []
-    for name, heading in (("arms", "All arms"), ("pair", "By suite")):
+    parts = (("suites", "By suite"), ("clock", "All arms, on the clock"))
+    for name, heading in parts:
         if name in records:
-            suites = [ALL] if name == "arms" else [ALL, *records[name]["suites"]]
+            suites = [ALL] if name == "clock" else [ALL, *records[name]["suites"]]
             lines += ["", f"### {heading}"]
             for names in (COST, STRUCTURE, WORDS):
                 lines += ["", *by_arm(records[name], suites, names)]
@@ -279,20 +284,26 @@ def whole(folder: Path, page: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def readme(pair: Record) -> str:
-    """Return README's table: threads and plain decoding over whole suites."""
-    suites = [suite for suite, number in pair["suites"].items() if number >= FEW]
+def readme(suites: Record, clock: Record | None) -> str:
+    """Return README's tables: what threads do to answers of whole suites, and what some of them take by the clock."""
     rows = []
-    for suite in (ALL, *suites):
-        apar, plain = (pair["figures"][arm][suite] for arm in ("apar", "plain"))
-        ratio = pair["compared"]["apar against plain"]["all" if suite == ALL else f"suite {suite}"]["seconds"]
+    for suite in (ALL, *(suite for suite, number in suites["suites"].items() if number >= FEW)):
+        apar, plain = (suites["figures"][arm][suite] for arm in ("apar", "plain"))
         names = ("forks", "tokens_per_step", "peak_kv", "attended")
         ended = f"{cell(apar.get('ended'))}, plainly {cell(plain.get('ended'))}"
-        clock = str(Interval(ratio["low"], ratio["value"], ratio["high"]))
-        rows.append([f"{suite} ({count(pair, suite)})", *(cell(apar.get(name)) for name in names), clock, ended])
+        rows.append([f"{suite} ({count(suites, suite)})", *(cell(apar.get(name)) for name in names), ended])
     kept = ("tokens per step", "peak KV, of sequential", "attended, of sequential")
-    names = ["prompts", "fork", *kept, "seconds, of plain decoding", "end by themselves"]
-    return "\n".join(table(names, rows)) + "\n"
+    lines = table(["prompts", "fork", *kept, "end by themselves"], rows)
+    if clock:
+        first, rows = next(iter(clock["arms"])), []
+        for arm in (arm for arm in clock["arms"] if arm.startswith("apar")):
+            found = clock["compared"][pair_title(arm, first)]
+            for kind, what in (("all", "all"), ("forked", "those that fork"), ("unforked", "those that do not")):
+                if one := found.get(kind):
+                    ratio = Interval(*(one["seconds"][name] for name in ("low", "value", "high")))
+                    rows.append([short(arm), what, str(one["count"]), str(ratio)])
+        lines += ["", *table(["arm", "answers", "n", f"seconds, of {short(first)}"], rows)]
+    return "\n".join(lines) + "\n"
 
 
 def read(folder: Path) -> Record:
@@ -309,8 +320,12 @@ def main() -> None:
     before, _, rest = text.partition(START)
     after = rest[rest.index(END) :]
     options.page.write_text(f"{before}{START}\n{whole(options.folder, options.page)}\n{after}", encoding="utf-8")
-    if (options.folder / "pair" / "figures.json").exists():
-        (options.folder / "readme.md").write_text(readme(read(options.folder / "pair")), encoding="utf-8")
+    suites, clock = (
+        read(options.folder / name) if (options.folder / name / "figures.json").exists() else None
+        for name in ("suites", "clock")
+    )
+    if suites:
+        (options.folder / "readme.md").write_text(readme(suites, clock), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def record(arms, figures, differences=(), compared=(), suites=None, **more):
 
 
 FASTER = {"low": 0.5, "value": 0.6, "high": 0.7}
-PAIR = record(
+SUITES = record(
     ["plain", "apar"],
     {
         "apar": {"tokens_per_step": figure(2, 2.5, 3), "nll": figure(0.8, 0.9, 1), "peak_kv": figure(0.7, 0.75, 0.8),
@@ -65,9 +65,8 @@ def test_a_judge_that_disagrees_with_itself_decides_nothing(page):
 
 
 def test_threads_against_plain_decoding(page):
-    assert list(page.of_pair(PAIR)) == [
-        "", "#### Speed and quality, with and without threads, same weights", "",
-        "- Wall clock, sum over sum: 0.6 (0.5 to 0.7) of the other's: faster, n=40.",
+    assert list(page.of_suites(SUITES)) == [
+        "", "#### With and without threads, same weights", "",
         "- `tokens_per_step`: 2.5 (2 to 3) against 1 (1 to 1): better by 1.5 (1 to 2), n=40.",
         "- `nll`: 0.9 (0.8 to 1) against 0.8 (0.7 to 0.9): worse by 0.1 (0.05 to 0.15), n=40.",
         "", "#### KV cache and attention", "",
@@ -77,14 +76,14 @@ def test_threads_against_plain_decoding(page):
 
 
 def test_quality_against_speed(page):
-    arms = record(
+    clock = record(
         ["sequential=/a/folder", "apar", "base"], {},
-        {"apar against sequential=/a/folder": PAIR["differences"]["apar against plain"]["all"],
+        {"apar against sequential=/a/folder": SUITES["differences"]["apar against plain"]["all"],
          "base against sequential=/a/folder": {"ended": figure(-0.3, -0.2, 0.1), "right": figure(0, 0.2, 0.3, n=4)}},
         {"apar against sequential=/a/folder": FASTER,
          "base against sequential=/a/folder": {"low": 1.1, "value": 1.2, "high": 1.3}},
     )  # fmt: skip
-    assert list(page.of_arms(arms))[-2:] == [
+    assert list(page.of_clock(clock))[-2:] == [
         "- apar against sequential. Wall clock, sum over sum: 0.6 (0.5 to 0.7) of the other's: faster, n=40. "
         "Quality, better: nothing; worse: `nll`.",
         "- base against sequential. Wall clock, sum over sum: 1.2 (1.1 to 1.3) of the other's: slower, n=40. "
@@ -94,7 +93,7 @@ def test_quality_against_speed(page):
 
 def test_real_prompts(page):
     chats = record(["apar"], {"apar": {"forks": figure(0.05, 0.1, 0.15, n=500)}})
-    assert list(page.of_chats(chats, PAIR))[3:] == [
+    assert list(page.of_chats(chats, SUITES))[3:] == [
         "- 0.1 (0.05 to 0.15) of 500 answers to what people asked an assistant fork within 512 tokens.",
         "- `late_forks` of the prompts above: 0 (0 to 0.1), n=40: share of the answers that fork whose first fork comes "
         "after 128 tokens.",
@@ -134,22 +133,27 @@ def test_faults_in_a_table(page):
     ]  # fmt: skip
 
 
-def test_readmes_table(page):
-    assert page.readme(PAIR).splitlines()[2:] == [
-        f"| {suite} | 0.7 (0.6 to 0.8) | 2.5 (2 to 3) | 0.75 (0.7 to 0.8) | 0.95 (0.9 to 1.1) | 0.6 (0.5 to 0.7) "
-        "| -, plainly - |"
+def test_readmes_tables(page):
+    rows = [
+        f"| {suite} | 0.7 (0.6 to 0.8) | 2.5 (2 to 3) | 0.75 (0.7 to 0.8) | 0.95 (0.9 to 1.1) | -, plainly - |"
         for suite in ("all (40)", "parts (40)")
     ]
+    assert page.readme(SUITES, None).splitlines()[2:] == rows
+    assert page.readme(SUITES, SUITES).splitlines()[2:] == [
+        *rows, "", "| arm | answers | n | seconds, of plain |", "| --- | --- | --- | --- |",
+        "| apar | all | 40 | 0.6 (0.5 to 0.7) |",
+    ]  # fmt: skip
 
 
 def test_the_page_is_written_between_its_marks_and_names_no_folder(page, tmp_path, monkeypatch):
-    arms = record(["sequential=/a/folder", "apar"], {}, warnings=["sequential=/a/folder: cut"])
-    for name, one in {"pair": PAIR, "arms": arms}.items():
+    clock = record(["sequential=/a/folder", "apar"], {}, {}, {"apar against sequential=/a/folder": FASTER},
+                   warnings=["sequential=/a/folder: cut"])  # fmt: skip
+    for name, one in {"suites": SUITES, "clock": clock}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "figures.json").write_text(json.dumps(one))
-    (tmp_path / "pair" / "bars.png").write_bytes(b"PNG")
-    one = {**PAIR, "plots": {"Tokens per step by category": "bars.png"}}
-    (tmp_path / "pair" / "figures.json").write_text(json.dumps(one))
+    (tmp_path / "suites" / "bars.png").write_bytes(b"PNG")
+    one = {**SUITES, "plots": {"Tokens per step by category": "bars.png"}}
+    (tmp_path / "suites" / "figures.json").write_text(json.dumps(one))
     docs = tmp_path / "docs" / "evaluation.md"
     docs.parent.mkdir()
     docs.write_text(f"before\n{page.START}{page.END}\nafter\n")
@@ -158,8 +162,8 @@ def test_the_page_is_written_between_its_marks_and_names_no_folder(page, tmp_pat
     first = docs.read_text()
     page.main()
     assert docs.read_text() == first and first.startswith("before\n") and first.endswith("\nafter\n")
-    assert "folder" not in first and "- `arms`: sequential: cut" in first
-    assert "![Tokens per step by category](evaluation_pair.png)" in first
-    assert (docs.parent / "evaluation_pair.png").read_bytes() == b"PNG"
-    assert (tmp_path / "readme.md").read_text() == page.readme(PAIR)
+    assert "folder" not in first and "- `clock`: sequential: cut" in first
+    assert "![Tokens per step by category](evaluation_suites.png)" in first
+    assert (docs.parent / "evaluation_suites.png").read_bytes() == b"PNG"
+    assert (tmp_path / "readme.md").read_text() == page.readme(SUITES, clock)
     assert (ROOT / "docs" / "evaluation.md").read_text().count(page.START) == 1
