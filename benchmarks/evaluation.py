@@ -250,7 +250,7 @@ def warned(record: Record) -> list[str]:
 def plots(folder: Path, records: dict[str, Record], page: Path) -> dict[str, str]:
     """Copy the plots that the page shows; return their files' names by the folder's name and title."""
     made = {}
-    wanted = (("suites", "Tokens per step by category"), ("clock", "Quality against speed"), ("faults", "Under faults"))
+    wanted = (("suites", "Tokens per step"), ("clock", "Quality against speed"), ("faults", "Under faults"))
     for name, heading in wanted:
         if name in records and (file := records[name]["plots"].get(heading)):
             made[name] = f"evaluation_{name}.png"

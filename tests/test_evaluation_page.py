@@ -152,7 +152,7 @@ def test_the_page_is_written_between_its_marks_and_names_no_folder(page, tmp_pat
         (tmp_path / name).mkdir()
         (tmp_path / name / "figures.json").write_text(json.dumps(one))
     (tmp_path / "suites" / "bars.png").write_bytes(b"PNG")
-    one = {**SUITES, "plots": {"Tokens per step by category": "bars.png"}}
+    one = {**SUITES, "plots": {"Tokens per step": "bars.png"}}
     (tmp_path / "suites" / "figures.json").write_text(json.dumps(one))
     docs = tmp_path / "docs" / "evaluation.md"
     docs.parent.mkdir()
@@ -163,7 +163,7 @@ def test_the_page_is_written_between_its_marks_and_names_no_folder(page, tmp_pat
     page.main()
     assert docs.read_text() == first and first.startswith("before\n") and first.endswith("\nafter\n")
     assert "folder" not in first and "- `clock`: sequential: cut" in first
-    assert "![Tokens per step by category](evaluation_suites.png)" in first
+    assert "![Tokens per step](evaluation_suites.png)" in first
     assert (docs.parent / "evaluation_suites.png").read_bytes() == b"PNG"
     assert (tmp_path / "readme.md").read_text() == page.readme(SUITES, clock)
     assert (ROOT / "docs" / "evaluation.md").read_text().count(page.START) == 1

@@ -30,17 +30,20 @@ UNDER_FAULTS = (
 )  # fmt: skip
 AGAINST_SPEED = ("nll", "answers_question", "distinct_4", "ended", "looped", "right")
 COLUMNS = 3  # of plots with several panels
+MOST_GROUPS = 24  # of bars, whose names can be read
 
 
 def tokens_per_step(rows: Rows, axes: Axes) -> bool:
-    """Draw tokens per step by category, a bar for each arm that writes in threads; return whether there is any."""
+    """Draw tokens per step by category (by suite where those are many), a bar for each arm that writes in threads."""
+    prompts = [row.prompt for some in rows.values() for row in some]
+    by = "category" if len({prompt.category for prompt in prompts}) <= MOST_GROUPS else "suite"
     bars: dict[str, dict[str, Interval]] = {}
     for arm, some in rows.items():
         threads = [row for row in some if row.tree is not None]
-        for category in dict.fromkeys(row.prompt.category for row in threads):
-            found = METRICS["tokens_per_step"].of([row for row in threads if row.prompt.category == category])
+        for group in dict.fromkeys(getattr(row.prompt, by) for row in threads):
+            found = METRICS["tokens_per_step"].of([row for row in threads if getattr(row.prompt, by) == group])
             if found is not None:
-                bars.setdefault(arm, {})[category] = found
+                bars.setdefault(arm, {})[group] = found
     axes.set_xlabel("tokens per step")
     axes.axvline(1, color="black", linewidth=0.8, linestyle="--")
     return _bars(bars, axes)
@@ -121,7 +124,7 @@ def under_faults(metric: str, rows: Rows, axes: Axes) -> bool:
 
 Plot = Callable[[Rows, Axes], bool]
 PLOTS: Mapping[str, Sequence[Plot]] = {
-    "Tokens per step by category": [tokens_per_step],
+    "Tokens per step": [tokens_per_step],
     "KV cache held over time": [kv_held],
     "Attended tokens": [attended],
     "Seconds per token": [seconds_per_token],
@@ -149,13 +152,15 @@ def draw(rows: Rows, folder: Path) -> dict[str, str]:
 def _drew(panels: Sequence[Plot], rows: Rows, figure: Figure) -> bool:
     """Draw the panels that show something, with one legend where there are several; return whether any does."""
     columns = min(len(panels), COLUMNS)
-    grid = figure.subplots(math.ceil(len(panels) / columns), columns, squeeze=False).flat
+    free = list(figure.subplots(math.ceil(len(panels) / columns), columns, squeeze=False).flat)
     shown = []
-    for axes, plot in zip(grid, panels, strict=False):
-        if plot(rows, axes):
-            shown.append(axes)
+    for plot in panels:
+        if plot(rows, free[0]):
+            shown.append(free.pop(0))
         else:
-            axes.remove()
+            free[0].clear()
+    for axes in free:
+        axes.remove()
     if len(shown) > 1:
         figure.legend(*shown[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
     return bool(shown)
