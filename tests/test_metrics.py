@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from conftest import EOS, random_prompts, tiny_llama
 from hf_apar import AparConfig, enable_apar
@@ -16,7 +17,7 @@ from hf_apar.evaluation.answers import Answered
 from hf_apar.evaluation.figures import figures, warnings
 from hf_apar.evaluation.metrics import METRICS, measured
 from hf_apar.evaluation.paired import Paired, compare
-from hf_apar.evaluation.plots import PLOTS, draw
+from hf_apar.evaluation.plots import MOST_GROUPS, PLOTS, _drew, draw, tokens_per_step
 from hf_apar.evaluation.preference import Comparison
 from hf_apar.evaluation.report import Report, markdown, table
 from hf_apar.evaluation.rows import Detail, Row, rows_by_arm
@@ -355,6 +356,26 @@ def test_plots_are_drawn_where_they_show_something(apar_llama, tmp_path):
     assert list(files) == list(PLOTS) and files["Under faults"] == "under-faults.png"
     for name in files.values():
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("count", [MOST_GROUPS, MOST_GROUPS + 1])
+def test_names_of_bars_can_be_read(count):
+    names = [f"c{n}" for n in range(count)] if count == MOST_GROUPS else ["own"]
+    some = [row(str(n), category=f"c{n}", tree=tree((1, [2])), tokens=4, steps=2) for n in range(count)]
+    axes = Figure().subplots()
+    assert tokens_per_step({"apar": some}, axes)
+    assert [label.get_text() for label in axes.get_yticklabels()] == names
+
+
+def test_panels_that_show_nothing_leave_no_hole():
+    def named(name):
+        return lambda rows, axes: bool(axes.set_title(name) and name)
+
+    figure = Figure()
+    assert _drew([named(""), named("one"), named(""), named("two"), named("")], {}, figure)
+    assert [axes.get_title() for axes in figure.axes] == ["one", "two"]
+    assert [axes.get_subplotspec().num1 for axes in figure.axes] == [0, 1]
+    assert not _drew([named("")], {}, Figure())
 
 
 def test_the_terminals_table_has_a_line_for_each_figure():

@@ -206,3 +206,31 @@ def test_what_one_process_does_is_refused_in_several(work):
         finally:
             del os.environ["WORLD_SIZE"]
         assert done.returncode == 2 and f"hf-apar {command[0]} runs in one process, and 2 are started" in done.stderr
+
+
+ENDS = """
+import atexit, os, sys
+from hf_apar.cli import main
+
+class Late:
+    def __del__(self, write=os.write):
+        write(1, b"finalized")
+
+late = Late()
+try:
+    main(sys.argv[1:])
+finally:
+    atexit.register(print, "asked at exit")
+"""
+
+
+@pytest.mark.parametrize(("count", "arguments", "code", "finalized"), [
+    ("1", ["--version"], 0, True), ("2", ["--version"], 0, False), ("2", ["recipe", "--output", "nowhere"], 2, True),
+])  # fmt: skip
+def test_one_of_several_processes_that_is_done_does_not_wait_for_the_interpreters_end(count, arguments, code, finalized):
+    environment = os.environ | {"WORLD_SIZE": count, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS, *arguments], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == code, done.stderr
+    assert ("finalized" in done.stdout) == finalized and "asked at exit" in done.stdout
