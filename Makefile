@@ -99,17 +99,21 @@ storm: $(VENV)/.stamp
 # All of docs/evaluation.md, hours on two cores; stopped and called again, it goes on. Nothing else may run meanwhile. VICUNA and MTBENCH
 # are FastChat's question.jsonl, CHATS any chats, SEQUENTIAL what hf-apar train --sequential made, JUDGE_URL and JUDGE_MODEL a server that
 # judges (a second call with them makes no answer again); each may be left out. Of each suite SAMPLE prompts are answered in batches of BATCH
-# without a clock (80 is all there are), and CLOCKED one at a time on the clock.
+# without a clock (80 is all there are), CLOCKED one at a time on the clock, JUDGED are judged; FAULTY of `parts` suffer faults, with each of
+# CHANCES.
 EVALUATION ?= build/evaluation
 SAMPLE ?= 80
 CLOCKED ?= 5
 BATCH ?= 32
+JUDGED ?= 5
+FAULTY ?= 30
+CHANCES ?= 0.05 0.1 0.2 0.5
 EVALUATE := $(BIN)/hf-apar evaluate
 MEASURES := --likelihood --embeddings
 TWIN = $(SEQUENTIAL:%=--arm sequential=%)
 ALL_SUITES = $(patsubst %,--suite %,parts whole either languages formats nested dialogue $(VICUNA) $(MTBENCH))
 IN_BATCHES = $(EVALUATE) --output $(EVALUATION)/$(1) $(ALL_SUITES) --turns 2 --batch-size $(BATCH) --dtype float32 --arm plain --arm apar
-FAULTS := $(foreach kind,missed needless short endless repeated unending,$(foreach p,0.05 0.1 0.2 0.5,$(kind)=$(p)))
+FAULTS := $(foreach kind,missed needless short endless repeated unending,$(foreach p,$(CHANCES),$(kind)=$(p)))
 STRATEGIES := threshold=0.5 most-tokens=64 most-forks=10 loops=8 siblings=6 rewrite=2
 GUARDED := fork-bias=1 fork-bias=1!threshold=0.5 endless=0.2!most-tokens=64 unending=0.2!most-forks=10 endless=0.2!loops=8 \
 	repeated=0.2!siblings=6 short=0.2!rewrite=2 needless=0.2!rewrite=2
@@ -125,9 +129,10 @@ evaluation: $(VENV)/.stamp
 	@echo "4 of 5: what a judge says, where there is one"
 	test -z "$(JUDGE_URL)" || { mkdir -p $(EVALUATION)/judged && { test -e $(EVALUATION)/judged/answers.jsonl || \
 		cp $(addprefix $(EVALUATION)/suites/,settings.json answers.jsonl) $(EVALUATION)/judged; } && \
-		$(call IN_BATCHES,judged) --sample 5 --judge-url "$(JUDGE_URL)" --judge-model "$(JUDGE_MODEL)"; }
+		$(call IN_BATCHES,judged) --sample $(JUDGED) --judge-url "$(JUDGE_URL)" --judge-model "$(JUDGE_MODEL)"; }
 	@echo "5 of 5: faults and strategies"
-	$(EVALUATE) --output $(EVALUATION)/faults --suite parts --sample 30 --batch-size $(BATCH) $(MEASURES) --arm apar \
+	$(EVALUATE) --output $(EVALUATION)/faults --suite parts --sample $(FAULTY) --batch-size $(BATCH) --dtype float32 $(MEASURES) \
+		--arm apar \
 		$(patsubst %,--arm 'apar!%',$(FAULTS) $(STRATEGIES) $(GUARDED))
 	$(BIN)/python benchmarks/evaluation.py $(EVALUATION)
 

@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import json
-import platform
 import re
 import statistics
 import time
@@ -18,6 +17,7 @@ from rich.table import Table
 
 import hf_apar
 from hf_apar.checkpoints.default_model import DEFAULT_ADAPTER
+from hf_apar.evaluation.machine import processor
 
 ROOT = Path(__file__).parents[1]
 OUTPUT = ROOT / "build" / "bench"
@@ -91,7 +91,7 @@ def machine() -> str:
     on = (
         torch.cuda.get_device_name()
         if SUFFIX
-        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+        else f"{processor()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     )
     return f"{on}, PyTorch {release}, transformers {transformers.__version__}"
 

@@ -3,6 +3,7 @@
     python benchmarks/evaluation.py build/evaluation
 
 Every sentence that draws a conclusion is made of figures and their intervals: a new run that says otherwise writes otherwise.
+The figures of each part stay beside the page, so that a run of some parts rewrites these alone.
 """
 
 import argparse
@@ -13,13 +14,15 @@ from typing import Any
 
 from hf_apar.evaluation.differences import REWRITE, Says, pair_title, says, sentence
 from hf_apar.evaluation.faults import FAULTS
-from hf_apar.evaluation.figures import ALL, FEW, Figure
+from hf_apar.evaluation.figures import ALL, FEW, WORTHLESS, Figure
 from hf_apar.evaluation.metrics import METRICS
 from hf_apar.evaluation.preference import Comparison
 from hf_apar.evaluation.statistics import Interval
 from hf_apar.evaluation.strategies import STRATEGIES
 
 PAGE = Path(__file__).parents[1] / "docs" / "evaluation.md"
+KEPT = "evaluation"  # beside the page: what was measured, by part
+DIGITS = 5  # of what is kept; the page shows three
 START, END = "<!-- measured by hf-apar evaluate -->\n", "<!-- end of what was measured -->"
 FOLDERS = {
     "clock": "all arms on the clock, one answer at a time",
@@ -38,7 +41,8 @@ UNDER_FAULTS = ("tokens_per_step", "ended", "nll")
 RULE = (
     "The rule was set before: a strategy is kept if under some fault it makes tokens per step or quality better than with the "
     "fault alone, by an interval that leaves 0 out, and makes none of them worse where nothing is wrong. The figures are "
-    f"{', '.join(f'`{name}`' for name in JUDGED)}; of so many, one in forty is better by chance in each row."
+    f"{', '.join(f'`{name}`' for name in JUDGED)}; each is better by chance one time in forty, and worse as often, so that one "
+    "strategy in six is better in something. What a guard makes end has not ended by itself."
 )
 SETTINGS = ("dtype", "max_new_tokens", "device", "gpu", "machine", "cores", "threads", "hf_apar", "torch", "transformers")
 Record = dict[str, Any]
@@ -46,12 +50,6 @@ Record = dict[str, Any]
 
 def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (names, ["---"] * len(names), *rows)]
-
-
-def short(arm: str) -> str:
-    """Return an arm's name without the folder of its model."""
-    head, *changes = arm.split("!")
-    return "!".join((head.partition("=")[0], *changes))
 
 
 def cell(figure: Figure | None) -> str:
@@ -63,7 +61,7 @@ def by_arm(record: Record, suites: Sequence[str], names: Sequence[str]) -> list[
     there = [(suite, arm) for suite in suites for arm, found in record["figures"].items() if suite in found]
     named = [name for name in names if any(name in record["figures"][arm][suite] for suite, arm in there)]
     rows = [
-        [f"{suite} ({count(record, suite)})", short(arm), *(cell(record["figures"][arm][suite].get(name)) for name in named)]
+        [f"{suite} ({count(record, suite)})", arm, *(cell(record["figures"][arm][suite].get(name)) for name in named)]
         for suite, arm in there
     ]
     return table(["prompts", "arm", *named], rows)
@@ -108,7 +106,7 @@ def balance(record: Record, one: str, other: str) -> str:
     clock = "".join(wall_clock(record["compared"].get(pair_title(one, other), {}).get("all"))).removeprefix("- ")
     sides = [f"{what}: {', '.join(told[what]) or 'nothing'}" for what in (Says.better, Says.worse)]
     few = f"; too few answers: {', '.join(told[Says.few])}" if told[Says.few] else ""
-    return f"- {short(one)} against {short(other)}. {clock} Quality, {'; '.join(sides)}{few}."
+    return f"- {one} against {other}. {clock} Quality, {'; '.join(sides)}{few}."
 
 
 def of_suites(suites: Record) -> Iterator[str]:
@@ -126,7 +124,7 @@ def of_suites(suites: Record) -> Iterator[str]:
         yield from section(f"{what}: suite {suite}, {count(suites, suite)} prompts" if own else what, lines)
     for arm in suites["arms"]:
         if arm not in ("apar", "plain"):
-            yield from section(f"{short(arm)} against plain", against(suites, arm, "plain", QUALITY))
+            yield from section(f"{arm} against plain", against(suites, arm, "plain", QUALITY))
 
 
 def of_clock(clock: Record) -> Iterator[str]:
@@ -138,7 +136,7 @@ def of_clock(clock: Record) -> Iterator[str]:
         for kind, what in kinds:
             found = wall_clock(clock["compared"].get(pair_title(one, first), {}).get(kind))
             lines += [f"{line[:-1]}, of the answers that {what} in threads." for line in found]
-        yield from section(f"By the clock: {short(one)} against {short(first)}", lines)
+        yield from section(f"By the clock: {one} against {first}", lines)
     for other in (arm for arm in clock["arms"] if arm.startswith("apar+")):
         accepted = cell(clock["figures"][other][ALL].get("accepted"))
         lines = [*against(clock, other, "apar", SPEED), f"- `accepted`: {accepted} of the draft tokens."]
@@ -155,13 +153,22 @@ def of_chats(chats: Record, suites: Record | None) -> Iterator[str]:
     yield from section("How many real prompts fork", lines)
 
 
+def judge(found: Comparison) -> str:
+    """Return how far a judge agrees with itself."""
+    return (
+        f"- {found.judge}: the same in both orders for {found.consistency or '-'} of {found.judged} pairs; between what a blind "
+        f"one would say (0) and always (1) that is {found.beyond_chance or '-'}. {found.alike} more pairs are of two answers that "
+        "are alike."
+    )
+
+
 def of_judged(judged: Record) -> Iterator[str]:
     """Yield how far each judge agrees with itself, and what it prefers where it does."""
     for title, told in judged["judged"].items():
         lines = []
         for one in told["comparisons"]:
             found = Comparison(**{name: Interval(**said) if isinstance(said, dict) else said for name, said in one.items()})
-            lines += [f"- {found.judge}: the same in both orders for {found.consistency or '-'} of {found.judged} pairs."]
+            lines += [judge(found)]
             lines += [f"  - {warning}" for warning in found.warnings] or [
                 f"  - Win rate {found.win_rate or '-'}, at equal length {found.length_controlled or '-'}."
             ]
@@ -234,38 +241,41 @@ def strategies(record: Record) -> list[str]:
     return table(["strategy", "worse where nothing is wrong", "better under a fault", "so it is"], rows)
 
 
-def measured(folder: Path, record: Record) -> Iterator[str]:
-    settings = ", ".join(f"{name} {record['made_with'][name]}" for name in SETTINGS if record["made_with"].get(name))
-    suites = ", ".join(f"{name} ({number})" for name, number in record["suites"].items())
-    yield f"- `{folder.name}`, {FOLDERS[folder.name]}: {len(record['arms'])} arm{'s' * (len(record['arms']) > 1)}; {suites}. {settings}."
-
-
-def warned(record: Record) -> list[str]:
-    lines: list[str] = record["warnings"]
-    for arm in record["arms"]:
-        lines = [line.replace(arm, short(arm)) for line in lines]
-    return lines
+def measured(name: str, record: Record) -> Iterator[str]:
+    settings = ", ".join(f"{what} {record['made_with'][what]}" for what in SETTINGS if record["made_with"].get(what))
+    suites = ", ".join(f"{suite} ({number})" for suite, number in record["suites"].items())
+    arms = f"{len(record['arms'])} arm{'s' * (len(record['arms']) > 1)}"
+    yield f"- [`{name}`]({KEPT}/{name}.json), {FOLDERS[name]}: {arms}; {suites}. {settings}."
 
 
 def plots(folder: Path, records: dict[str, Record], page: Path) -> dict[str, str]:
-    """Copy the plots that the page shows; return their files' names by the folder's name and title."""
+    """Copy the plots that the page shows; return what shows each, by the part's name."""
     made = {}
     wanted = (("suites", "Tokens per step"), ("clock", "Quality against speed"), ("faults", "Under faults"))
     for name, heading in wanted:
         if name in records and (file := records[name]["plots"].get(heading)):
-            made[name] = f"evaluation_{name}.png"
-            (page.parent / made[name]).write_bytes((folder / name / file).read_bytes())
-    return {name: f"![{heading}]({made[name]})" for name, heading in wanted if name in made}
+            kept = page.parent / KEPT / f"{name}.png"
+            if (new := folder / name / file).exists():
+                kept.write_bytes(new.read_bytes())
+            made[name] = f"![{heading}]({KEPT}/{kept.name})"
+    return made
 
 
-def whole(folder: Path, page: Path) -> str:
+def whole(records: dict[str, Record], shown: dict[str, str]) -> str:
     """Return all that goes into the page."""
-    records = {name: read(folder / name) for name in FOLDERS if (folder / name / "figures.json").exists()}
-    shown = plots(folder, records, page)
-    lines = ["Measured by `make evaluation`; a figure stands before its 95 % interval.", ""]
+    lines = [
+        "Measured by `make evaluation`; a figure stands before its 95 % interval. Where an interval has no width no answer differed, "
+        "which others may.",
+        "",
+    ]
     for name, record in records.items():
-        lines += measured(folder / name, record)
-    said = [f"- `{name}`: {line}" for name in ("suites", "clock") if name in records for line in warned(records[name])]
+        lines += measured(name, record)
+    said = [
+        f"- `{name}`: {line}"
+        for name, record in records.items()
+        for line in record["warnings"]
+        if name in ("suites", "clock") or WORTHLESS in line
+    ]
     lines += ["", "### Read this first", "", *said] if said else []
     parts = (("suites", "By suite"), ("clock", "All arms, on the clock"))
     for name, heading in parts:
@@ -301,14 +311,41 @@ def readme(suites: Record, clock: Record | None) -> str:
             for kind, what in (("all", "all"), ("forked", "those that fork"), ("unforked", "those that do not")):
                 if one := found.get(kind):
                     ratio = Interval(*(one["seconds"][name] for name in ("low", "value", "high")))
-                    rows.append([short(arm), what, str(one["count"]), str(ratio)])
-        lines += ["", *table(["arm", "answers", "n", f"seconds, of {short(first)}"], rows)]
+                    few = " (few)" if one["count"] < FEW else ""
+                    rows.append([arm, what, f"{one['count']}{few}", str(ratio)])
+        lines += ["", *table(["arm", "answers", "n", f"seconds, of {first}"], rows)]
     return "\n".join(lines) + "\n"
 
 
-def read(folder: Path) -> Record:
-    record: Record = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
-    return record
+def read(folder: Path, kept: Path) -> dict[str, Record]:
+    """Return what was measured, by part: what ``folder`` has, which is kept from then on, and else what was kept before."""
+    kept.mkdir(exist_ok=True)
+    records: dict[str, Record] = {}
+    for name in FOLDERS:
+        new, before = folder / name / "figures.json", kept / f"{name}.json"
+        if new.exists():
+            record = fit_to_keep(json.loads(new.read_text(encoding="utf-8")))
+            before.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+        if before.exists():
+            records[name] = json.loads(before.read_text(encoding="utf-8"))
+    return records
+
+
+def short(arm: str) -> str:
+    """Return an arm's name without the folder of its model."""
+    head, *changes = arm.split("!")
+    return "!".join((head.partition("=")[0], *changes))
+
+
+def fit_to_keep(record: Record) -> Record:
+    """Return a record that names no folder, and numbers short enough for a repository."""
+    made_with = {name: value for name, value in record["made_with"].items() if name in SETTINGS}
+    if len({short(arm) for arm in record["arms"]}) < len(record["arms"]):
+        raise SystemExit(f"two of these arms have one name without their folders: {', '.join(record['arms'])}")
+    text = json.dumps({**record, "made_with": made_with}, ensure_ascii=False)
+    for arm in sorted(record["arms"], key=len, reverse=True):
+        text = text.replace(json.dumps(arm, ensure_ascii=False)[1:-1], short(arm))
+    return json.loads(text, parse_float=lambda number: float(f"{float(number):.{DIGITS}g}"))  # type: ignore[no-any-return]
 
 
 def main() -> None:
@@ -316,16 +353,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="of make evaluation")
     parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args()
+    records = read(options.folder, options.page.parent / KEPT)
     text = options.page.read_text(encoding="utf-8")
     before, _, rest = text.partition(START)
     after = rest[rest.index(END) :]
-    options.page.write_text(f"{before}{START}\n{whole(options.folder, options.page)}\n{after}", encoding="utf-8")
-    suites, clock = (
-        read(options.folder / name) if (options.folder / name / "figures.json").exists() else None
-        for name in ("suites", "clock")
-    )
-    if suites:
-        (options.folder / "readme.md").write_text(readme(suites, clock), encoding="utf-8")
+    made = whole(records, plots(options.folder, records, options.page))
+    options.page.write_text(f"{before}{START}\n{made}\n{after}", encoding="utf-8")
+    if "suites" in records:
+        options.folder.mkdir(parents=True, exist_ok=True)
+        (options.folder / "readme.md").write_text(readme(records["suites"], records.get("clock")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ do not.
 
 import argparse
 import json
-import platform
 import statistics
 import time
 import traceback
@@ -26,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 import hf_apar
 from hf_apar.errors import AparError
+from hf_apar.evaluation.machine import processor
 from hf_apar.protocol import ControlTokens
 from hf_apar.speculation.medusa import MedusaDrafts, MedusaHeads
 from hf_apar.training.rows.collator import DataCollatorForApar, path_rows
@@ -77,7 +77,7 @@ class Bench:
 
     @property
     def machine(self) -> str:
-        name = torch.cuda.get_device_name() if self.device.type == "cuda" else f"{platform.machine()} CPU"
+        name = torch.cuda.get_device_name() if self.device.type == "cuda" else processor()
         return f"{name}, PyTorch {torch.__version__}, transformers {transformers.__version__}"
 
     def write(self) -> None:

@@ -21,11 +21,13 @@ class JudgeStandIn(InThread):
         keys: what came as ``Authorization``.
         fault: told of each request's number, from 1: a status to refuse it with, or ``None``.
         silent: say nothing, ever.
+        finish: why a reply ends, as OpenAI's API names it.
     """
 
-    def __init__(self, verdict, fault=lambda number: None, silent=False):
+    def __init__(self, verdict, fault=lambda number: None, silent=False, finish="stop"):
         super().__init__(self.make)
-        self.verdict, self.fault, self.silent, self.asked, self.keys = verdict, fault, silent, [], []
+        self.verdict, self.fault, self.silent, self.finish = verdict, fault, silent, finish
+        self.asked, self.keys = [], []
 
     async def make(self):
         return Starlette(routes=[Route("/v1/chat/completions", self.completion, methods=["POST"])])
@@ -42,7 +44,8 @@ class JudgeStandIn(InThread):
         (message,) = body["messages"]
         shown = {name: text for _, name, text in SHOWN.findall(message["content"])}
         reply = self.verdict(shown["REQUEST"], shown["ANSWER A"], shown["ANSWER B"])
-        return JSONResponse({"choices": [{"message": {"role": "assistant", "content": reply}, "finish_reason": "stop"}]})
+        message = {"role": "assistant", "content": reply}
+        return JSONResponse({"choices": [{"message": message, "finish_reason": self.finish}]})
 
 
 def toss(chance, *words):

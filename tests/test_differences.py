@@ -1,5 +1,6 @@
 """What arms differ by, prompt by prompt, and what is said of it: by intervals alone."""
 
+from dataclasses import replace
 from math import sqrt
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from hf_apar.evaluation.answers import Answered
 from hf_apar.evaluation.differences import Says, compare_figures, pairs_of, says, sentence, summary
 from hf_apar.evaluation.figures import Figure
-from hf_apar.evaluation.metrics import METRICS, Ratio
+from hf_apar.evaluation.metrics import METRICS, Ratio, measured
+from hf_apar.evaluation.paired import compare
 from hf_apar.evaluation.rows import Row
 from hf_apar.evaluation.statistics import Interval, difference, ratio_of_sums
 from hf_apar.evaluation.suites import Prompt
@@ -35,9 +37,33 @@ def test_an_interval_of_a_difference_is_that_of_pairs():
     assert found.high - found.low == pytest.approx(2 * 1.96 * noise.std() / sqrt(400), rel=0.1)
 
 
-def test_what_does_not_count_on_a_side_weighs_nothing_there():
-    assert difference([[2, 1], [0, 0]], [[0, 0], [1, 1]]).value == 1.0
-    assert difference([[2, 1]], [[0, 0]]) is None
+def test_a_difference_is_of_the_prompts_that_count_on_both_sides():
+    """Where one arm has easy prompts beside those that both have, it is no better on these."""
+    asked = Prompt("p", "own", "a", "parts", ({"role": "user", "content": "?"},))
+
+    def row(number, redundancy):
+        prompt, extras = replace(asked, key=f"p{number}"), {} if redundancy is None else {"redundancy": redundancy}
+        return Row(prompt, Answered(key=prompt.key, arm="x", text="a", ended=True), extras=extras)
+
+    ours = [row(number, 0.7 if number < 20 else 0.3) for number in range(40)]
+    theirs = [row(number, 0.7 if number < 20 else None) for number in range(40)]
+    assert compare_figures(ours, theirs)["all"]["redundancy"] == {"low": 0.0, "value": 0.0, "high": 0.0, "n": 20}
+    assert "redundancy" not in compare_figures(ours[20:], theirs[20:])["all"]
+
+
+def test_turns_of_one_conversation_are_drawn_together():
+    """Second turns that repeat the first ones tell nothing new: the interval stays as wide."""
+    first = rows([30, 10, 20, 40], [10, 10, 10, 10])
+    second = [replace(row, prompt=replace(row.prompt, key=f"{row.prompt.key}-2", after=row.prompt.key)) for row in first]
+    plain = [replace(row, answered=replace(row.answered, tokens=10)) for row in (*first, *second)]
+    once, twice = (compare_figures(some, plain)["all"]["tokens_per_step"] for some in (first, [*first, *second]))
+    assert once == twice | {"n": 4} and twice["n"] == 8
+    once, twice = (measured(some)["ended"] for some in (first, [*first, *second]))
+    assert once == twice
+    seconds = [replace(row, answered=replace(row.answered, seconds=float(row.answered.tokens))) for row in (*first, *second)]
+    slow = [replace(row, answered=replace(row.answered, seconds=30.0)) for row in seconds]
+    once, twice = (compare(seconds[:number], slow)["all"] for number in (4, 8))
+    assert once.seconds == twice.seconds and once.seconds_per_token == twice.seconds_per_token
 
 
 def test_differences_are_those_of_the_prompts_that_both_answered():

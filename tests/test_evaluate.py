@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from forking_checkpoint import save_base_and_checkpoint
@@ -191,6 +193,7 @@ def test_arms_and_prompts_may_be_added(finished, models, suite, tmp_path):
     [
         (["--max-new-tokens", "47"], {}, "were made with max_new_tokens 48 (now 47); go on with that, or name another"),
         (["--dtype", "bfloat16", "--seed", "1"], {}, "were made with dtype float32 (now bfloat16), seed 0 (now 1)"),
+        (["--batch-size", "3"], {}, "were made with batched False (now True)"),
         (["--sample", "6"], {"b": "Something else?"}, "the prompt b is another one than what was answered in"),
     ],
 )
@@ -200,6 +203,18 @@ def test_other_settings_are_not_mixed_in(finished, models, tmp_path, options, ch
     result = evaluated(folder, models, write_suite(tmp_path / "mine.jsonl", **changed), *options)
     assert result.exit_code == 2 and said in " ".join(result.stderr.split()), result.output
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+
+
+def test_a_model_that_was_trained_again_is_another_one(suite, tmp_path):
+    base, forks = save_base_and_checkpoint(tmp_path)
+    models = ["--model", forks, "--base", base, "--dtype", "float32", "--device", "cpu"]
+    assert evaluated(tmp_path / "out", models, suite, names=("apar",), limit=2).exit_code == 0
+    weights = load_file(Path(forks) / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"] *= 1.01
+    save_file(weights, Path(forks) / "model.safetensors", metadata={"format": "pt"})
+    result = evaluated(tmp_path / "out", models, suite, names=("base", "apar"), limit=2)
+    assert result.exit_code == 2 and "the arm apar has other weights or settings" in " ".join(result.stderr.split())
+    assert evaluated(tmp_path / "out", models, suite, names=("base",), limit=2).exit_code == 0
 
 
 def test_answers_of_which_nobody_knows_how_they_were_made(models, suite, tmp_path):

@@ -50,17 +50,20 @@ SUITES = record(
 
 def test_a_judge_that_disagrees_with_itself_decides_nothing(page):
     half, sure, interval = ({"low": one - 0.1, "value": one, "high": one + 0.1} for one in (0.5, 0.9, 0.7))
-    counts = {"pairs": 50, "alike": 0, "judged": 48, "not_given": 0, "no_verdict": 0}
+    counts = {"pairs": 50, "alike": 2, "judged": 48, "not_given": 0, "no_verdict": 0}
     shares = dict.fromkeys(("win", "tie", "loss", "win_rate", "length_controlled", "longer"), interval)
-    one = {"judge": "tiny", "consistency": sure, "first_place": half} | counts | shares
-    told = {"apar against plain": {"comparisons": [one, one | {"consistency": half}], "agreement": None}}
+    one = {"judge": "tiny", "consistency": sure, "beyond_chance": half, "first_place": half} | counts | shares
+    blind = {"consistency": half, "beyond_chance": {"low": -0.1, "value": 0.1, "high": 0.3}}
+    told = {"apar against plain": {"comparisons": [one, one | blind], "agreement": None}}
     assert list(page.of_judged({"judged": told})) == [
         "", "#### Which answers a judge prefers: apar against plain", "",
-        "- tiny: the same in both orders for 0.9 (0.8 to 1) of 48 pairs.",
+        "- tiny: the same in both orders for 0.9 (0.8 to 1) of 48 pairs; between what a blind one would say (0) "
+        "and always (1) that is 0.5 (0.4 to 0.6). 2 more pairs are of two answers that are alike.",
         "  - Win rate 0.7 (0.6 to 0.8), at equal length 0.7 (0.6 to 0.8).",
-        "- tiny: the same in both orders for 0.5 (0.4 to 0.6) of 48 pairs.",
-        "  - The judge says the same in both orders for 0.5 (0.4 to 0.6) of the pairs, and one who tosses a coin for 0.5: "
-        "its verdicts mean nothing here.",
+        "- tiny: the same in both orders for 0.5 (0.4 to 0.6) of 48 pairs; between what a blind one would say (0) "
+        "and always (1) that is 0.1 (-0.1 to 0.3). 2 more pairs are of two answers that are alike.",
+        "  - The judge says the same in both orders for 0.5 (0.4 to 0.6) of the pairs, and one who is blind to the answers "
+        "might as often: its verdicts mean nothing here.",
     ]  # fmt: skip
 
 
@@ -77,11 +80,11 @@ def test_threads_against_plain_decoding(page):
 
 def test_quality_against_speed(page):
     clock = record(
-        ["sequential=/a/folder", "apar", "base"], {},
-        {"apar against sequential=/a/folder": SUITES["differences"]["apar against plain"]["all"],
-         "base against sequential=/a/folder": {"ended": figure(-0.3, -0.2, 0.1), "right": figure(0, 0.2, 0.3, n=4)}},
-        {"apar against sequential=/a/folder": FASTER,
-         "base against sequential=/a/folder": {"low": 1.1, "value": 1.2, "high": 1.3}},
+        ["sequential", "apar", "base"], {},
+        {"apar against sequential": SUITES["differences"]["apar against plain"]["all"],
+         "base against sequential": {"ended": figure(-0.3, -0.2, 0.1), "right": figure(0, 0.2, 0.3, n=4)}},
+        {"apar against sequential": FASTER,
+         "base against sequential": {"low": 1.1, "value": 1.2, "high": 1.3}},
     )  # fmt: skip
     assert list(page.of_clock(clock))[-2:] == [
         "- apar against sequential. Wall clock, sum over sum: 0.6 (0.5 to 0.7) of the other's: faster, n=40. "
@@ -96,7 +99,7 @@ def test_real_prompts(page):
     assert list(page.of_chats(chats, SUITES))[3:] == [
         "- 0.1 (0.05 to 0.15) of 500 answers to what people asked an assistant fork within 512 tokens.",
         "- `late_forks` of the prompts above: 0 (0 to 0.1), n=40: share of the answers that fork whose first fork comes "
-        "after 128 tokens.",
+        "after 128 tokens or more.",
     ]
 
 
@@ -162,8 +165,27 @@ def test_the_page_is_written_between_its_marks_and_names_no_folder(page, tmp_pat
     first = docs.read_text()
     page.main()
     assert docs.read_text() == first and first.startswith("before\n") and first.endswith("\nafter\n")
-    assert "folder" not in first and "- `clock`: sequential: cut" in first
-    assert "![Tokens per step](evaluation_suites.png)" in first
-    assert (docs.parent / "evaluation_suites.png").read_bytes() == b"PNG"
-    assert (tmp_path / "readme.md").read_text() == page.readme(SUITES, clock)
+    kept = docs.parent / page.KEPT
+    assert not any("folder" in text for text in (first, (kept / "clock.json").read_text()))
+    assert "- `clock`: sequential: cut" in first and "## By the clock: apar against sequential" in first
+    assert f"![Tokens per step]({page.KEPT}/suites.png)" in first and (kept / "suites.png").read_bytes() == b"PNG"
+    assert (tmp_path / "readme.md").read_text() == page.readme(SUITES, page.fit_to_keep(clock))
     assert (ROOT / "docs" / "evaluation.md").read_text().count(page.START) == 1
+
+
+def test_what_a_run_leaves_out_stays_as_it_was(page, tmp_path, monkeypatch):
+    docs = tmp_path / "docs" / "evaluation.md"
+    docs.parent.mkdir()
+    docs.write_text(f"{page.START}{page.END}")
+    written = []
+    for name, one in {"suites": SUITES, "chats": record(["apar"], {"apar": {"forks": figure(0, 1 / 3, 0.5)}})}.items():
+        folder = tmp_path / f"run of {name}"
+        (folder / name).mkdir(parents=True)
+        (folder / name / "plot.png").write_bytes(b"PNG")
+        (folder / name / "figures.json").write_text(json.dumps(one | {"plots": {"Tokens per step": "plot.png"}}))
+        monkeypatch.setattr("sys.argv", ["evaluation.py", str(folder), "--page", str(docs)])
+        page.main()
+        written.append(docs.read_text())
+    first, second = written
+    assert set(first.splitlines()) < set(second.splitlines()) and "- 0.333 (0 to 0.5) of 40 answers" in second
+    assert "0.33333," in (docs.parent / page.KEPT / "chats.json").read_text()

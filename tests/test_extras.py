@@ -1,6 +1,5 @@
 """Numbers measured of answers apart: the base model's likelihood, sentence embeddings, and what is kept of them."""
 
-import math
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from hf_apar.evaluation import embeddings
 from hf_apar.evaluation.answers import Answered
 from hf_apar.evaluation.embeddings import Likeness
 from hf_apar.evaluation.extras import measure_all
-from hf_apar.evaluation.likelihood import Likelihood, likelier
+from hf_apar.evaluation.likelihood import Likelihood
 from hf_apar.evaluation.models import Loaded
 from hf_apar.evaluation.rows import Row, rows_by_arm
 from hf_apar.evaluation.suites import Prompt
@@ -59,14 +58,6 @@ def test_an_answer_has_the_likelihood_of_its_tokens_and_an_empty_one_has_none(ba
             scores = base.model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
         alone = [-float(scores[len(prompt) + place - 1, token]) for place, token in enumerate(answer)]
         assert found[number]["nll"] == pytest.approx(sum(alone) / len(alone), rel=1e-4)
-
-
-def test_half_as_likely_is_a_half_whatever_the_length():
-    rows = [row("x", key=key, extras={"nll": value}) for key, value in (("1", 2.0), ("2", 3.0), ("3", 9.0))]
-    others = [row("x", key=key, extras={"nll": value - math.log(2)}) for key, value in (("1", 2.0), ("2", 3.0), ("9", 1.0))]
-    found = likelier(rows, [*others, row("", key="3")])
-    assert (found.low, found.value, found.high) == pytest.approx((0.5, 0.5, 0.5))
-    assert likelier(rows, [row("", key="1")]) is None
 
 
 class Lengths:

@@ -19,6 +19,7 @@ from hf_apar.evaluation.strategies import STRATEGIES, Strategy
 from hf_apar.evaluation.suites import Prompt
 from hf_apar.evaluation.written import Signs, Written
 from hf_apar.protocol import ControlTokens
+from hf_apar.tree.threads import ParagraphTree
 from scripted_model import CHILD as LETTER_CHILD
 from scripted_model import FORK as LETTER_FORK
 from scripted_model import ScriptConfig, ScriptedModel
@@ -351,9 +352,16 @@ def test_an_arm_does_what_its_name_says(models):
     assert len(once.tree["threads"]) > 1
 
 
+def test_what_is_made_to_end_has_not_ended_by_itself(models):
+    alone = arm_named("apar", models).answer(ASKED, 200)
+    cut = arm_named("apar!most-tokens=3", models).answer(ASKED, 200)
+    assert len(cut.text) < len(alone.text) and ParagraphTree.from_dict(cut.tree).closing_ids and not cut.ended
+
+
 def test_what_is_written_again_is_paid_for(models):
     before = arm_named("apar", models).answer(ASKED, 200)
     after = arm_named("apar!rewrite=2", models).answer(ASKED, 200)
+    assert after.attended == after.peak_kv == 0 < before.attended  # of slots nothing is known then
     assert after.steps > before.steps and after.critical_path - before.critical_path == after.steps - before.steps
 
 

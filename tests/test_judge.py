@@ -52,7 +52,7 @@ def test_who_always_takes_the_first_place_gives_ties_alone(tmp_path):
 
 def test_a_preference_for_length_is_taken_out(tmp_path):
     figures, _ = judged(pairs_of(200, longer=0.8), tmp_path / "verdicts.jsonl", prefers_longer)
-    assert figures.win_rate.low > 0.65 and figures.win_rate == figures.longer
+    assert figures.win_rate.low > 0.65 and figures.win == figures.longer
     assert 0.5 in figures.length_controlled and abs(figures.length_controlled.value - 0.5) < 0.1
     assert figures.consistency.value == 1.0 and figures.first_place.value == 0.5 and figures.warnings == []
 
@@ -266,3 +266,41 @@ def test_answers_in_the_format_of_alpaca_eval(tmp_path):
         {"instruction": "Why?", "output": "Só.", "generator": "apar", "dataset": "parts"},
         {"instruction": "How?", "output": "Thus.", "generator": "apar", "dataset": "parts"},
     ]
+
+
+@pytest.mark.parametrize(
+    ("places", "told"),
+    [
+        ([("first", "second")] * 9, 1.0),  # the same answer, wherever it stands
+        ([("first", "first")] * 9, 0.0),  # the first place, whatever stands there
+        ([("tie", "tie")] * 9, None),
+        # blind, a tie in 8 of 10, else a toss of a coin: all pairs of its verdicts as often as chance gives them
+        ([("tie", "tie")] * 64 + [(one, other) for one in ("first", "second") for other in ("first", "second")]
+         + [("tie", one) for one in ("first", "second")] * 8 + [(one, "tie") for one in ("first", "second")] * 8, 0.0),
+    ],
+)  # fmt: skip
+def test_consistency_beyond_that_of_a_blind_judge(places, told):
+    pairs = [Pair(f"prompt {number}", "one", "other") for number in range(len(places))]
+    verdicts = {}
+    for pair, two in zip(pairs, places, strict=True):
+        for shown, place in zip((pair, pair.swapped), two, strict=True):
+            key = verdict_key(shown, "judge")
+            verdicts[key] = Verdict(key, Preference(place), "")
+    found = compare_pairs("judge", pairs, verdicts)
+    assert found.beyond_chance is told is None or found.beyond_chance.value == pytest.approx(told, abs=1e-9)
+    assert any("mean nothing" in one for one in found.warnings) == (told != 1.0)
+
+
+def test_answers_that_are_alike_say_nothing_about_length(tmp_path):
+    different = [Pair(f"prompt {number}", "x" * (60 + number), "y" * 50) for number in range(40)]
+    alike = [Pair(f"other {number}", "same", "same") for number in range(60)]
+    figures, asked = judged([*different, *alike], tmp_path / "verdicts.jsonl", prefers_longer)
+    assert (asked, figures.alike, figures.judged, figures.win.value) == (80, 60, 40, 0.4)
+    assert figures.length_controlled is None
+
+
+def test_a_reply_that_is_cut_holds_no_verdict(tmp_path):
+    with JudgeStandIn(lambda *_: "Perhaps [[A]], but", lambda number: None, finish="length") as server:
+        judge = JudgeServer(url=f"{server.url}/v1", model="stand-in", pause=0.0)
+        verdicts = ask_judge(judge, pairs_of(2), tmp_path / "verdicts.jsonl", arms=ARMS)
+    assert len(verdicts) == 4 and {one.preference for one in verdicts.values()} == {None}

@@ -60,14 +60,14 @@ ROWS = [
     row("5", expected="either", tree=tree((2, []), written=2), tokens=4, steps=4, critical_path=4),
 ]  # fmt: skip
 TABLE = {
-    "forks_in_parts": 1 / 2, "missed_forks": 1 / 2, "in_parts": 1 / 2, "false_forks": 1 / 2, "forks_either": 1.0,
+    "forks_in_parts": 1 / 2, "in_parts": 1 / 2, "false_forks": 1 / 2, "forks_either": 1.0,
     "forks": 3 / 5,
     "malformed": 1 / 3, "empty_or_repeated": 2 / 5, "items_right": 1 / 2, "items_ratio": 2 / 5, "ended": 4 / 5,
     "looped": 1 / 5, "right": 1 / 2, "tokens_per_step": 84 / 64, "total_over_critical_path": 84 / 63, "steps": 64 / 5,
     "tokens": 84 / 5, "seconds": 2.0, "seconds_per_token": 6 / 60, "peak_kv": 12 / 20, "attended": 40 / 80,
     "accepted": 1 / 4, "seconds_first_quartile": 1.5, "seconds_median": 2.0, "seconds_third_quartile": 2.5,
-    "tokens_per_step_forked": 54 / 24, "seconds_per_token_forked": 5 / 50, "seconds_per_token_unforked": 1 / 10, "nll": 3.0,
-    "nll_forked": 1.5, "distinct_2": (1 + 1 + 1 + 5 / 19) / 4, "distinct_4": (1 + 5 / 17) / 2,
+    "tokens_per_step_forked": 54 / 24, "seconds_per_token_forked": 5 / 50, "seconds_per_token_unforked": 1 / 10, "nll": 1.5,
+    "distinct_4": (1 + 5 / 17) / 2,
     "seconds_forked": 2.5, "seconds_unforked": 1.0, "peak_slots": 6.0,
     "late_forks": 0.0, "nested": 0.0,
     "attended_per_token": 1.0, "peak_threads": 2.0, "redundancy": 0.25, "relevance": 0.75, "answers_question": 0.5,
@@ -158,16 +158,16 @@ def test_a_cut_answer_earns_nothing_by_threads_that_go_on():
 
 
 def test_late_and_nested_forks():
-    threads = [Thread(0, None, 0, 1, [1], tokens=[1] * 200), Thread(1, 0, 129, 2, [1], tokens=[5] * 9)]
+    threads = [Thread(0, None, 0, 1, [1], tokens=[1] * 200), Thread(1, 0, 128, 2, [1], tokens=[5] * 9)]
     late = row("x", tree=ParagraphTree(threads).to_dict())
-    early = row("y", tree=ParagraphTree([*threads[:1], replace(threads[1], fork_position=128)]).to_dict())
+    early = row("y", tree=ParagraphTree([*threads[:1], replace(threads[1], fork_position=127)]).to_dict())
     deep = row("z", tree=ParagraphTree([*threads, Thread(2, 1, 4, 3, [1], tokens=[6])]).to_dict())
     assert [METRICS["late_forks"].of([one]).value for one in (late, early)] == [1.0, 0.0]
     assert METRICS["nested"].of([late, deep, early]).value == pytest.approx(1 / 3)
 
 
 def test_signs_are_no_words_whose_variety_counts():
-    assert METRICS["distinct_2"].of([row("x", text="- - -")]) is None
+    assert METRICS["distinct_4"].of([row("x", text="- - - -")]) is None
 
 
 def test_pairs_are_compared_over_the_prompts_that_both_answered():
@@ -248,7 +248,6 @@ Made with model m, cores 2. Suites, with their prompts: own (2). Arms:
 
 ## Read this first
 
-- The arms did not answer the same prompts: compare no figures across them, only pairs.
 - apar: 1 of 2 answers were cut by the limit; their length and wall clock are the limit's, and each counts one token a \
 step; the figures of this arm are no result: allow more tokens.
 - apar: fewer than 20 answers in own (2); the intervals there are too narrow.
@@ -277,10 +276,6 @@ Ratios: below 1 the first arm is faster.
 | --- | --- | --- | --- | --- |
 | all | 1 (few) | 0.5 (0.5 to 0.5) | - | 0.5 / 0.5 / 0.5 |
 
-## How likely the base finds a token
-
-- apar against plain: 0.5 (0 to 1) times as likely.
-
 ## Which answers a judge prefers
 
 {judged}
@@ -301,13 +296,15 @@ UNJUDGED = (
 JUDGED = """\
 ### apar against plain
 
-| judge | pairs judged | win_rate | length_controlled | win | tie | loss | longer | consistency | first_place |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
-| strict 12ab | 2 | 0.5 (0 to 1) | - | 0.5 (0 to 1) | 0 (0 to 0) | 0.5 (0 to 1) | 1 (1 to 1) | 1 (0.342 to 1) | \
-0.5 (0.5 to 0.5) |
+| judge | pairs judged | alike: ties | win_rate | length_controlled | win | tie | loss | longer | consistency | \
+beyond_chance | first_place |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| strict 12ab | 2 | 1 | 0.5 (0 to 1) | - | 0.5 (0 to 1) | 0 (0 to 0) | 0.5 (0 to 1) | 1 (1 to 1) | 1 (0.342 to 1) | \
+0.5 (0 to 1) | 0.5 (0.5 to 0.5) |
 
-- strict 12ab: The judge says the same in both orders for 1 (0.342 to 1) of the pairs, and one who tosses a coin for 0.5: \
-its verdicts mean nothing here.
+- strict 12ab: 2 pairs were judged: too few to say.
+- strict 12ab: The judge says the same in both orders for 1 (0.342 to 1) of the pairs, and one who is blind to the answers \
+might as often: its verdicts mean nothing here.
 - strict 12ab: One arm's answers are always the longer ones: what is due to length cannot be told.
 - Two judges agree on 0.5 (0.0945 to 0.905) of 2 pairs; Cohen's kappa -."""
 
@@ -331,13 +328,13 @@ def test_the_report_is_the_same_for_the_same_input():
         },
         compared={"apar against plain": {"all": Paired(1, Interval(0.5, 0.5, 0.5), None, (0.5, 0.5, 0.5))}},
         differences={"apar against plain": {"all": {"ended": {"low": -0.8, "value": -0.5, "high": -0.2, "n": 30}}}},
-        likelier={"apar against plain": half},
         plots={"Held": "held.png"},
     )
     assert markdown(report) == REPORT.format(judged=UNJUDGED)
     said = Comparison(
-        judge="strict 12ab", pairs=2, alike=0, judged=2, not_given=0, no_verdict=0, win=half, tie=Interval(0, 0, 0),
+        judge="strict 12ab", pairs=3, alike=1, judged=2, not_given=0, no_verdict=0, win=half, tie=Interval(0, 0, 0),
         loss=half, win_rate=half, length_controlled=None, longer=Interval(1, 1, 1), consistency=Interval(0.342, 1, 1),
+        beyond_chance=half,
         first_place=Interval(0.5, 0.5, 0.5),
     )  # fmt: skip
     judged = Judged((said,), Agreement(2, ((1, 0, 0), (1, 0, 0), (0, 0, 0)), third, None))

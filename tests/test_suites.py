@@ -267,7 +267,7 @@ def test_the_second_turns_go_on_from_the_first_answers(tmp_path):
     ]  # fmt: skip
     asked = prompts[5].going_on("")
     assert asked.messages == (user("Name causes."), {"role": "assistant", "content": ""}, user("In verse."))
-    assert (asked.key, asked.after) == ("bench-83-2", None)
+    assert (asked.key, asked.after) == ("bench-83-2", "bench-83")
 
 
 def test_a_question_without_a_second_turn_is_asked_once(tmp_path):

@@ -81,6 +81,7 @@ def _entries() -> dict[str, dict[str, str]]:
 
     changes = {
         "fork-bias": "added to [Fork]'s logit, in place of the checkpoint's",
+        "max-depth": "in place of the checkpoint's: how deep threads may fork",
         "repetition-penalty": "in place of the checkpoint's",
         **{name: f"{kind.says}; the value is how likely that is" for name, kind in FAULTS.items()},
         **{name: guard.says for name, guard in STRATEGIES.items()},
@@ -200,6 +201,7 @@ def show(report: "Report") -> None:
     """Write the figures of all suites together, and what takes meaning from them."""
     from rich.console import Console
 
+    from hf_apar.evaluation.figures import FEW
     from hf_apar.evaluation.report import table
 
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
@@ -211,7 +213,8 @@ def show(report: "Report") -> None:
         console.print(table(report.figures, arms[start : start + fit]))
     for title, groups in report.compared.items():
         if title.partition(" against ")[0] in arms:
-            tell(f"wall clock of {title}: {groups['all'].seconds}, sum over sum; below 1 the first is faster", err=False)
+            what = "too few answers to say" if groups["all"].count < FEW else "below 1 the first is faster"
+            tell(f"wall clock of {title}: {groups['all'].seconds}, sum over sum; {what}", err=False)
     for title, judged in report.judged.items():
         for one in judged.comparisons:
             tell(f"win rate of {title}, says {one.judge}: {one.win_rate or '-'}", err=False)

@@ -64,6 +64,6 @@ def arm_named(text: str, models: Models, seed: int = 0) -> AnyArm:
     if kind.of == "named" and not source:
         raise ConfigurationError(f"the arm {name} needs its model; give {name}=FOLDER")
     loaded = models.apar(source) if kind.of == "apar" else models.plain(source)
-    options = {} if kind.of == "apar" else {"repetition_penalty": models.penalty}
+    options = {} if kind.of == "apar" and not source else {"repetition_penalty": models.penalty}
     arm = kind.arm(head, kind.says, loaded, options | {**kind.make(loaded)})
     return modified(arm, changes, seed) if changes else arm

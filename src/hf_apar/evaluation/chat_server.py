@@ -67,7 +67,7 @@ class ChatServer:
     url: str
     model: str
     key_variable: str | None = None
-    parameters: Mapping[str, object] = field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 512})
+    parameters: Mapping[str, object] = field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 4096})
     timeout: float = 120.0
     retries: int = 5
     pause: float = 1.0

@@ -3,12 +3,9 @@
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
-import numpy as np
-from numpy.typing import NDArray
-
 from hf_apar.evaluation.figures import ALL, FEW, Figure, suites_of
-from hf_apar.evaluation.metrics import METRICS, Metric, Ratio
-from hf_apar.evaluation.rows import Row
+from hf_apar.evaluation.metrics import METRICS, Ratio
+from hf_apar.evaluation.rows import Row, by_conversation
 from hf_apar.evaluation.statistics import Interval, difference
 from hf_apar.evaluation.strategies import STRATEGIES
 
@@ -46,18 +43,20 @@ def pair_title(one: str, other: str) -> str:
 def compare_figures(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> dict[str, dict[str, Figure]]:
     """Return by how much figures of arm a exceed those of b on the prompts that both answered, by suite and metric.
 
-    Intervals are the bootstrap's over prompts, both answers drawn together. ``n`` is how many answers of each arm count, of
-    the arm that has fewer. Quartiles have no difference.
+    A prompt counts where the answers of both arms do. Intervals are the bootstrap's over conversations, all of both arms'
+    answers in one drawn together. ``n`` is how many prompts count. Quartiles have no difference.
     """
     others = {row.prompt.key: row for row in rows_b}
     pairs = [(row, others[row.prompt.key]) for row in rows_a if row.prompt.key in others]
-    suites = np.array([row.prompt.suite for row, _ in pairs])
     found: dict[str, dict[str, Figure]] = {}
     for name, metric in METRICS.items():
-        columns = [np.array([_counted(metric, pair[side]) for pair in pairs]).reshape(-1, 3) for side in (0, 1)]
+        figure = metric.figure
+        if not isinstance(figure, Ratio):
+            continue
+        counting = [(a, b) for a, b in pairs if metric.counts(a) and metric.counts(b)]
         for suite in (ALL, *suites_of({"": rows_a})):
-            of_suite = (suites == suite) | (suite == ALL)
-            if (one := _difference(*(side[of_suite] for side in columns))) is not None:
+            of_suite = [pair for pair in counting if suite in (ALL, pair[0].prompt.suite)]
+            if of_suite and (one := _difference(figure, of_suite)) is not None:
                 found.setdefault(suite, {})[name] = one
     return found
 
@@ -111,16 +110,10 @@ def _without(arm: str) -> str:
     return "!".join((head if len(kept) < len(changes) else head.partition("+")[0], *kept))
 
 
-def _counted(metric: Metric, row: Row) -> tuple[float, float, float]:
-    """Return the part, the whole, and whether the row counts."""
-    if not isinstance(metric.figure, Ratio) or not metric.counts(row):
-        return 0.0, 0.0, 0.0
-    return *metric.figure.pair(row), 1.0
-
-
-def _difference(one: NDArray[np.float64], other: NDArray[np.float64]) -> Figure | None:
-    between = difference(one[:, :2], other[:, :2]) if len(one) else None
+def _difference(figure: Ratio, pairs: Sequence[tuple[Row, Row]]) -> Figure | None:
+    first = [row for row, _ in pairs]
+    one, other = (by_conversation(first, [figure.pair(pair[side]) for pair in pairs]) for side in (0, 1))
+    between = difference(one, other)
     if between is None:
         return None
-    n = int(min(one[:, 2].sum(), other[:, 2].sum()))
-    return Figure(low=between.low, value=between.value, high=between.high, n=n)
+    return Figure(low=between.low, value=between.value, high=between.high, n=len(pairs))

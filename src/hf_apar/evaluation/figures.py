@@ -21,6 +21,7 @@ class Figure(TypedDict):
 
 Figures = Mapping[str, Mapping[str, Mapping[str, Figure]]]
 """By arm, by suite or ``all``, by metric."""
+WORTHLESS = "the figures of this arm are no result"
 FEW = 20  # answers below which the bootstrap's interval is too narrow
 ALL = "all"
 
@@ -36,12 +37,10 @@ def figures(rows: Rows) -> dict[str, dict[str, dict[str, Figure]]]:
 
 def warnings(rows: Rows) -> list[str]:
     """Return a sentence for each thing that takes meaning from figures."""
-    found, few = [], dict[str, list[str]]()
-    if len({frozenset(row.prompt.key for row in some) for some in rows.values()}) > 1:
-        found.append("The arms did not answer the same prompts: compare no figures across them, only pairs.")
+    found, few = list[str](), dict[str, list[str]]()
     for arm, some in rows.items():
         if cut := sum(not row.answered.ended for row in some):
-            worthless = "; the figures of this arm are no result: allow more tokens" if cut >= len(some) / 2 else ""
+            worthless = f"; {WORTHLESS}: allow more tokens" if cut >= len(some) / 2 else ""
             found.append(
                 f"{arm}: {cut} of {len(some)} answers were cut by the limit; their length and wall clock are the limit's, "
                 f"and each counts one token a step{worthless}."
@@ -49,8 +48,6 @@ def warnings(rows: Rows) -> list[str]:
         counts = {suite: len(of_suite(some, suite)) for suite in suites_of({arm: some})}
         if small := [f"{suite} ({count})" for suite, count in counts.items() if count < FEW]:
             few.setdefault(", ".join(small), []).append(arm)
-        if not some:
-            found.append(f"{arm}: no answers.")
     for small_ones, arms in few.items():
         found.append(f"{', '.join(arms)}: fewer than {FEW} answers in {small_ones}; the intervals there are too narrow.")
     return found

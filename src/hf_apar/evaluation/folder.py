@@ -1,8 +1,6 @@
 """A whole evaluation in a folder: answers, figures, plots and the report; what is there is not made again."""
 
 import json
-import os
-import platform
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -10,10 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-import torch
-import transformers
-
-import hf_apar
 from hf_apar.checkpoints.made_with import differences, digest, note, noted
 from hf_apar.checkpoints.writing import alone, write_whole
 from hf_apar.errors import ConfigurationError, DataError, MissingPackageError
@@ -24,8 +18,8 @@ from hf_apar.evaluation.arms import AnyArm
 from hf_apar.evaluation.differences import compare_figures, pairs_of
 from hf_apar.evaluation.extras import Measure, measure_all
 from hf_apar.evaluation.figures import Rows, figures, warnings
-from hf_apar.evaluation.likelihood import likelier
 from hf_apar.evaluation.lines import whole_lines
+from hf_apar.evaluation.machine import surroundings
 from hf_apar.evaluation.paired import compare
 from hf_apar.evaluation.report import Report, markdown
 from hf_apar.evaluation.rows import rows_by_arm
@@ -79,14 +73,15 @@ def evaluate(
         telling: returns who is told of the answers, of the answers measured and of the verdicts, by these words.
 
     Raises:
-        ConfigurationError: if the folder has answers that were made with other settings, versions or machine,
-            or to other prompts of the same keys; or a judge would judge its own answers; or another process evaluates there.
+        ConfigurationError: if the folder has answers that were made with other settings, versions or machine, by other
+            weights of the same name, or to other prompts of the same keys; or a judge would judge its own answers; or
+            another process evaluates there.
         DataError, ServerError: as :func:`~hf_apar.evaluation.run.answer_all`, and as the judge.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder):
-        made_with = {**settings, "max_new_tokens": max_new_tokens, **_surroundings()}
-        _agree(folder, made_with, prompts)
+        made_with = {**settings, "max_new_tokens": max_new_tokens, "batched": batch_size > 1, **surroundings()}
+        _agree(folder, made_with, prompts, arms)
         file = folder / "answers.jsonl"
         answers = answer_all(
             arms, prompts, file, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=telling("answers")
@@ -119,16 +114,15 @@ def _reported(
         figures=figures(rows),
         compared={title: clocks for title, pair in two.items() if (clocks := compare(*pair))},
         differences={title: compare_figures(*pair) for title, pair in two.items()},
-        likelier={title: found for title, pair in two.items() if (found := likelier(*pair))},
         judged=judged,
         plots=_plots(rows, folder),
     )
 
 
-def _agree(folder: Path, made_with: Mapping[str, object], prompts: Sequence[Prompt]) -> None:
+def _agree(folder: Path, made_with: Mapping[str, object], prompts: Sequence[Prompt], arms: Sequence[AnyArm]) -> None:
     """Note what answers are made with, and refuse to mix them with those that were made otherwise."""
     file = folder / "settings.json"
-    before: dict[str, object] = {"made_with": made_with, "prompts": {}}
+    before: dict[str, object] = {"made_with": made_with}
     if whole_lines(folder / "answers.jsonl"):
         if (found := noted(file)) is None:
             raise ConfigurationError(
@@ -139,26 +133,23 @@ def _agree(folder: Path, made_with: Mapping[str, object], prompts: Sequence[Prom
         raise ConfigurationError(
             f"the answers in {folder} were made with {', '.join(other.values())}; go on with that, or name another folder"
         )
-    known = cast(dict[str, str], before["prompts"])
+    known, weights = (cast(dict[str, str], before.get(name, {})) for name in ("prompts", "weights"))
     for prompt in prompts:
         content = digest(json.dumps([prompt.messages, prompt.after]))[:16]
         if known.setdefault(prompt.key, content) != content:
             raise ConfigurationError(
                 f"the prompt {prompt.key} is another one than what was answered in {folder}; name another folder"
             )
-    note(file, {"made_with": made_with, "prompts": known})
+    for arm in arms:
+        if weights.setdefault(arm.name, arm.loaded.weights) != arm.loaded.weights:
+            raise ConfigurationError(
+                f"the arm {arm.name} has other weights or settings than those that answered in {folder}; name another folder"
+            )
+    note(file, {"made_with": made_with, "weights": weights, "prompts": known})
 
 
 def _nobody(done: int, total: int, left: float | None) -> None:
     """Is told, and does not listen."""
-
-
-def _surroundings() -> dict[str, object]:
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "machine": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu,
-        "hf_apar": hf_apar.__version__, "torch": str(torch.__version__), "transformers": transformers.__version__,
-    }  # fmt: skip
 
 
 def _plots(rows: Rows, folder: Path) -> dict[str, str]:

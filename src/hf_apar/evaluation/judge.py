@@ -77,7 +77,7 @@ def ask_judge(
             if isinstance(reply, ServerError):
                 failed, last = failed + 1, reply
                 continue
-            verdicts[key] = Verdict(key, preference_in(reply.text), reply.text)
+            verdicts[key] = Verdict(key, preference_in(reply.text) if reply.ended else None, reply.text)
             write_verdict(file, verdicts[key])
             given += 1
             tell(given, len(wanted))

@@ -43,10 +43,11 @@ def judge_arms(
         verdicts |= ask_judge(
             judge, all_pairs, path, arms=models, progress=lambda given, wanted: progress(given, wanted, None)
         )
+    different = {title: [pair for pair in some if pair.first != pair.second] for title, some in pairs.items()}
     return {
         title: Judged(
             tuple(compare_pairs(judge.identity, some, verdicts) for judge in judges),
-            _agreement([preferences(judge.identity, some, verdicts) for judge in judges[:2]]),
+            _agreement([preferences(judge.identity, different[title], verdicts) for judge in judges[:2]]),
         )
         for title, some in pairs.items()
     }

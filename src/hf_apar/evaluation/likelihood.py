@@ -3,13 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from hf_apar.evaluation.models import Loaded
 from hf_apar.evaluation.rows import Row
-from hf_apar.evaluation.statistics import Interval, bootstrap
 from hf_apar.text.encoding import encode_answer
 
 
@@ -46,14 +44,3 @@ class Likelihood:
             text, prompt = row.answered.text, self.base.encoded(row.prompt)
             answer = encode_answer(self.base.tokenizer, prompt, text) if text.strip() else []
             yield place, {"nll": mean_nll(self.base.model, prompt, answer)} if answer else {}
-
-
-def likelier(rows: Sequence[Row], others: Sequence[Row]) -> Interval | None:
-    """Return how likely the base finds a token of ``rows`` over one of ``others``, on the prompts that both have ``nll`` of.
-
-    It is the geometric mean over prompts of the ratio of the two probabilities: with 0.89, words are 11 % less likely.
-    ``None`` where there is no such prompt.
-    """
-    known = {row.prompt.key: row.extras["nll"] for row in others if "nll" in row.extras}
-    gains = [known[row.prompt.key] - row.extras["nll"] for row in rows if "nll" in row.extras and row.prompt.key in known]
-    return bootstrap(gains, lambda some: float(np.exp(some.mean()))) if gains else None

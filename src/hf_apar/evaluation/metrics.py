@@ -11,7 +11,7 @@ from typing import Literal
 
 from hf_apar.data.extraction.markdown import extract
 from hf_apar.data.extraction.repetition import repeated_share
-from hf_apar.evaluation.rows import Row
+from hf_apar.evaluation.rows import Row, by_conversation
 from hf_apar.evaluation.statistics import Interval, quantile, ratio, wilson
 
 LOOP = 0.3  # of its runs of five words that an answer repeats
@@ -36,16 +36,17 @@ class Ratio:
         return self.part(row), self.whole(row)
 
     def of(self, rows: Sequence[Row]) -> Interval | None:
-        parts, wholes = zip(*map(self.pair, rows), strict=True)
-        return ratio(parts, wholes) if any(wholes) else None
+        parts, wholes = by_conversation(rows, [self.pair(row) for row in rows]).T
+        return ratio(parts, wholes) if wholes.any() else None
 
 
 @dataclass(frozen=True)
 class Share(Ratio):
-    """The share of rows for which something holds, 0 or 1 each."""
+    """The share of rows for which something holds, 0 or 1 each; there are as many trials as conversations."""
 
     def of(self, rows: Sequence[Row]) -> Interval | None:
-        return wilson(sum(map(bool, map(self.part, rows))), len(rows))
+        trials = len({row.conversation for row in rows})
+        return wilson(sum(map(bool, map(self.part, rows))) * trials / len(rows), trials)
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,8 @@ def _forked(row: Row) -> bool:
     return row.forked
 
 
-def _unforked(row: Row) -> bool:
-    return not row.forked
+def _looped(row: Row) -> bool:
+    return repeated_share(row.answered.text) > LOOP
 
 
 def _nested(row: Row) -> bool:
@@ -115,13 +116,6 @@ def _seconds(row: Row) -> float:
     return row.answered.seconds
 
 
-def _distinct(length: int, says: str) -> Metric:
-    return Metric(
-        says, "higher", Ratio(lambda row: 1 - repeated_share(row.answered.text, length)),
-        lambda row: len(re.findall(r"\w+", row.answered.text)) >= length,
-    )  # fmt: skip
-
-
 def _extra(name: str, better: Literal["higher", "lower"] | None, says: str, counts: Holds = _any) -> Metric:
     return Metric(says, better, Ratio(lambda row: row.extras[name]), lambda row: name in row.extras and counts(row))
 
@@ -131,9 +125,6 @@ _SECONDS_PER_TOKEN = Ratio(_seconds, lambda row: row.answered.tokens)
 METRICS: Mapping[str, Metric] = {
     "forks_in_parts": Metric(
         "share of the prompts that ask for parts whose answer forks (recall)", "higher", Share(_forked), _expects("parts")
-    ),
-    "missed_forks": Metric(
-        "share of the prompts that ask for parts whose answer does not fork", "lower", Share(_unforked), _expects("parts")
     ),
     "false_forks": Metric(
         "share of the prompts whose answer should be whole that forks", "lower", Share(_forked), _expects("whole")
@@ -145,10 +136,13 @@ METRICS: Mapping[str, Metric] = {
         Share(lambda row: extract(row.answered.text).is_structured), lambda row: row.prompt.expected == "parts",
     ),
     "late_forks": Metric(
-        f"share of the answers that fork whose first fork comes after {EARLY} tokens", None,
-        Share(lambda row: row.first_fork > EARLY), _forked,
+        f"share of the answers that fork whose first fork comes after {EARLY} tokens or more", None,
+        Share(lambda row: row.first_fork >= EARLY), _forked,
     ),
-    "nested": Metric("share of the answers that fork in which a detail forks again", None, Share(_nested), _forked),
+    "nested": Metric(
+        "share of the answers that fork in which a detail forks again; none can at a max_depth of 2, the default model's",
+        None, Share(_nested), _forked,
+    ),
     "malformed": Metric(
         "share of the answers that fork with a detail that has no title", "lower", Share(lambda row: row.malformed), _forked
     ),
@@ -169,7 +163,7 @@ METRICS: Mapping[str, Metric] = {
     ),
     "looped": Metric(
         f"share of the answers that repeat more than {LOOP} of their runs of five words", "lower",
-        Share(lambda row: repeated_share(row.answered.text) > LOOP),
+        Share(_looped),
     ),
     "right": Metric(
         "share of the answers with a check that hold its pattern: it looks for a pattern, and nothing else", "higher",
@@ -188,8 +182,11 @@ METRICS: Mapping[str, Metric] = {
     ),
     "steps": Metric("forward passes of an answer, on average", "lower", Ratio(lambda row: row.answered.steps)),
     "tokens": Metric("length of an answer in tokens, on average", None, Ratio(lambda row: row.answered.tokens)),
-    "distinct_2": _distinct(2, "share of different runs of two words, each answer by itself"),
-    "distinct_4": _distinct(4, "share of different runs of four words, each answer by itself"),
+    "distinct_4": Metric(
+        "share of different runs of four words, each answer by itself", "higher",
+        Ratio(lambda row: 1 - repeated_share(row.answered.text, 4)),
+        lambda row: len(re.findall(r"\w+", row.answered.text)) >= 4,
+    ),
     "seconds": Metric("wall clock of an answer, on average", "lower", Ratio(_seconds), _timed),
     "seconds_forked": Metric(
         "the same of the answers that fork", "lower", Ratio(_seconds), lambda row: _timed(row) and row.forked
@@ -233,8 +230,11 @@ METRICS: Mapping[str, Metric] = {
         Ratio(lambda row: row.answered.peak_threads), _forked,
     ),
     "accepted": Metric("share of the draft tokens that are kept", "higher", _cost("accepted", "proposed")),
-    "nll": _extra("nll", "lower", "nats that the base model gives a token as the answer reads, answers weighing alike"),
-    "nll_forked": _extra("nll", "lower", "the same of the answers that fork", _forked),
+    "nll": _extra(
+        "nll", "lower",
+        "nats that the base model gives a token as the answer reads, answers weighing alike, without those that loop: loops "
+        "are likely", lambda row: not _looped(row),
+    ),
     "sibling_overlap": Metric(
         "share of the runs of three words in details that an earlier sibling has too; plain answers by their Markdown",
         "lower", Ratio(lambda row: row.sibling_runs[0], lambda row: row.sibling_runs[1]),
@@ -246,7 +246,7 @@ METRICS: Mapping[str, Metric] = {
         "answers_question", "higher", "likeness of an answer to its question, by sentence embeddings"
     ),
 }  # fmt: skip
-"""By name; shares are between 0 and 1. Shares have Wilson's interval, all others the bootstrap's over prompts."""
+"""By name; shares are between 0 and 1. Shares have Wilson's interval, all others the bootstrap's over conversations."""
 
 
 def measured(rows: Sequence[Row]) -> dict[str, Interval]:

@@ -1,5 +1,6 @@
 """The models of an evaluation, each loaded once."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from hf_apar.evaluation.suites import Prompt
 from hf_apar.evaluation.written import Signs
 from hf_apar.generation_settings import padding_token
 from hf_apar.text.chat import encode_chat
+
+_BEGINS = 64  # values of a weight that tell it from what it is after another training
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,16 @@ class Loaded:
             ControlTokenError: if it has no control tokens.
         """
         return Signs.of(self.model, self.tokenizer)
+
+    @cached_property
+    def weights(self) -> str:
+        """A digest of the beginning of each weight and of the generation config: of what was trained again it is another."""
+        settings = self.model.generation_config.to_json_string() if self.model.generation_config else ""
+        found = hashlib.sha256(settings.encode())
+        for name, weight in self.model.state_dict().items():
+            begins = b"" if weight.is_meta else weight.flatten()[:_BEGINS].float().cpu().numpy().tobytes()
+            found.update(f"{name} {[*weight.shape]}".encode() + begins)
+        return found.hexdigest()[:16]
 
     def encoded(self, prompt: Prompt) -> list[int]:
         """Return the chat of a prompt as token ids."""

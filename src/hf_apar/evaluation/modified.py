@@ -21,12 +21,14 @@ from hf_apar.evaluation.written import Signs
 from hf_apar.tree.threads import Decodes, ParagraphTree
 
 PENALTY = "repetition-penalty"
+_SLOTS = ("peak_kv", "kv_if_sequential", "attended", "attended_if_sequential")
 DETAIL = 128  # tokens of a detail that is written again; one that has not ended by then stays as it was
 SETTINGS: Mapping[str, Callable[[float], Mapping[str, Any]]] = {
-    "fork-bias": lambda value: {"apar": AparConfig(fork_bias=value)},
+    "fork-bias": lambda value: {"fork_bias": value},
+    "max-depth": lambda value: {"max_depth": int(value)},
     PENALTY: lambda value: {"repetition_penalty": value},
 }
-"""What ``generate`` is told in place of the checkpoint's setting, by name."""
+"""What ``generate`` is told in place of the checkpoint's setting, by name: a penalty, or settings of ``AparConfig``."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,16 @@ class ModifiedArm(Answerer):
         return self.arm.together
 
     def in_batch(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Answered]:
-        """Answer prompts as the arm does; the steps of what is written again, an answer at a time, count too."""
+        """Answer prompts as the arm does; what a strategy makes end has not ended by itself.
+
+        The steps of what is written again, an answer at a time, count too; of slots nothing is known then.
+        """
         rows = [self.loaded.encoded(prompt) for prompt in prompts]
         processors = [make(self.signs, max(map(len, rows))) for make in self.makes]
         options = {**self.arm.options, "logits_processor": processors} | ({"output_scores": True} if self.rewrites else {})
         found = replace(self.arm, options=options).in_batch(prompts, max_new_tokens)
+        cut = {prompt for processor in processors if isinstance(processor, Strategy) for prompt in processor.cut}
+        found = [replace(one, ended=one.ended and tuple(ids) not in cut) for one, ids in zip(found, rows, strict=True)]
         return [
             self._rewritten(one, ids, max_new_tokens) if self.rewrites and one.tree else one
             for one, ids in zip(found, rows, strict=True)
@@ -70,6 +77,7 @@ class ModifiedArm(Answerer):
         loaded, tree = self.arm.loaded, ParagraphTree.from_dict(one.tree)
         bound = min(max_new_tokens, DETAIL)
         new = rewrite(loaded.model, ids, tree, self.signs, most=self.rewrites, max_new_tokens=bound)
+        slots: dict[str, Any] = dict.fromkeys(_SLOTS, 0) if new.steps else {}  # what new steps read and held is not known
         return replace(
             one,
             text=new.tree.text(cast(Decodes, loaded.tokenizer)),
@@ -78,6 +86,7 @@ class ModifiedArm(Answerer):
             tokens=len(new.tree.token_ids),
             steps=one.steps + new.steps,
             critical_path=one.critical_path + new.steps,
+            **slots,
         )
 
 
@@ -97,7 +106,9 @@ def modified(arm: Arm | SkeletonArm, changes: Sequence[str], seed: int = 0) -> A
         raise ConfigurationError(f"the arm {arm.name} does not write in threads, so nothing of them can change; take apar")
     name, says = "!".join((arm.name, *changes)), f"{arm.says}, with {', '.join(changes)}"
     settings = {key: one for name, value in values if name in SETTINGS for key, one in SETTINGS[name](value).items()}
-    arm = replace(arm, name=name, says=says, options={**arm.options, **settings})
+    given = {"repetition_penalty": settings.pop("repetition_penalty")} if "repetition_penalty" in settings else {}
+    threads = {"apar": AparConfig(**settings)} if settings else {}
+    arm = replace(arm, name=name, says=says, options={**arm.options, **given, **threads})
     others = [(name, value) for name, value in values if name not in SETTINGS]
     if not others:
         return arm

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_apar.evaluation.rows import Row
+from hf_apar.evaluation.rows import Row, by_conversation
 from hf_apar.evaluation.statistics import Interval, quotient, ratio
 
 Pairs = Sequence[tuple[Row, Row]]
@@ -51,11 +51,12 @@ def compare(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> dict[str, Paired]:
 
 def _compared(pairs: Pairs) -> Paired:
     seconds = np.array([[row.answered.seconds for row in pair] for pair in pairs], dtype=np.float64)  # (prompts, 2)
-    tokens = np.array([[row.answered.tokens for row in pair] for pair in pairs], dtype=np.float64)
+    tokens = [[row.answered.tokens for row in pair] for pair in pairs]
     first, median, third = np.quantile(seconds[:, 0] / seconds[:, 1], [0.25, 0.5, 0.75])
+    sums = by_conversation([row for row, _ in pairs], np.column_stack((seconds, tokens)))  # (conversations, 4)
     return Paired(
         len(pairs),
-        ratio(seconds[:, 0].tolist(), seconds[:, 1].tolist()),
-        quotient(*(np.column_stack((seconds[:, side], tokens[:, side])) for side in (0, 1))),
+        ratio(sums[:, 0], sums[:, 1]),
+        quotient(sums[:, [0, 2]], sums[:, [1, 3]]),
         (float(first), float(median), float(third)),
     )

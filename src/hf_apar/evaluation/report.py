@@ -23,6 +23,9 @@ _UNJUDGED = (
     "No judge compared the answers: what stands here says how they were written and what they cost, and, but for what is "
     "checked by a pattern, not whether they are right or good."
 )
+_VERDICTS = (
+    "win_rate", "length_controlled", "win", "tie", "loss", "longer", "consistency", "beyond_chance", "first_place",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,6 @@ class Report:
         warnings: what takes meaning from figures.
         compared: wall clocks by a title such as ``apar against plain``.
         differences: by how much figures of one arm exceed those of the other, by the same titles, by suite and metric.
-        likelier: how likely the base finds a token of one arm over one of the other, by the same titles.
         judged: what judges say, by the same titles.
         plots: files of plots by their titles; none where matplotlib is missing.
     """
@@ -48,7 +50,6 @@ class Report:
     figures: Figures
     compared: Mapping[str, Mapping[str, Paired]] = field(default_factory=dict)
     differences: Mapping[str, Mapping[str, Mapping[str, Figure]]] = field(default_factory=dict)
-    likelier: Mapping[str, Interval] = field(default_factory=dict)
     judged: Mapping[str, Judged] = field(default_factory=dict)
     plots: Mapping[str, str] = field(default_factory=dict)
 
@@ -68,9 +69,6 @@ def markdown(report: Report) -> str:
         lines += [f"### {title}", "", *(f"- {one}" for one in summary(by_suite.get(ALL, {}))), ""]
     for title, groups in report.compared.items():
         lines += [f"## Wall clock: {title}", "", *_comparison(groups), ""]
-    if report.likelier:
-        said = [f"- {title}: {one} times as likely." for title, one in report.likelier.items()]
-        lines += ["## How likely the base finds a token", "", *said, ""]
     lines += _judged(report.judged)
     for title, file in report.plots.items():
         lines += [f"## {title}", "", f"![{title}]({file})", ""]
@@ -132,12 +130,11 @@ def _judged(judged: Mapping[str, Judged]) -> list[str]:
     if not judged:
         return [*lines, _UNJUDGED, ""]
     for title, one in judged.items():
-        names = ("win_rate", "length_controlled", "win", "tie", "loss", "longer", "consistency", "first_place")
         body = [
-            [found.judge, str(found.judged), *(str(getattr(found, name) or "-") for name in names)]
+            [found.judge, str(found.judged), str(found.alike), *(str(getattr(found, name) or "-") for name in _VERDICTS)]
             for found in one.comparisons
         ]
-        lines += [f"### {title}", "", *_lines(["judge", "pairs judged", *names], body), ""]
+        lines += [f"### {title}", "", *_lines(["judge", "pairs judged", "alike: ties", *_VERDICTS], body), ""]
         lines += [f"- {warning}" for warning in one.warnings]
         if (both := one.agreement) is not None:
             lines += [f"- Two judges agree on {both.share} of {both.pairs} pairs; Cohen's kappa {both.kappa or '-'}."]

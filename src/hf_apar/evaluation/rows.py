@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from hf_apar.data.extraction.markdown import extract
 from hf_apar.data.extraction.repetition import repeats
 from hf_apar.data.extraction.text_tree import TextThread
@@ -44,6 +47,11 @@ class Row:
         return None if self.answered.tree is None else ParagraphTree.from_dict(self.answered.tree)
 
     @property
+    def conversation(self) -> str:
+        """The key of the prompt that it began with: turns of one conversation are not independent."""
+        return self.prompt.after or self.prompt.key
+
+    @property
     def forks(self) -> int:
         """How many threads were forked."""
         return 0 if self.tree is None else len(self.tree.threads) - 1
@@ -55,8 +63,9 @@ class Row:
 
     @property
     def first_fork(self) -> int:
-        """How many tokens were written before the first fork, if there is one."""
-        return 0 if self.tree is None else min((thread.fork_position for thread in self.tree.threads[1:]), default=0)
+        """How many tokens the root had written before its first fork, if there is one."""
+        children = () if self.tree is None else self.tree.children(self.tree.threads[0])
+        return min((child.fork_position for child in children), default=0)
 
     @cached_property
     def parts(self) -> TextThread:
@@ -123,6 +132,15 @@ class Row:
         return not tokens or (
             self.tokenizer is not None and not has_word(self.tokenizer.decode(tokens, skip_special_tokens=True))
         )
+
+
+def by_conversation(rows: Sequence[Row], numbers: ArrayLike) -> NDArray[np.float64]:
+    """Return the sums of ``numbers`` (rows, columns) over the turns of each conversation (conversations, columns)."""
+    places = {key: place for place, key in enumerate(dict.fromkeys(row.conversation for row in rows))}
+    array = np.asarray(numbers, dtype=np.float64).reshape(len(rows), -1)
+    sums = np.zeros((len(places), array.shape[1]))
+    np.add.at(sums, [places[row.conversation] for row in rows], array)
+    return sums
 
 
 def has_word(text: str) -> bool:

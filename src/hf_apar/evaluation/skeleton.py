@@ -25,6 +25,7 @@ POINT = (
 )
 _ITEM = re.compile(r"^\s*\d+[.)]\s*(\S.*?)\s*$", re.MULTILINE)
 _MOST = 10  # points
+_OUTLINE = 128  # tokens of an outline: ten points have fewer
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,11 @@ class SkeletonArm(Answerer):
         return False  # the points of one answer are a batch
 
     def in_batch(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Answered]:
-        """Answer a prompt; ``max_new_tokens`` bound the outline, and each point."""
+        """Answer a prompt; ``max_new_tokens`` bound each point."""
         (prompt,) = prompts
         before, question = prompt.messages[:-1], prompt.text
         ((outline, outline_steps, _),) = self._write(
-            [[*before, _user(OUTLINE.format(question=question))]], max_new_tokens, "1."
+            [[*before, _user(OUTLINE.format(question=question))]], min(max_new_tokens, _OUTLINE), "1."
         )
         points = _ITEM.findall(f"1.{outline}")[:_MOST]
         if len(points) < 2:
@@ -64,11 +65,11 @@ class SkeletonArm(Answerer):
             ]
             written = self._write(asked, max_new_tokens, *heads)
         text = "\n".join(f"{head}{one}".strip() for head, (one, _, _) in zip(heads, written, strict=True))
-        longest = max(steps for _, steps, _ in written)
+        tokens = encode_answer(self.loaded.tokenizer, self.loaded.encoded(prompt), text)
+        steps = outline_steps + max(steps for _, steps, _ in written)
         one = Answered(
-            key=prompt.key, arm=self.name, text=text, ended=all(ended for _, _, ended in written),
-            tokens=sum(steps - ended for _, steps, ended in written), steps=outline_steps + longest,
-            critical_path=outline_steps + longest, peak_threads=len(written),
+            key=prompt.key, arm=self.name, text=text, ended=all(ended for _, _, ended in written), tokens=len(tokens),
+            steps=steps, critical_path=steps, peak_threads=len(written),
         )  # fmt: skip
         return [one]
 

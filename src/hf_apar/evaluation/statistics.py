@@ -31,9 +31,9 @@ class Interval:
 def bootstrap(values: ArrayLike, statistic: Statistic, *, n: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
     """Return ``statistic(values)`` with its percentile bootstrap interval (Efron, 1979).
 
-    What is drawn again, with replacement, are items: a row of ``values`` must hold all that was measured of one prompt,
-    since what was measured of the same prompt is not independent. A draw for which the statistic is not defined (``nan``)
-    is left out. With fewer than about 20 items the interval is too narrow.
+    What is drawn again, with replacement, are items: a row of ``values`` must hold all that was measured of one prompt or
+    conversation, since what was measured of the same one is not independent. A draw for which the statistic is not
+    defined (``nan``) is left out. With fewer than about 20 items the interval is too narrow.
 
     >>> str(bootstrap([1.0, 2.0, 3.0, 4.0], mean))
     '2.5 (1.5 to 3.5)'
@@ -78,12 +78,12 @@ def ratio_of_sums(values: NDArray[np.float64]) -> float:
     return float(part / whole) if whole else np.nan
 
 
-def ratio(parts: Sequence[float], wholes: Sequence[float], *, n: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
+def ratio(parts: ArrayLike, wholes: ArrayLike, *, n: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
     """Return ``sum(parts) / sum(wholes)`` with the interval of :func:`bootstrap`, a part drawn together with its whole.
 
     Much faster than that with :func:`ratio_of_sums`; with wholes of 1 it is the mean.
     """
-    pairs = np.column_stack((parts, wholes)).astype(np.float64)  # (items, 2)
+    pairs = np.column_stack([np.asarray(one, dtype=np.float64) for one in (parts, wholes)])  # (items, 2)
     value = _counted(pairs, ratio_of_sums)
     return _between(_ratios(pairs, n, seed), value, level)
 
@@ -143,10 +143,11 @@ def _between(draws: NDArray[np.float64], value: float, level: float) -> Interval
     return Interval(min(float(low), value), value, max(float(high), value))  # but for rounding
 
 
-def wilson(count: int, total: int, *, level: float = 0.95) -> Interval:
+def wilson(count: float, total: int, *, level: float = 0.95) -> Interval:
     """Return ``count / total`` with Wilson's score interval (1927), for a share of independent trials.
 
-    Unlike the bootstrap's it holds up at shares of 0 and 1, where all draws are alike.
+    Where trials come in groups that are not independent, give the number of groups, and of them that share. Unlike the
+    bootstrap's it holds up at shares of 0 and 1, where all draws are alike.
 
     >>> str(wilson(10, 10))
     '1 (0.722 to 1)'

@@ -22,11 +22,17 @@ class Strategy(PathProcessor):
             raise ConfigurationError(f"there is no strategy {name!r}; take one of {', '.join(STRATEGIES)}")
         super().__init__(signs, prompt_length)
         self.name, self.value = name, value
+        self.cut: set[tuple[int, ...]] = set()  # prompts of answers of which a thread was made to end
         # by parent and the beginning of a run: its last token, and the child that wrote it first
         self.told: dict[tuple[tuple[int, ...], tuple[int, ...]], dict[int, tuple[int, ...]]] = {}
 
     def edit(self, written: Written, scores: Tensor) -> None:
         STRATEGIES[self.name].edit(self, written, scores)
+
+    def end(self, written: Written, scores: Tensor) -> None:
+        """Let the thread end here, and note that it did not by itself."""
+        force(scores, self.signs.ends[0])
+        self.cut.add(written.prompt)
 
 
 def _threshold(strategy: Strategy, written: Written, scores: Tensor) -> None:
@@ -37,7 +43,7 @@ def _threshold(strategy: Strategy, written: Written, scores: Tensor) -> None:
 
 def _most_tokens(strategy: Strategy, written: Written, scores: Tensor) -> None:
     if len(written.own) >= strategy.value:
-        force(scores, strategy.signs.ends[0])
+        strategy.end(written, scores)
 
 
 def _most_forks(strategy: Strategy, written: Written, scores: Tensor) -> None:
@@ -49,7 +55,7 @@ def _loops(strategy: Strategy, written: Written, scores: Tensor) -> None:
     length = int(strategy.value)
     runs = Counter(written.own[place : place + length] for place in range(len(written.own) - length + 1))
     if runs and runs[written.own[-length:]] > 1:
-        force(scores, strategy.signs.ends[0])
+        strategy.end(written, scores)
 
 
 def _siblings(strategy: Strategy, written: Written, scores: Tensor) -> None:

@@ -76,7 +76,7 @@ class Prompt:
     def going_on(self, answer: str) -> "Prompt":
         """Return the chat with ``answer``, that to the prompt ``after``, in its place."""
         *before, last = self.messages
-        return replace(self, messages=(*before, Message(role="assistant", content=answer), last), after=None)
+        return replace(self, messages=(*before, Message(role="assistant", content=answer), last))
 
 
 def own(*names: str) -> list[Prompt]:
