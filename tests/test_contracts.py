@@ -368,7 +368,7 @@ STATEFUL = {
     "late": (lambda: {"logits_processor": [Phase()]}, "Phase changed its phase"),
     "an enclosing variable": (lambda: {"logits_processor": [closure()]}, "function changed its left"),
     "a bound method": (lambda: {"logits_processor": [Budget().__call__]}, "Budget.__call__ changed its left"),
-    "allowed tokens": (lambda: {"prefix_allowed_tokens_fn": allowed()}, "changed its _prefix_allowed_tokens_fn"),
+    "allowed tokens": (lambda: {"prefix_allowed_tokens_fn": allowed()}, "function changed its seen"),
     "a criterion": (lambda: {"stopping_criteria": [Quota()]}, "Quota changed its calls"),
 }
 

@@ -11,8 +11,11 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaModel,
+    LogitsProcessor,
     LogitsProcessorList,
+    MaxLengthCriteria,
     PrefixConstrainedLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
     StoppingCriteriaList,
     TextStreamer,
 )
@@ -20,6 +23,7 @@ from transformers import (
 from byte_tokenizer import byte_tokenizer
 from conftest import CHILD, FORK, left_padded, random_prompts, tiny_llama
 from hf_apar import (
+    AparConfig,
     AparGenerationMixin,
     ConfigurationError,
     ControlTokenError,
@@ -30,6 +34,7 @@ from hf_apar import (
 from hf_apar.choice.paths import Context
 from hf_apar.choice.sampling import Sampler
 from hf_apar.protocol import ControlTokens
+from hf_apar.speculation.proposer import Draft, Proposer
 from hf_apar.tree.threads import Thread
 
 PROMPTS = left_padded(random_prompts(5, seed=7))
@@ -162,8 +167,6 @@ def test_l4_disabling_leaves_what_the_user_set_meanwhile():
 
 
 def _config():
-    from hf_apar import AparConfig
-
     return AparConfig(fork_token_id=FORK, child_token_id=CHILD)
 
 
@@ -202,9 +205,109 @@ def test_a_guess_may_lead_to_where_nothing_is_allowed():
     only_forks = LogitsProcessorList([PrefixConstrainedLogitsProcessor(lambda row, path: [FORK], 1)])
     sampler = Sampler(only_forks, protocol, torch.tensor([[5]]), pad_token_id=0, do_sample=True)
     thread = Thread(0, None, 0, 1, [5])
-    assert sampler(torch.zeros(1, 50), [Context.after(thread, [], protocol, row=0, prompt_length=1)]).tokens == [FORK]
-    guessed = Context.after(thread, [FORK], protocol, row=0, prompt_length=1)
-    assert FORK in guessed.banned and sampler(torch.zeros(1, 50), [guessed]).tokens == [FORK]
+
+    def after(*guesses):
+        return Context.after(thread, guesses, protocol, row=0, prompt_length=1)
+
+    assert sampler(torch.zeros(1, 50), [after()]).tokens == [FORK]
+    guessed = after(FORK)
+    assert FORK in guessed.banned and sampler(torch.zeros(1, 50), [guessed]).stuck == [True]
     thread.path_ids.append(FORK)
-    with pytest.raises(ConfigurationError, match="leave a thread no token"):
-        sampler(torch.zeros(1, 50), [Context.after(thread, [], protocol, row=0, prompt_length=1)])
+    assert sampler(torch.zeros(2, 50), [after(), after(6)]).stuck == [True, False]
+
+
+def test_tokens_that_have_an_embedding_and_no_logit_are_left_out():
+    """As transformers does, whose input embeddings may be padded beyond the output layer."""
+    protocol, prompt = ControlTokens(fork_token_id=FORK, child_token_id=CHILD), torch.tensor([[5, 60, 7]])
+    penalty = RepetitionPenaltyLogitsProcessor(1.7)
+    sampler = Sampler(LogitsProcessorList([penalty]), protocol, prompt, pad_token_id=0, do_sample=False)
+    thread = Thread(0, None, 0, 1, [5, 60, 7, 9, 50], start=3)
+    logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
+    contexts = [Context.after(thread, guesses, protocol, row=0, prompt_length=3) for guesses in ([], [11, 77])]
+    scores, _ = sampler.scores(logits, contexts)
+    for row, ids in enumerate(([5, 60, 7, 9, 50], [5, 60, 7, 9, 50, 11, 77])):
+        expected = penalty(torch.tensor([ids]), logits[row : row + 1])[0]
+        text = [token for token in range(50) if token not in (FORK, CHILD)]
+        assert torch.equal(scores[row][text], expected[text])
+
+
+class Guesses(Proposer):
+    """Guesses the same tokens for every thread."""
+
+    def __init__(self, *tokens):
+        self.tokens, self.longest, self.schedule = tokens, len(tokens), "constant"
+
+    def propose(self, rows, limits):
+        return [[Draft(self.tokens) for _ in row.live] for row in rows]
+
+
+def test_a_right_guess_leads_to_no_banned_token(apar_llama):
+    """A thread that may not fork, where nothing else is allowed: with a guess before it a fork was written."""
+    start = PROMPTS["input_ids"].shape[1]
+
+    def allowed(row, path):
+        return [7] if len(path) < start + 3 else [FORK]
+
+    options = {"apar": AparConfig(max_depth=1), "max_new_tokens": 9, "prefix_allowed_tokens_fn": allowed}
+    for proposer in (None, Guesses(7, 7, 7)):
+        with pytest.raises(ConfigurationError, match="leave a thread no token but those that ControlTokens bans there"):
+            apar_llama.generate(**PROMPTS, **options, proposer=proposer)
+
+
+class Sevens(LogitsProcessor):
+    """A grammar of sevens and of nothing else: after any other token, nothing."""
+
+    stateless = True
+
+    def __init__(self, start):
+        self.start = start
+
+    def __call__(self, input_ids, scores):
+        scores = torch.full_like(scores, -torch.inf)
+        for row, ids in enumerate(input_ids[:, self.start :].tolist()):
+            scores[row, 7] = 0.0 if {*ids} <= {7} else -torch.inf
+        return scores
+
+
+def test_a_wrong_guess_off_a_grammar_changes_nothing(apar_llama):
+    """Nothing can be drawn after it; the draw was made all the same, and broke the call."""
+    options = {"apar": True, "do_sample": True, "max_new_tokens": 6}
+    grammar = LogitsProcessorList([Sevens(PROMPTS["input_ids"].shape[1])])
+    alone = apar_llama.generate(**PROMPTS, **options, logits_processor=grammar)
+    drafted = apar_llama.generate(**PROMPTS, **options, logits_processor=grammar, proposer=Guesses(7, 8, 7))
+    assert torch.equal(alone, drafted) and set(alone[:, PROMPTS["input_ids"].shape[1] :].flatten().tolist()) == {7}
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_what_is_allowed_is_asked_about_paths_alone(apar_llama, do_sample):
+    """Not about padding in place of a path, to which a trie has no answer."""
+    start, asked = PROMPTS["input_ids"].shape[1], []
+    pad, ends = 3, apar_llama.generation_config.eos_token_id
+
+    def allowed(row, path):
+        new = path[start:].tolist()
+        asked.append(new)
+        assert torch.equal(path[:start], PROMPTS["input_ids"][row])
+        return [] if new[:1] == [pad] else list(range(4, 48))
+
+    torch.manual_seed(0)
+    apar_llama.generate(
+        **PROMPTS, apar=True, do_sample=do_sample, pad_token_id=pad, max_new_tokens=30, prefix_allowed_tokens_fn=allowed
+    )
+    assert asked and not any(new[:1] == [pad] for new in asked) and ends is not None
+
+
+def test_a_length_that_the_prompt_has_already_leaves_one_token(plain_llama, apar_llama):
+    start = PROMPTS["input_ids"].shape[1]
+    options = {**PROMPTS, "max_new_tokens": 5, "stopping_criteria": StoppingCriteriaList([MaxLengthCriteria(start - 1)])}
+    assert plain_llama.generate(**options).shape[1] == start + 1
+    out = apar_llama.generate(**options, apar=True, return_dict_in_generate=True)
+    assert out.sequences.shape[1] == start + 1 and [one.steps for one in out.stats] == [1] * len(PROMPTS["input_ids"])
+
+
+def test_small_chunks_of_a_prompt_add_no_step_to_a_fork(apar_llama):
+    """[Fork] is fed by the parent in the step that feeds the child."""
+    options = {"apar": True, "max_new_tokens": 120, "return_dict_in_generate": True}
+    whole, chunked = (apar_llama.generate(**PROMPTS, **options, **more) for more in ({}, {"prefill_chunk_size": 1}))
+    assert any(len(tree.threads) > 3 for tree in whole.trees) and torch.equal(whole.sequences, chunked.sequences)
+    assert [one.steps for one in whole.stats] == [one.steps for one in chunked.stats]

@@ -11,6 +11,7 @@ from hf_apar.choice.sampling import Sampler
 from hf_apar.protocol import ControlTokens
 from hf_apar.speculation.drafting import Drafting, Outcome
 from hf_apar.speculation.proposer import Draft, Proposer, Run
+from hf_apar.tree.budget import BranchBudget, RowBudget
 from hf_apar.tree.growth import GrowingTree
 from hf_apar.tree.threads import Thread
 
@@ -93,22 +94,37 @@ def sizes(drafts):
 )
 def test_a_step_has_room_for_so_many_guesses_shared_evenly_in_reading_order(apar_llama, threads, shares):
     proposer, rows = Fixed(Draft([7] * 9)), rows_of(*threads)
-    drafts = drafting_of(apar_llama, proposer).propose(rows, [1000] * len(rows))
+    drafts = drafting_of(apar_llama, proposer).propose(rows, [RowBudget(1000)] * len(rows))
     assert proposer.asked == [shares] and sizes(drafts) == shares
 
 
 def test_no_draft_goes_beyond_what_a_row_may_write_or_a_model_can_choose(apar_llama):
     def fed(draft, budget):
-        return sizes(drafting_of(apar_llama, Fixed(draft)).propose(rows_of(2), [budget]))
+        return sizes(drafting_of(apar_llama, Fixed(draft)).propose(rows_of(2), [RowBudget(budget)]))
 
-    assert fed(Draft([7, 8, 9]), 7) == [[3, 2]] and fed(Draft([7, 8, 9]), 2) == fed(Draft([7, 8, 9]), 1) == [[0, 0]]
+    assert fed(Draft([7, 8, 9]), 7) == [[3, 0]] and fed(Draft([7, 8, 9]), 2) == fed(Draft([7, 8, 9]), 1) == [[0, 0]]
     assert fed(Draft([7, FORK, 9]), 99) == [[2, 2]] and fed(Draft([VOCABULARY]), 99) == [[0, 0]]
     drawn = Draft([7, CHILD, 9], drawn_from=torch.eye(VOCABULARY)[[7, CHILD, 9]])
     assert fed(drawn, 99) == [[3, 3]], "what was drawn is judged by its chance"
 
 
+def test_nothing_is_asked_for_beyond_what_a_row_or_a_branch_may_write(apar_llama):
+    """An assistant would read positions that it does not have."""
+    rows = rows_of(3)
+    for budget, asked in ((RowBudget(9), [5, 1, 0]), (RowBudget(2), [0, 0, 0]), (RowBudget(99), [5, 5, 5])):
+        proposer = Fixed(Draft([7] * 5))
+        drafting_of(apar_llama, proposer).propose(rows, [budget])
+        assert proposer.asked == [[asked]]
+    ((first, *_),) = (row.live for row in rows)
+    written, held = len(first.path_ids) - first.start, len(rows[0].slots(first))
+    for budget, asked in ((BranchBudget(written + 3), 2), (BranchBudget(1, held + 4), 3), (BranchBudget(written + 1), 0)):
+        proposer = Fixed(Draft([7] * 5))
+        drafting_of(apar_llama, proposer).propose(rows, [budget])
+        assert proposer.asked[0][0][0] == asked
+
+
 def test_without_a_proposer_there_are_empty_drafts(apar_llama):
-    assert sizes(drafting_of(apar_llama, None).propose(rows_of(2, 1), [9, 9])) == [[0, 0], [0]]
+    assert sizes(drafting_of(apar_llama, None).propose(rows_of(2, 1), [RowBudget(9)] * 2)) == [[0, 0], [0]]
 
 
 def test_schedules_of_transformers(apar_llama):
@@ -116,10 +132,10 @@ def test_schedules_of_transformers(apar_llama):
     for schedule, lengths in kept.items():
         proposer, rows = Fixed(Draft([7] * 4), longest=4, schedule=schedule), rows_of(2)
         drafting = drafting_of(apar_llama, proposer)
-        ((first, second),) = drafting.propose(rows, [99])
+        ((first, second),) = drafting.propose(rows, [RowBudget(99)])
         one, other = rows[0].live
         drafting.judged([Outcome(0, one, first, 4, 0), Outcome(0, other, second, 2, 0)], lambda states: states)
-        drafting.propose(rows, [99])
+        drafting.propose(rows, [RowBudget(99)])
         assert proposer.asked == [[[4, 4]], lengths]
         assert [(it.drafts, it.proposed, it.accepted) for it in (one, other)] == [(1, 4, 4), (1, 4, 2)]
     for schedule in ("linear", None):
@@ -141,4 +157,4 @@ def test_a_proposer_that_returns_another_shape_is_told_so(apar_llama, made):
             return made
 
     with pytest.raises(ConfigurationError, match=r"Off.propose gave .* a Draft for each live thread: \[2\]"):
-        drafting_of(apar_llama, Off()).propose(rows_of(2), [9])
+        drafting_of(apar_llama, Off()).propose(rows_of(2), [RowBudget(9)])

@@ -63,7 +63,7 @@ def test_a_trace_tells_what_happened_in_each_step(seed, kind, max_threads):
     """The oracles are the pool of slots after each step, and a diary of what each thread wrote in it."""
     row = GrowingTree([3, 4, 5], PROTOCOLS[kind], max_threads=max_threads)
     recorder, diary, held, states = Recorder(), {}, [], []
-    told = Broadcast(recorder, torch.device("cpu"))
+    told = Broadcast(recorder)
     for step, wrote in enumerate(write_at_random(row, random.Random(seed), LAST[kind])):
         diary |= {(index, place): (step, guessed) for index, place, guessed in wrote}
         held.append(row.pool.held)
@@ -88,7 +88,7 @@ def test_a_trace_tells_what_happened_in_each_step(seed, kind, max_threads):
 def test_a_tree_that_nobody_recorded_is_replayed_as_it_would_be_written_without_drafts_and_waiting(seed, kind):
     row, draw = GrowingTree([3, 4, 5], PROTOCOLS[kind], max_threads=99), random.Random(seed)
     recorder = Recorder()
-    told = Broadcast(recorder, torch.device("cpu"))
+    told = Broadcast(recorder)
     while row.unfinished:
         for thread in row.live:
             row.write(thread, draw.choice(LAST[kind]))

@@ -7,7 +7,6 @@ from dataclasses import replace
 from itertools import accumulate
 
 import pytest
-import torch
 
 from browser import SHIFT, executable, open_browser
 from byte_tokenizer import byte_tokenizer
@@ -43,7 +42,7 @@ def written(parts, *, max_threads=8, stop_in=None):
     """Write ``parts`` step by step, each 0.05 s long; the thread ``stop_in`` stops at its third token."""
     protocol = ControlTokens(fork_token_id=FORK, child_token_id=CHILD, eos_token_ids=frozenset({EOS}))
     row, recorder = GrowingTree(PROMPT, protocol, max_threads=max_threads), Recorder()
-    told, scripts = Broadcast(recorder, torch.device("cpu")), {0: iter(ids_of(parts))}
+    told, scripts = Broadcast(recorder), {0: iter(ids_of(parts))}
     while row.unfinished:
         for thread in row.live:
             if thread.finish_reason is not None:

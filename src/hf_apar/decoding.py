@@ -17,6 +17,7 @@ from hf_apar.choice.chooser import Chooser, Sampled
 from hf_apar.choice.paths import Context
 from hf_apar.choice.stopping import with_limits
 from hf_apar.config import AparConfig
+from hf_apar.errors import ConfigurationError
 from hf_apar.forward.lines import Query
 from hf_apar.forward.passes import Passes
 from hf_apar.forward.prompts import Prompts
@@ -100,7 +101,7 @@ class Decoder:
         """Give every live thread what of its path is not cached yet, a draft, and the draft its slots."""
         self._feed_ahead()
         plan = []
-        drafts = self.drafting.propose(self.rows, [budget.left for budget in self.budgets])
+        drafts = self.drafting.propose(self.rows, self.budgets)
         for index, (row, stats) in enumerate(zip(self.rows, self.stats, strict=True)):
             for (thread, fed), draft in zip(row.feed(), drafts[index], strict=True):
                 slots = [*row.slots(thread)[-fed:], *(row.pool.take() for _ in draft.tokens)]
@@ -148,12 +149,14 @@ class Decoder:
     def choose(self, plan: Sequence[Turn], logits: Tensor) -> list[list[Sampled]]:
         """Choose, for each turn, a token after its path and one after each of its guesses; ``logits`` as of :meth:`forward`.
 
-        While nothing has forked, a finished row is still drawn for, so that sampling matches ``generate``.
+        Where tokens are drawn, a finished row is drawn for too until something has forked, so that sampling matches
+        ``generate``.
         """
         chosen: list[list[Sampled]] = [[] for _ in plan]
         asked = [(context, chosen[place]) for place, turn in enumerate(plan) for context in self._contexts(turn)]
         logits = logits.to(self.chooser.sampler.prompt_ids.device)
-        if not self.forked and (idle := set(range(len(self.rows))) - {turn.row for turn in plan}):
+        draws = self.chooser.sampler.do_sample
+        if draws and not self.forked and (idle := set(range(len(self.rows))) - {turn.row for turn in plan}):
             length = max(len(turn.thread.path_ids) - self.rows[turn.row].prompt_length for turn in plan)
             asked += [(self._idle_context(row, length), []) for row in idle]
             order = sorted(range(len(asked)), key=lambda place: asked[place][0].row)
@@ -164,20 +167,21 @@ class Decoder:
         return chosen
 
     def _contexts(self, turn: Turn) -> list[Context]:
-        draft, row = turn.draft, self.rows[turn.row]
-        where = {"row": turn.row, "prompt_length": row.prompt_length}
+        draft, row, run = turn.draft, self.rows[turn.row], self.drafting.run
         ways = ([draft.tokens[guess] for guess in draft.way(place)] for place in range(-1, len(draft.tokens)))
-        contexts = [Context.after(turn.thread, way, row.protocol, **where) for way in ways]
+        contexts = [run.context(turn.row, row, turn.thread, way) for way in ways]
         if draft.drawn_from is not None:
             guessed = zip(contexts, draft.tokens, draft.drawn_from, strict=False)
             contexts[:-1] = [replace(one, guess=token, drawn_from=chances) for one, token, chances in guessed]
         return contexts
 
     def _idle_context(self, index: int, length: int) -> Context:
-        """Return the context of a row that has ended, as ``generate`` sees it: padded to ``length`` new tokens."""
+        """Return the context of a row that has ended as ``generate`` sees it: EOS, then padding to ``length`` new tokens."""
         row, root = self.rows[index], self.rows[index].tree.threads[0]
         missing = length - (len(root.path_ids) - row.prompt_length)
-        return Context(index, root, row.prompt_length, [self.chooser.sampler.pad_token_id] * missing)
+        end = [] if root.eos_token_id is None else [root.eos_token_id]
+        padding = [self.chooser.sampler.pad_token_id] * missing
+        return Context(index, root, row.prompt_length, [*end, *padding][:missing])
 
     def advance(self, plan: Sequence[Turn], chosen: Sequence[Sequence[Sampled]]) -> None:
         """Append what was chosen, fork, end and release."""
@@ -209,6 +213,11 @@ class Decoder:
         while goes_on:
             last = place + 1
             sampled = tokens[last]
+            if sampled.stuck:
+                raise ConfigurationError(
+                    "the logits processors, or prefix_allowed_tokens_fn, leave a thread no token but those that "
+                    f"{type(row.protocol).__name__} bans there; let them allow another, such as the one that ends a thread"
+                )
             sampled.note(thread)
             guess = draft.after(place, sampled.token)
             kept += guess is not None
@@ -257,7 +266,7 @@ def decode(
         for row in prompt_rows
     ]
     passes, chooser = Passes(model, prompts), Chooser.of(logits_processor, stopping_criteria, config, protocol, input_ids)
-    drafting, broadcast = Drafting.of(proposer, model, chooser.sampler, passes.device), Broadcast(streamer, input_ids.device)
+    drafting, broadcast = Drafting.of(proposer, model, chooser.sampler, passes.device), Broadcast(streamer)
     decoder = Decoder(rows, [budget(tokens) for _ in rows], passes, chooser, drafting, broadcast, config.prefill_chunk_size)
     if rows:
         decoder.run(branches)

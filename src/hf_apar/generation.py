@@ -196,14 +196,15 @@ def _first_given(*values: Any) -> Any:
 def _split_off(model: Any, options: Mapping[str, Any], names: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Take options that we serve out of a call, its generation config and the model's; return them, and the others."""
     rest = dict(options)
-    given: GenerationConfig | None = rest.get("generation_config")
+    given: GenerationConfig | None = copy.deepcopy(rest.get("generation_config"))
     taken = {}
+    if given is not None:
+        rest["generation_config"] = given
     for name in names:
         values = (rest.pop(name, None), getattr(given, name, None), getattr(model.generation_config, name, None))
         taken[name] = next((value for value in values if value is not None), None)
         if values[1] is not None:
-            rest["generation_config"] = copy.deepcopy(rest["generation_config"])
-            setattr(rest["generation_config"], name, None)
+            setattr(given, name, None)
         if values[2] is not None:
             rest[name] = None  # an argument outdoes the model's default, also if it is None
     return taken, rest

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_apar.tree.threads import FinishReason, ParagraphTree, ReadingCursor
+from hf_apar.tree.threads import FinishReason, ParagraphTree, ReadingCursor, Thread
 
 
 class AparStreamer:
@@ -42,13 +42,12 @@ class Broadcast:
     Args:
         streamer: an :class:`AparStreamer`, anything with ``put`` and ``end`` as transformers' streamers, several of them in
             a list, or ``None``; a plain streamer gets an EOS last where every thread ended itself.
-        device: where a plain streamer's tokens are put.
     """
 
-    def __init__(self, streamer: object | None, device: torch.device) -> None:
+    def __init__(self, streamer: object | None) -> None:
         self.streamers = as_list(streamer)
-        self.device = device
         self._told: dict[tuple[int, int, int], int] = {}  # (streamer, row, thread) -> tokens told
+        self._known: dict[tuple[int, int], int] = {}  # (streamer, row) -> threads told
         self._ended: set[tuple[int, int, int]] = set()
         self._cursor: ReadingCursor | None = None
 
@@ -64,7 +63,7 @@ class Broadcast:
                 streamer.end_step(trees)
             else:
                 for token in new:
-                    streamer.put(torch.tensor([token], device=self.device))
+                    streamer.put(torch.tensor([token]))  # on the CPU, as generate does
 
     def end(self) -> None:
         """Tell the streamers that the batch has ended."""
@@ -80,25 +79,27 @@ class Broadcast:
         return ids + tree.closing_ids if self._cursor.at_end else ids
 
     def _tell(self, streamer: AparStreamer, number: int, row: int, tree: ParagraphTree) -> None:
+        forks: dict[int, list[Thread]] = {}  # by their parent
+        for child in tree.threads[max(self._known.get((number, row), 0), 1) :]:
+            assert child.parent is not None
+            forks.setdefault(child.parent, []).append(child)
+        self._known[number, row] = len(tree.threads)
         for thread in tree.threads:  # a fork is told after the parent's tokens before it
             key = (number, row, thread.index)
+            if key in self._ended:
+                continue
             if key not in self._told:
                 self._told[key] = 0
                 streamer.begin_thread(row, thread.index, thread.parent)
-            forks = [
-                child
-                for child in tree.threads[1:]
-                if child.parent == thread.index and (number, row, child.index) not in self._told
-            ]
             for position in range(self._told[key], len(thread.tokens) + 1):
-                for child in forks:
+                for child in forks.get(thread.index, ()):
                     if child.fork_position == position:
                         self._told[number, row, child.index] = 0
                         streamer.begin_thread(row, child.index, thread.index)
                 if position < len(thread.tokens):
                     streamer.put_token(row, thread.index, thread.parent, thread.tokens[position])
             self._told[key] = len(thread.tokens)
-            if thread.finish_reason is not None and key not in self._ended:
+            if thread.finish_reason is not None:
                 self._ended.add(key)
                 streamer.end_thread(row, thread.index, thread.finish_reason)
 

@@ -17,10 +17,14 @@ from hf_apar.tree.threads import Thread
 
 @dataclass(frozen=True)
 class Sampled:
-    """A token that was chosen, whether its thread must stop there, and what it was chosen from where that is asked for."""
+    """A token that was chosen, whether its thread must stop there, and what it was chosen from where that is asked for.
+
+    Where nothing may be chosen it is ``stuck``, and the token means nothing: so may be the place after a wrong guess.
+    """
 
     token: int
     stops: bool
+    stuck: bool = False
     logprob: float | None = None
     scores: Tensor | None = None
     logits: Tensor | None = None
@@ -32,7 +36,8 @@ class Sampled:
                 continue
             if getattr(thread, name) is None:
                 setattr(thread, name, [])
-            getattr(thread, name).append(value)
+            # a copy: a row of the step's tensor would keep the rows of all rejected guesses
+            getattr(thread, name).append(value.clone() if isinstance(value, Tensor) else value)
 
 
 class Chooser:
@@ -68,6 +73,7 @@ class Chooser:
             Sampled(
                 token,
                 stops[index],
+                choices.stuck[index],
                 None if logprobs is None else logprobs[index],
                 choices.scores[index] if self.keep_scores else None,
                 None if raw is None else raw[index],

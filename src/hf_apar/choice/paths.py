@@ -75,6 +75,17 @@ class Context:
         return Path(self.row, [*(one for place, one in own if place not in unread), *self.guesses, token])
 
 
+    def last_read(self, token: int, count: int) -> list[int]:
+        """Return the last ``count`` ids of the path up to ``token`` as the answer reads, fewer where there are no more."""
+        unread, path, found = set(self.thread.unread), self.thread.path_ids, [token, *reversed(self.guesses)][:count]
+        place = len(path) - 1
+        while len(found) < count and place >= 0:
+            if place not in unread:
+                found.append(path[place])
+            place -= 1
+        return found[::-1]
+
+
 @dataclass(frozen=True)
 class Round:
     """Paths of one length, at most one of each row: ``input_ids`` is (batch, prompt + length).

@@ -9,6 +9,7 @@ from torch.nn import functional
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process
 
+from hf_apar.choice.constraint import Constraint
 from hf_apar.choice.paths import Context, rounds
 from hf_apar.choice.purity import Pure
 from hf_apar.choice.seen import SeenTokens
@@ -31,12 +32,21 @@ def _penalise(processor: Processor, scores: Tensor, seen: Tensor) -> None:
     scores.scatter_(1, seen, processor(columns, scores.gather(1, seen)))
 
 
+def _with_one_more(scores: Tensor) -> Tensor:
+    """Return ``scores`` with a column for tokens that have none: there are models with more embeddings than logits."""
+    return functional.pad(scores, (0, 1), value=-torch.inf)
+
+
 @dataclass(frozen=True)
 class Choices:
-    """The tokens chosen, and the processed ``scores`` (contexts, vocabulary) that they were chosen from."""
+    """The tokens chosen, and the processed ``scores`` (contexts, vocabulary) that they were chosen from.
+
+    Where ``stuck`` nothing may be chosen, and token and scores mean nothing.
+    """
 
     tokens: list[int]
     scores: Tensor
+    stuck: list[bool]
 
     def logprobs(self) -> list[float]:
         """Return the log probability of each token under its ``scores``."""
@@ -70,38 +80,40 @@ class Sampler:
         self.protocol = protocol
         self.prompt_ids, self.pad_token_id, self.do_sample = prompt_ids, pad_token_id, do_sample
         self.seen = SeenTokens(prompt_ids)
-        lifted = [one for one in map(self._lift, processors) if one is not None]
-        self.processors = [one if type(one) in SCORES_ONLY or _looks_for_tokens(one) else Pure(one) for one in lifted]
+        self.processors = [kept for one in processors if (kept := self._lift(one)) is not None]
 
     def __call__(self, logits: Tensor, contexts: Sequence[Context]) -> Choices:
         """Choose one token for each context; ``logits`` is (contexts, vocabulary)."""
-        scores = self.scores(logits, contexts)
+        scores, stuck = self.scores(logits, contexts)
         if self.do_sample:
             chances = _after_rejection(scores.softmax(dim=-1), contexts)
             chosen = torch.multinomial(chances, num_samples=1).squeeze(1)  # (contexts,)
         else:
             chosen = scores.argmax(dim=-1)
-        return Choices(chosen.tolist(), scores)  # the step's one copy to the host
+        return Choices(chosen.tolist(), scores, stuck)  # the step's one copy to the host, but for processors along paths
 
-    def scores(self, logits: Tensor, contexts: Sequence[Context]) -> Tensor:
-        """Return ``logits`` (contexts, vocabulary) after the bans and all processors, in float32."""
+    def scores(self, logits: Tensor, contexts: Sequence[Context]) -> tuple[Tensor, list[bool]]:
+        """Return ``logits`` (contexts, vocabulary) after bans and processors, in float32, and where nothing is left."""
         own = logits.clone() if logits.dtype == torch.float32 else logits.float()
         return self._process(self._rule(own, contexts, {}), contexts)
 
-    def guess_scores(self, logits: Tensor, places: Tensor, contexts: Sequence[Context]) -> Tensor:
+    def guess_scores(
+        self, logits: Tensor, places: Tensor, columns: Mapping[int, int], contexts: Sequence[Context]
+    ) -> Tensor:
         """Return about what :meth:`scores` would make of logits over some tokens alone, (contexts, tokens).
 
         For guesses, which may be wrong: processors that need more than a path's set of tokens are left out.
 
         Args:
-            places: (vocabulary,): the column of each token, the number of columns for those that have none.
+            places: (vocabulary + 1,): the column of each token, the number of columns for those that have none.
+            columns: the same by token, on the host, of the tokens that have one.
         """
-        scores = functional.pad(logits, (0, 1), value=-torch.inf)  # the last column stands for all other tokens
+        scores = _with_one_more(logits)
         ruled = {*self.protocol.bias, *(token for context in contexts for token in context.banned)}
-        self._rule(scores, contexts, {token: int(places[token]) for token in ruled})
+        self._rule(scores, contexts, {token: columns.get(token, logits.shape[1]) for token in ruled})
         for processor in self.processors:
             if _looks_for_tokens(processor):
-                _penalise(processor, scores, places[self.seen.of(contexts).to(places.device)])
+                _penalise(processor, scores, places[self.seen.of(contexts).to(places.device).clamp(max=len(places) - 1)])
         return scores[:, :-1]
 
     def _rule(self, scores: Tensor, contexts: Sequence[Context], columns: Mapping[int, int]) -> Tensor:
@@ -117,47 +129,47 @@ class Sampler:
             scores[rows, tokens] = -torch.inf
         return scores
 
-    def _process(self, scores: Tensor, contexts: Sequence[Context]) -> Tensor:
+    def _process(self, scores: Tensor, contexts: Sequence[Context]) -> tuple[Tensor, list[bool]]:
+        stuck = None  # (contexts,)
         for processor in self.processors:
             if type(processor) in SCORES_ONLY:
                 scores = processor(self.prompt_ids, scores)
             elif _looks_for_tokens(processor):
-                _penalise(processor, scores, self.seen.of(contexts))
+                seen, width = self.seen.of(contexts), scores.shape[1]
+                scores = scores if self.seen.largest < width else _with_one_more(scores)
+                _penalise(processor, scores, seen if self.seen.largest < width else seen.clamp(max=width))
+                scores = scores[:, :width]
             else:
-                scores = self._along_paths(processor, scores, contexts)
-        return scores
+                scores = self._ban(self._along_paths(processor, scores, contexts), contexts, {})
+                here = scores.amax(dim=-1).isneginf()
+                stuck = here if stuck is None else stuck | here
+                scores = scores.masked_fill(stuck[:, None], 0.0)  # whatever comes of it is not followed
+        return scores, [False] * len(contexts) if stuck is None else stuck.tolist()
 
     def _along_paths(self, processor: Processor, scores: Tensor, contexts: Sequence[Context]) -> Tensor:
         """Call ``processor`` with each path as the row of a batch-sized input."""
+        paths = [context.path for context in contexts]
+        if isinstance(processor, Constraint):
+            return processor(self.prompt_ids, scores, paths)
         result = scores.clone()
-        for batch in rounds(self.prompt_ids, [context.path for context in contexts], self.pad_token_id):
+        for batch in rounds(self.prompt_ids, paths, self.pad_token_id):
             given = scores[batch.indices[0]].repeat(len(self.prompt_ids), 1)  # (batch, vocabulary)
             given[batch.rows] = scores[batch.indices]
             result[batch.indices] = processor(batch.input_ids, given)[batch.rows]
-        return self._still_banned(result, contexts)
-
-    def _still_banned(self, scores: Tensor, contexts: Sequence[Context]) -> Tensor:
-        """Ban once more: the processor of ``prefix_allowed_tokens_fn`` lifts a ban where it allows nothing else."""
-        banned = self._ban(scores.clone(), contexts, {})
-        stuck = banned.amax(dim=-1).isneginf().tolist()  # (contexts,)
-        if any(here and not one.guesses for here, one in zip(stuck, contexts, strict=True)):
-            raise ConfigurationError(
-                f"the logits processors, or prefix_allowed_tokens_fn, leave a thread no token but those that "
-                f"{type(self.protocol).__name__} bans there; let them allow another, such as the one that ends a thread"
-            )
-        banned[stuck] = scores[stuck]  # a guess may lead nowhere, and is not followed
-        return banned
+        return result
 
     def _lift(self, processor: Processor) -> Processor | None:
-        """Take control tokens out of a suppression: a checkpoint suppresses them in plain decoding."""
+        """Take control tokens out of a suppression, as a checkpoint suppresses them in plain decoding; refuse state."""
         if isinstance(processor, STATEFUL):
             raise ConfigurationError(
                 f"{type(processor).__name__} cannot follow several threads: it keeps state, or takes several rows for one "
                 "sequence; leave it out, and the option that asks for it (guidance_scale, watermarking_config), or call "
                 "generate without apar"
             )
+        if isinstance(processor, logits_process.PrefixConstrainedLogitsProcessor):
+            return Constraint(processor)
         if not isinstance(processor, logits_process.SuppressTokensLogitsProcessor):
-            return processor
+            return processor if type(processor) in SCORES_ONLY or _looks_for_tokens(processor) else Pure(processor)
         kept = [token for token in processor.suppress_tokens.tolist() if token not in self.protocol.control_ids]
         return logits_process.SuppressTokensLogitsProcessor(kept, device=str(self.prompt_ids.device)) if kept else None
 

@@ -29,10 +29,14 @@ class SeenTokens:
 
     Args:
         prompt_ids: integers (batch, prompt).
+
+    Attributes:
+        largest: of all tokens so far: a model may have more input embeddings than logits.
     """
 
     def __init__(self, prompt_ids: Tensor) -> None:
         self.prompt_ids = prompt_ids
+        self.largest = -1
         self._ids = prompt_ids.new_zeros(1, SMALLEST)  # (lines, tokens)
         self._lines: dict[tuple[int, int], _Line] = {}  # by row and thread
         self._free = [0]  # lines that are nobody's
@@ -57,6 +61,7 @@ class SeenTokens:
         longest = max(len(line.tokens) for line in lines)
         chosen = torch.tensor([line.index for line in lines], device=self._ids.device)
         seen = self._ids[:, :longest].index_select(0, chosen)  # (contexts, longest)
+        self.largest = max(self.largest, *(token for context in contexts for token in context.guesses), -1)
         guesses = [list(dict.fromkeys(context.guesses)) for context in contexts]
         most = max(map(len, guesses))
         if not most:
@@ -89,6 +94,7 @@ class SeenTokens:
             line.read = len(path)
             new = [token for token in dict.fromkeys(ids) if token not in line.tokens]
             line.tokens.update(new)
+            self.largest = max(self.largest, *new, -1)
             places += [line.index] * len(new)
             columns += range(begun, begun + len(new))
             tokens += new

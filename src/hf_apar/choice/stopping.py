@@ -19,6 +19,7 @@ from hf_apar.choice.paths import Context, rounds
 from hf_apar.choice.purity import Pure
 from hf_apar.errors import ConfigurationError
 
+_NOTHING = torch.empty(1, 0, dtype=torch.long)  # what a clock is shown: on the CPU, so that nobody waits for a GPU
 _NO_TOKEN = 2**31 - 1  # beyond any vocabulary: there, a criterion of transformers finds no text
 
 
@@ -49,41 +50,46 @@ class Stopper:
             raise ConfigurationError(
                 "ConfidenceCriteria judges the drafts of an assistant; leave it out, and pass assistant_confidence_threshold"
             )
+        self.strings = [_StopStrings(one, never) for one in criteria if isinstance(one, StopStringCriteria)]
         # the list takes from each criterion what generate takes: a tensor or an array of the rows, or one bool for all
         self.criteria = StoppingCriteriaList(
-            Pure(_WithoutNames(one, never) if isinstance(one, StopStringCriteria) else one)
-            for one in criteria
-            if not isinstance(one, ours)
+            Pure(one) for one in criteria if not isinstance(one, (*ours, StopStringCriteria))
         )
 
     @property
     def out_of_time(self) -> bool:
         """Has ``max_time`` passed?"""
-        return bool(self.clocks) and bool(self.clocks(self.prompt_ids, None).any())
+        return bool(self.clocks) and bool(self.clocks(_NOTHING, None).any())
 
     def __call__(self, contexts: Sequence[Context], tokens: Sequence[int]) -> list[bool]:
         """Return whether each thread must stop once it has written its token."""
         stops = [False] * len(contexts)
-        if not self.criteria:
-            return stops
-        texts = [context.as_read(token) for context, token in zip(contexts, tokens, strict=True)]
-        for batch in rounds(self.prompt_ids, texts, self.pad_token_id):
-            verdict = self.criteria(batch.input_ids, None).tolist()
-            for index, row in zip(batch.indices, batch.rows, strict=True):
-                stops[index] = bool(verdict[row]) and tokens[index] not in self.never
-        return stops
+        for strings in self.strings:
+            stops = [before or here for before, here in zip(stops, strings(contexts, tokens), strict=True)]
+        if self.criteria:
+            texts = [context.as_read(token) for context, token in zip(contexts, tokens, strict=True)]
+            for batch in rounds(self.prompt_ids, texts, self.pad_token_id):
+                verdict = self.criteria(batch.input_ids, None).tolist()
+                for index, row in zip(batch.indices, batch.rows, strict=True):
+                    stops[index] |= bool(verdict[row])
+        return [stop and token not in self.never for stop, token in zip(stops, tokens, strict=True)]
 
 
-class _WithoutNames:
-    """Stop strings where control tokens are no text: transformers would find them in their names, ``]`` in ``[Fork]``."""
+class _StopStrings:
+    """Stop strings at the ends of many paths at once, by the last tokens alone, on the CPU where these are.
+
+    Control tokens are no text: transformers would find stop strings in their names, ``]`` in ``[Fork]``.
+    """
 
     def __init__(self, criterion: StopStringCriteria, never: Collection[int]) -> None:
-        self.criterion, self.never = criterion, torch.tensor(sorted(never))
+        self.criterion, self.never = criterion, never
 
-    def __call__(self, input_ids: Tensor, scores: None) -> Tensor:
-        hidden = torch.isin(input_ids, self.never.to(input_ids.device))
-        stops: Tensor = self.criterion(input_ids.masked_fill(hidden, _NO_TOKEN), scores)
-        return stops
+    def __call__(self, contexts: Sequence[Context], tokens: Sequence[int]) -> list[bool]:
+        most = self.criterion.maximum_token_len
+        ends = [context.last_read(token, most) for context, token in zip(contexts, tokens, strict=True)]
+        texts = [[_NO_TOKEN if token in self.never else token for token in end] for end in ends]
+        rows = torch.tensor([[_NO_TOKEN] * (most - len(text)) + text for text in texts])
+        return [bool(stop) for stop in self.criterion(rows, None).tolist()]
 
 
 def with_limits(generation_config: GenerationConfig, criteria: StoppingCriteriaList) -> GenerationConfig:

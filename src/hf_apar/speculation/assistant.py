@@ -22,6 +22,7 @@ from hf_apar.forward.layout import StepLayout
 from hf_apar.forward.lines import Query
 from hf_apar.forward.prompts import Prompts
 from hf_apar.protocol import ThreadView
+from hf_apar.releases import takes
 from hf_apar.speculation.proposer import Draft, Proposer, RowView, Run
 from hf_apar.tokens import control_ids_of, embedding_rows
 from hf_apar.tree.slots import SlotPool
@@ -46,14 +47,14 @@ class Shadow:
     def follow(self, row: RowView, leave_out: frozenset[int]) -> list[tuple[ThreadView, list[int]]]:
         """Forget what is on no path any more; return each live thread with the tokens that are not cached yet."""
         waiting, live = row.waiting, row.live
-        for thread in [*waiting, *live]:
-            if thread.index not in self.cached:
-                assert thread.parent is not None
-                parent = self.cached[thread.parent]
-                self.pool.hold(parent.slots)
-                self.cached[thread.index] = Cached(list(parent.tokens), list(parent.slots))
+        new = [thread for thread in [*waiting, *live] if thread.index not in self.cached]
+        for thread in sorted(new, key=lambda one: one.index):  # a parent before its children
+            assert thread.parent is not None
+            parent = self.cached[thread.parent]
+            self.pool.hold(parent.slots)
+            self.cached[thread.index] = Cached(list(parent.tokens), list(parent.slots))
         behind = []
-        for thread in [*waiting, *live]:
+        for thread in [*(thread for thread in new if thread not in live), *live]:  # who waits writes nothing
             path = [token for token in thread.path_ids if token not in leave_out]
             missing = self._cut(self.cached[thread.index], path)
             if thread in live:
@@ -142,10 +143,12 @@ class AssistantDrafts(Proposer):
                 self.run.context(number, rows[number], thread, drafts[number][thread.index].tokens)
                 for number, thread in going
             ]
-            tokens, sure, drawn_from = self._forward(plan, contexts)
+            tokens, sure, drawn_from, stuck = self._forward(plan, contexts)
             plan = [[] for _ in rows]
             for place, (number, thread) in enumerate(going):
                 draft = drafts[number][thread.index]
+                if stuck[place]:
+                    continue
                 draft.tokens.append(tokens[place])  # an unsure one too: to drop what was drawn would bend the distribution
                 if drawn_from is not None:
                     draft.drawn_from.append(drawn_from[place])
@@ -164,7 +167,8 @@ class AssistantDrafts(Proposer):
         span = max(map(len, prompts))
         ids = torch.tensor([[0] * (span - len(prompt)) + list(prompt) for prompt in prompts])
         mask = torch.tensor([[0] * (span - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        whole = Prompts(ids, None if bool(mask.all()) else mask, span, None, {})
+        options = {"logits_to_keep": 1} if takes(type(self.assistant).forward, "logits_to_keep") else {}
+        whole = Prompts(ids, None if bool(mask.all()) else mask, span, None, options)
         whole.prefill(self.assistant, self.cache)
         for prompt in prompts:
             shadow = Shadow(self.layout)
@@ -174,8 +178,8 @@ class AssistantDrafts(Proposer):
 
     def _forward(
         self, plan: Sequence[Sequence[tuple[ThreadView, list[int]]]], contexts: Sequence[Context]
-    ) -> tuple[list[int], list[float], Tensor | None]:
-        """Feed each thread its tokens; return the next token of each, its probability, and what it was drawn from.
+    ) -> tuple[list[int], list[float], Tensor | None, list[bool]]:
+        """Feed each thread its tokens; return each one's next, its probability, what it was drawn from, and who has none.
 
         The assistant's logits go through the model's own logits processors: its choices are judged after them.
         """
@@ -190,10 +194,11 @@ class AssistantDrafts(Proposer):
         last[:, self.banned] = -torch.inf
         sampler = self.run.sampler
         last = functional.pad(last, (0, embedding_rows(self.run.model) - last.shape[1]), value=-torch.inf)
-        chances = sampler.scores(last.to(sampler.prompt_ids.device), contexts).softmax(dim=-1)
+        scores, stuck = sampler.scores(last.to(sampler.prompt_ids.device), contexts)
+        chances = scores.softmax(dim=-1)
         tokens = torch.multinomial(chances, num_samples=1) if sampler.do_sample else chances.argmax(dim=-1, keepdim=True)
-        sure = chances.gather(1, tokens)[:, 0].tolist()
-        return tokens[:, 0].tolist(), sure, chances if sampler.do_sample else None
+        sure = chances.gather(1, tokens)[:, 0].tolist() if self.confidence else [1.0] * len(contexts)
+        return tokens[:, 0].tolist(), sure, chances if sampler.do_sample else None, stuck
 
 
 @dataclass

@@ -15,6 +15,7 @@ from hf_apar.choice.sampling import Sampler
 from hf_apar.errors import ConfigurationError
 from hf_apar.speculation.proposer import Draft, Proposer, Run
 from hf_apar.tokens import embedding_rows
+from hf_apar.tree.budget import RowBudget
 from hf_apar.tree.growth import GrowingTree
 from hf_apar.tree.threads import Thread
 
@@ -97,16 +98,18 @@ class Drafting:
         if threading.get_ident() == self._caller:  # another thread of the process may use the model meanwhile
             self._states = inputs[0]
 
-    def propose(self, rows: Sequence[GrowingTree], budgets: Sequence[int]) -> list[list[Draft]]:
+    def propose(self, rows: Sequence[GrowingTree], budgets: Sequence[RowBudget]) -> list[list[Draft]]:
         """Return for each row a draft for each of its live threads, of guesses that may be kept.
 
         Args:
-            budgets: how many tokens each row may still write; each of its threads writes one for sure.
+            budgets: of what each row may still write; no draft is asked for that goes beyond.
         """
         live = [row.live for row in rows]
         if self.proposer is None:
             return [[Draft()] * len(threads) for threads in live]
-        limits = self._limits(live)
+        limits = [
+            budget.bound(row, lengths) for budget, row, lengths in zip(budgets, rows, self._limits(live), strict=True)
+        ]
         drafts = self.proposer.propose(rows, limits)
         counts = [len(threads) for threads in live]
         if not isinstance(drafts, Sequence) or [_drafts_in(made) for made in drafts] != counts:
@@ -114,14 +117,10 @@ class Drafting:
                 f"{type(self.proposer).__name__}.propose gave {reprlib.repr(drafts)}; return a list for each row, and in it "
                 f"a Draft for each live thread: {counts}"
             )
-        cut = []
-        for threads, lengths, made, budget in zip(live, limits, drafts, budgets, strict=True):
-            spare = budget - len(threads)
-            cut.append(list[Draft]())
-            for thread, length, draft in zip(threads, lengths, made, strict=True):
-                cut[-1].append(self._feasible(thread, draft.first(max(0, min(length, spare)))))
-                spare -= len(cut[-1][-1].tokens)
-        return cut
+        return [
+            [self._feasible(thread, draft.first(length)) for thread, length, draft in zip(*row, strict=True)]
+            for row in zip(live, limits, drafts, strict=True)
+        ]
 
     def _limits(self, live: Sequence[Sequence[Thread]]) -> list[list[int]]:
         """Share out what the step has room for, evenly and in reading order; no share is longer than the schedule says."""

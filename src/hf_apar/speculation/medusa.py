@@ -162,8 +162,9 @@ class MedusaDrafts(Proposer):
         self.heads.to(weight.device, weight.dtype)
         self.output_rows = weight[self.heads.draft_ids]  # (draft vocabulary, hidden)
         self.ids = self.heads.draft_ids.tolist()
-        self.places = torch.full((weight.shape[0],), len(self.ids), device=weight.device)  # of each token among those
+        self.places = torch.full((weight.shape[0] + 1,), len(self.ids), device=weight.device)  # of each token among those
         self.places[self.heads.draft_ids] = torch.arange(len(self.ids), device=weight.device)
+        self.columns = {token: column for column, token in enumerate(self.ids)}
         self.seen: dict[tuple[int, int], int] = {}
 
     def observe(self, threads: Sequence[tuple[int, ThreadView]], states: Tensor) -> None:
@@ -214,12 +215,10 @@ class MedusaDrafts(Proposer):
         embedded = self.run.model.get_input_embeddings()(torch.tensor(tokens, device=self.run.device))
         states = self.heads(states, embedded.to(self.output_rows))
         logits = functional.linear(states, self.output_rows).float()  # (nodes, draft vocabulary)
-        chances = self.run.sampler.guess_scores(logits, self.places, contexts).softmax(dim=-1)
+        chances = self.run.sampler.guess_scores(logits, self.places, self.columns, contexts).softmax(dim=-1)
         best, which = chances.topk(min(self.branches, len(self.ids)))
-        return states, [
-            [(chance, self.ids[column]) for chance, column in zip(*one, strict=True)]
-            for one in zip(best.tolist(), which.tolist(), strict=True)
-        ]
+        both = torch.stack([best.double(), which.double()], dim=-1).tolist()  # one copy to the host
+        return states, [[(chance, self.ids[int(column)]) for chance, column in one] for one in both]
 
 
 class _Tree:

@@ -41,6 +41,7 @@ class GrowingTree:
         self._slots = {0: [self.pool.take() for _ in range(self.prompt_slots)]}  # of the threads that live or wait
         self._unfed: set[int] = set()  # slots of path tokens that no forward pass was given yet
         self.root_slots: list[int] = []  # where the root's path stood when it ended
+        self._beyond = 0  # the first slot above these
         self._order = [root]  # threads that live or wait, by the place in the answer where each goes on
         self._waiting: dict[int, tuple[int, ...]] = {}  # and what they are fed when they start
         self._given = {0: self.prompt_length}  # how much of each thread's path nobody sampled when it began
@@ -69,8 +70,7 @@ class GrowingTree:
     @property
     def free_slot(self) -> int:
         """A slot that a padding query may write to: a free one, and none that holds a whole answer without forks."""
-        whole = self.root_slots if len(self.tree.threads) == 1 else ()
-        return max(whole) + 1 if whole else self.pool.peek()
+        return self._beyond if self._beyond and len(self.tree.threads) == 1 else self.pool.peek()
 
     def sampled(self, thread: Thread) -> int:
         """Return how many tokens were sampled on a thread's path, [Fork] and EOS included: a step each."""
@@ -105,11 +105,14 @@ class GrowingTree:
         own last one. From now on they count as fed; where one is another path's last, that one feeds it anew to sample.
         """
         live = self.live
+        lasts = {self._slots[thread.index][-1] for thread in live}  # fed in the step itself, a [Fork] by its parent
         ahead: dict[int, tuple[Thread, int]] = {}  # by slot: what several paths share is fed by one of them
         for thread in live:
             slots, place = self._slots[thread.index], -1
             while -place < len(slots) and slots[place - 1] in self._unfed:
                 place -= 1
+            if lasts.issuperset(slots[place:]):
+                continue
             for earlier in range(place, -1):
                 ahead.setdefault(slots[earlier], (thread, earlier))
         if len(ahead) + len(live) <= limit:
@@ -163,7 +166,7 @@ class GrowingTree:
         self._waiting.pop(thread.index, None)
         slots = self._slots.pop(thread.index)
         if thread.parent is None:
-            self.root_slots = slots
+            self.root_slots, self._beyond = slots, max(slots, default=-1) + 1
         self.pool.release(slots)
         self._start_children()
 
