@@ -16,6 +16,8 @@ def explain(error: Exception) -> tuple[str, bool]:
     ("unexpected KeyError: 'x'; run it again with --debug to see where, and report it", False)
     """
     message = "".join(letter if letter.isprintable() else "\ufffd" for letter in _one_line(error))  # a file's words, perhaps
+    if isinstance(error, ModuleNotFoundError) and error.name == "vllm":
+        return "vllm is not installed; take the engine transformers (in a recipe engine = \"transformers\"), or install it", True
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed; pip install 'hf-apar[cli,train,default]'", True
     if isinstance(error, AparError):
