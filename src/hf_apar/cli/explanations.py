@@ -17,7 +17,7 @@ def explain(error: Exception) -> tuple[str, bool]:
     """
     message = "".join(letter if letter.isprintable() else "\ufffd" for letter in _one_line(error))  # a file's words, perhaps
     if isinstance(error, ModuleNotFoundError) and error.name == "vllm":
-        return "vllm is not installed; take the engine transformers (in a recipe engine = \"transformers\"), or install it", True
+        return "vllm is not installed; name the engine transformers, or pip install 'hf-apar[vllm]'", True
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed; pip install 'hf-apar[cli,train,default]'", True
     if isinstance(error, AparError):
