@@ -114,26 +114,26 @@ TWIN = $(SEQUENTIAL:%=--arm sequential=%)
 ALL_SUITES = $(patsubst %,--suite %,parts whole either languages formats nested dialogue $(VICUNA) $(MTBENCH))
 IN_BATCHES = $(EVALUATE) --output $(EVALUATION)/$(1) $(ALL_SUITES) --turns 2 --batch-size $(BATCH) --dtype float32 --arm plain --arm apar
 FAULTS := $(foreach kind,missed needless short endless repeated unending,$(foreach p,$(CHANCES),$(kind)=$(p)))
-STRATEGIES := threshold=0.5 most-tokens=64 most-forks=10 loops=8 siblings=6 rewrite=2
-GUARDED := fork-bias=1 fork-bias=1!threshold=0.5 endless=0.2!most-tokens=64 unending=0.2!most-forks=10 endless=0.2!loops=8 \
-	repeated=0.2!siblings=6 short=0.2!rewrite=2 needless=0.2!rewrite=2
 
 evaluation: $(VENV)/.stamp
-	@echo "1 of 5: all arms on the clock, $(CLOCKED) prompts of each suite"
+	@echo "1 of 6: all arms on the clock, $(CLOCKED) prompts of each suite"
 	$(EVALUATE) --output $(EVALUATION)/clock $(ALL_SUITES) --sample $(CLOCKED) $(MEASURES) $(TWIN) \
 		$(patsubst %,--arm %,plain apar apar+lookup apar+heads base skeleton)
-	@echo "2 of 5: what is written, in batches, $(SAMPLE) prompts of each suite"
+	@echo "2 of 6: what is written, in batches, $(SAMPLE) prompts of each suite"
 	$(call IN_BATCHES,suites) $(TWIN) --arm base --sample $(SAMPLE) $(MEASURES)
-	@echo "3 of 5: what share of real prompts forks"
+	@echo "3 of 6: deeper structure, where threads may fork once more than the checkpoint says"
+	$(EVALUATE) --output $(EVALUATION)/deeper --suite nested --sample $(SAMPLE) --batch-size $(BATCH) --dtype float32 $(MEASURES) \
+		--arm apar --arm 'apar!max-depth=3'
+	@echo "4 of 6: what share of real prompts forks"
 	test -z "$(CHATS)" || $(EVALUATE) --output $(EVALUATION)/chats --arm apar --suite "$(CHATS)" --sample 500 --max-new-tokens 128 --batch-size $(BATCH)
-	@echo "4 of 5: what a judge says, where there is one"
+	@echo "5 of 6: what a judge says, where there is one"
 	test -z "$(JUDGE_URL)" || { mkdir -p $(EVALUATION)/judged && { test -e $(EVALUATION)/judged/answers.jsonl || \
 		cp $(addprefix $(EVALUATION)/suites/,settings.json answers.jsonl) $(EVALUATION)/judged; } && \
 		$(call IN_BATCHES,judged) --sample $(JUDGED) --judge-url "$(JUDGE_URL)" --judge-model "$(JUDGE_MODEL)"; }
-	@echo "5 of 5: faults and strategies"
+	@echo "6 of 6: faults"
 	$(EVALUATE) --output $(EVALUATION)/faults --suite parts --sample $(FAULTY) --batch-size $(BATCH) --dtype float32 $(MEASURES) \
 		--arm apar \
-		$(patsubst %,--arm 'apar!%',$(FAULTS) $(STRATEGIES) $(GUARDED))
+		$(patsubst %,--arm 'apar!%',$(FAULTS))
 	$(BIN)/python benchmarks/evaluation.py $(EVALUATION)
 
 # Counts of operations instead of seconds, so that it holds on a busy machine too.

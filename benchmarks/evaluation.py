@@ -12,13 +12,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_apar.evaluation.differences import REWRITE, Says, pair_title, says, sentence
+from hf_apar.evaluation.differences import Says, pair_title, says, sentence
 from hf_apar.evaluation.faults import FAULTS
 from hf_apar.evaluation.figures import ALL, FEW, WORTHLESS, Figure
 from hf_apar.evaluation.metrics import METRICS
 from hf_apar.evaluation.preference import Comparison
 from hf_apar.evaluation.statistics import Interval
-from hf_apar.evaluation.strategies import STRATEGIES
 
 PAGE = Path(__file__).parents[1] / "docs" / "evaluation.md"
 KEPT = "evaluation"  # beside the page: what was measured, by part
@@ -27,9 +26,10 @@ START, END = "<!-- measured by hf-apar evaluate -->\n", "<!-- end of what was me
 FOLDERS = {
     "clock": "all arms on the clock, one answer at a time",
     "suites": "what is written, in batches without a clock",
+    "deeper": "nested prompts where threads may fork once more than the checkpoint says",
     "chats": "what people asked an assistant, in threads alone, and no further than what shows whether an answer forks",
     "judged": "what a judge says of threads and plain decoding, in both orders",
-    "faults": "structure wrong on purpose, and strategies against it",
+    "faults": "structure wrong on purpose",
 }
 COST = ("tokens_per_step", "seconds", "seconds_per_token", "peak_kv", "attended", "accepted")
 STRUCTURE = ("forks", "forks_in_parts", "false_forks", "nested", "malformed", "empty_or_repeated", "ended")
@@ -38,12 +38,6 @@ SPEED, QUALITY = ("tokens_per_step", "seconds", "seconds_per_token"), ("ended", 
 HELD = ("peak_kv", "attended")
 JUDGED = ("tokens_per_step", "ended", "looped", "empty_or_repeated", "nll", "redundancy", "relevance", "answers_question")
 UNDER_FAULTS = ("tokens_per_step", "ended", "nll")
-RULE = (
-    "The rule was set before: a strategy is kept if under some fault it makes tokens per step or quality better than with the "
-    "fault alone, by an interval that leaves 0 out, and makes none of them worse where nothing is wrong. The figures are "
-    f"{', '.join(f'`{name}`' for name in JUDGED)}; each is better by chance one time in forty, and worse as often, so that one "
-    "strategy in six is better in something. What a guard makes end has not ended by itself."
-)
 SETTINGS = ("dtype", "max_new_tokens", "device", "gpu", "machine", "cores", "threads", "hf_apar", "torch", "transformers")
 Record = dict[str, Any]
 
@@ -127,6 +121,18 @@ def of_suites(suites: Record) -> Iterator[str]:
             yield from section(f"{arm} against plain", against(suites, arm, "plain", QUALITY))
 
 
+def of_deeper(deeper: Record) -> Iterator[str]:
+    """Yield what comes of threads that may fork once more."""
+    arms = [arm for arm in deeper["arms"] if arm != "apar"]
+    for arm in arms:
+        found = deeper["figures"][arm][ALL]
+        shares = [f"- `{name}`: {cell(found[name])}, n={found[name]['n']}." for name in STRUCTURE if name in found]
+        yield from section(
+            f"Still deeper: {arm} against apar, suite nested",
+            [*shares, *against(deeper, arm, "apar", ("tokens_per_step", *QUALITY))],
+        )
+
+
 def of_clock(clock: Record) -> Iterator[str]:
     """Yield what an answer takes by the clock, and what drafts add."""
     first, *others = clock["arms"]
@@ -179,6 +185,8 @@ def questions(records: dict[str, Record]) -> Iterator[str]:
     """Yield the questions, and what the figures answer."""
     if "suites" in records:
         yield from of_suites(records["suites"])
+    if "deeper" in records:
+        yield from of_deeper(records["deeper"])
     if "clock" in records:
         yield from of_clock(records["clock"])
     if "chats" in records:
@@ -209,7 +217,7 @@ def changed(record: Record, one: str, other: str) -> dict[Says, list[str]]:
 
 
 def faults(record: Record) -> Iterator[str]:
-    """Yield a table of what each fault does at each probability, and what strategies do against it."""
+    """Yield a table of what each fault does at each probability."""
     rows = [["none", "0", *(cell(record["figures"]["apar"][ALL].get(name)) for name in UNDER_FAULTS), "", ""]]
     for kind, chance, arm in faulty(record):
         told, figures = changed(record, arm, "apar"), record["figures"][arm][ALL]
@@ -218,27 +226,6 @@ def faults(record: Record) -> Iterator[str]:
         rows.append([kind, f"{chance:g}", *(cell(figures.get(name)) for name in UNDER_FAULTS), *sides])
     yield from table(["fault", "probability", *UNDER_FAULTS, "worse than without", "better"], rows)
     yield from ("", *(f"- `{name}`: {kind.says}." for name, kind in FAULTS.items()))
-    yield from ("", "### Strategies against it", "", RULE, "", *strategies(record))
-
-
-def strategies(record: Record) -> list[str]:
-    """Return a table: which strategy pays, by the rule."""
-    rows = []
-    for arm in record["arms"]:
-        name, _, value = arm.removeprefix("apar!").partition("=")
-        if arm.count("!") != 1 or name not in (*STRATEGIES, REWRITE):
-            continue
-        alone, better, few = changed(record, arm, "apar"), [], []
-        for other in record["arms"]:
-            if other.endswith(f"!{name}={value}") and other != arm:
-                without = other.removesuffix(f"!{name}={value}")
-                told = changed(record, other, without)
-                better += [f"{', '.join(told[Says.better])} at {without.removeprefix('apar!')}"] if told[Says.better] else []
-                few += told[Says.few]
-        kept = "kept" if better and not alone[Says.worse] else "not kept"
-        kept += "; of too few answers" if alone[Says.few] or few else ""
-        rows.append([f"{name}={value}", ", ".join(alone[Says.worse]) or "nothing", "; ".join(better) or "nothing", kept])
-    return table(["strategy", "worse where nothing is wrong", "better under a fault", "so it is"], rows)
 
 
 def measured(name: str, record: Record) -> Iterator[str]:

@@ -69,9 +69,7 @@ def test_an_outline_costs_its_steps_too(models):
         "plain",
         "apar+lookup",
         "apar!missed=0.5",
-        "apar+lookup!most-tokens=6",
-        "apar!siblings=2",
-        "apar!rewrite=1",
+        "apar+lookup!short=0.5",
         "skeleton",
     ],
 )

@@ -20,7 +20,6 @@ from hf_apar.evaluation.answers import answers_in
 from hf_apar.evaluation.arms import ARMS
 from hf_apar.evaluation.faults import FAULTS
 from hf_apar.evaluation.metrics import METRICS
-from hf_apar.evaluation.strategies import STRATEGIES
 from hf_apar.evaluation.suites import SUITES
 from judge_server import JudgeStandIn, prefers_longer
 
@@ -295,4 +294,4 @@ def test_the_list_names_all_there_is():
     result = CliRunner().invoke(app, ["evaluate", "--list"])
     named = {line.split()[0] for line in result.stdout.splitlines() if line.startswith("  ")}
     assert result.exit_code == 0
-    assert named == {*ARMS, *FAULTS, *STRATEGIES, "fork-bias", "repetition-penalty", "rewrite", *SUITES, *METRICS}
+    assert named == {*ARMS, *FAULTS, "fork-bias", "max-depth", "repetition-penalty", *SUITES, *METRICS}

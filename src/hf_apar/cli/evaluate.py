@@ -76,7 +76,6 @@ def _entries() -> dict[str, dict[str, str]]:
     from hf_apar.evaluation.arms import ARMS
     from hf_apar.evaluation.faults import FAULTS
     from hf_apar.evaluation.metrics import METRICS
-    from hf_apar.evaluation.strategies import STRATEGIES
     from hf_apar.evaluation.suites import SUITES, own
 
     changes = {
@@ -84,8 +83,6 @@ def _entries() -> dict[str, dict[str, str]]:
         "max-depth": "in place of the checkpoint's: how deep threads may fork",
         "repetition-penalty": "in place of the checkpoint's",
         **{name: f"{kind.says}; the value is how likely that is" for name, kind in FAULTS.items()},
-        **{name: guard.says for name, guard in STRATEGIES.items()},
-        "rewrite": "so many details that do not fit once all is read are written again",
     }
     return {
         "Arms (--arm NAME, or NAME=MODEL for another model than --model)": {name: kind.says for name, kind in ARMS.items()},

@@ -7,12 +7,12 @@ from typing import Any
 from hf_apar.errors import ConfigurationError
 from hf_apar.evaluation.arm import Arm
 from hf_apar.evaluation.models import Loaded, Models
-from hf_apar.evaluation.modified import ModifiedArm, modified
+from hf_apar.evaluation.modified import modified
 from hf_apar.evaluation.skeleton import SkeletonArm
 from hf_apar.speculation.lookup import PromptLookup
 from hf_apar.speculation.medusa import MedusaDrafts, MedusaHeads
 
-AnyArm = Arm | ModifiedArm | SkeletonArm
+AnyArm = Arm | SkeletonArm
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,6 @@ from hf_apar.evaluation.figures import ALL, FEW, Figure, suites_of
 from hf_apar.evaluation.metrics import METRICS, Ratio
 from hf_apar.evaluation.rows import Row, by_conversation
 from hf_apar.evaluation.statistics import Interval, difference
-from hf_apar.evaluation.strategies import STRATEGIES
-
-REWRITE = "rewrite"
 
 
 class Says(StrEnum):
@@ -24,15 +21,13 @@ class Says(StrEnum):
 
 
 def pairs_of(arms: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Return which arms are compared, by title: each with the first, one with drafts or strategies with the same without.
+    """Return which arms are compared, by title: each with the first, one with drafts with the same without.
 
-    >>> [*pairs_of(["plain", "apar", "apar+heads", "apar!short=0.1!loops=9"])]
-    ['apar against plain', 'apar+heads against plain', 'apar!short=0.1!loops=9 against plain', 'apar+heads against apar']
-    >>> pairs_of(["apar", "apar!short=0.1", "apar!short=0.1!loops=9"])["apar!short=0.1!loops=9 against apar!short=0.1"]
-    ('apar!short=0.1!loops=9', 'apar!short=0.1')
+    >>> [*pairs_of(["plain", "apar", "apar+heads", "apar!short=0.1"])]
+    ['apar against plain', 'apar+heads against plain', 'apar!short=0.1 against plain', 'apar+heads against apar']
     """
     first, *others = arms
-    two = [(other, first) for other in others] + [(arm, without) for arm in arms if (without := _without(arm)) in arms]
+    two = [(other, first) for other in others] + [(arm, without) for arm in arms if (without := _undrafted(arm)) in arms]
     return {pair_title(*pair): pair for pair in two if pair[0] != pair[1]}
 
 
@@ -103,11 +98,9 @@ def summary(found: Mapping[str, Figure]) -> list[str]:
     return lines
 
 
-def _without(arm: str) -> str:
-    """Return the name of an arm without strategies, or where it has none, without drafts."""
+def _undrafted(arm: str) -> str:
     head, *changes = arm.split("!")
-    kept = [change for change in changes if change.partition("=")[0] not in (*STRATEGIES, REWRITE)]
-    return "!".join((head if len(kept) < len(changes) else head.partition("+")[0], *kept))
+    return "!".join((head.partition("+")[0], *changes))
 
 
 def _difference(figure: Ratio, pairs: Sequence[tuple[Row, Row]]) -> Figure | None:

@@ -64,7 +64,7 @@ def evaluate(
     There are ``answers.jsonl``, ``extras.jsonl`` of what was measured of them, ``verdicts.jsonl`` of judges,
     ``figures.json``, ``report.md`` with its plots, and ``alpaca/``, the answers of each arm for alpaca_eval. Later calls may
     name more arms and other prompts: what a call does not name stays in the files and does not count. All arms are compared
-    with the first, and those with drafts or strategies with the same without.
+    with the first, and those with drafts with the same without.
 
     Args:
         settings: that the answers depend on, :meth:`~hf_apar.evaluation.models.Models.settings` and a seed.

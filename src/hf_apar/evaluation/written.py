@@ -91,13 +91,6 @@ class Written:
         return bool(own) and own[-1] in signs.clauses and not (len(own) > 1 and own[-2] in signs.digits)
 
     @property
-    def parent(self) -> tuple[int, ...]:
-        """The path with which the thread's parent began: siblings alone share it. A root has none."""
-        before = self.new[: max(self.start - 1, 0)]
-        start = max((place for place, token in enumerate(before, start=1) if token == self.signs.child), default=0)
-        return () if self.is_root else self.prompt + self.new[:start]
-
-    @property
     def path(self) -> tuple[int, ...]:
         return self.prompt + self.new
 
