@@ -121,8 +121,8 @@ def test_faults_in_a_table(page):
 
 def test_still_deeper_structure(page):
     arms = ["apar", "apar!max-depth=3"]
-    found = record(arms, {arms[1]: {"nested": figure(0.05, 0.1, 0.2)}},
-                   {"apar!max-depth=3 against apar": {"tokens_per_step": figure(0.1, 0.2, 0.3)}}, suites={"nested": 40})  # fmt: skip
+    differ = {"apar!max-depth=3 against apar": {"tokens_per_step": figure(0.1, 0.2, 0.3)}}
+    found = record(arms, {arms[1]: {"nested": figure(0.05, 0.1, 0.2)}}, differ, suites={"nested": 40})
     assert list(page.of_deeper(found)) == [
         "", "#### Still deeper: apar!max-depth=3 against apar, suite nested", "", "- `nested`: 0.1 (0.05 to 0.2), n=40.",
         "- `tokens_per_step`: - against -: better by 0.2 (0.1 to 0.3), n=40.",

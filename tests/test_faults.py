@@ -212,7 +212,7 @@ def test_an_arm_does_what_its_name_says(models):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("apar!wrong=1", "there is no change 'wrong'; take one of fork-bias, max-depth, repetition-penalty, missed, needless"),
+        ("apar!wrong=1", "there is no change 'wrong'; take one of fork-bias, max-depth, repetition-penalty, missed"),
         ("apar!missed=often", "'missed=often' has no number; give missed=NUMBER"),
         ("apar!missed=2", "the fault missed has the probability 2"),
         ("plain!missed=1", "the arm plain does not write in threads"),
