@@ -252,7 +252,7 @@ def whole(records: dict[str, Record], shown: dict[str, str]) -> str:
     """Return all that goes into the page."""
     lines = [
         "Measured by `make evaluation`; a figure stands before its 95 % interval. Where an interval has no width no answer differed, "
-        "which others may.",
+        "which others may. Differences are of the prompts that count on both sides.",
         "",
     ]
     for name, record in records.items():
@@ -261,7 +261,7 @@ def whole(records: dict[str, Record], shown: dict[str, str]) -> str:
         f"- `{name}`: {line}"
         for name, record in records.items()
         for line in record["warnings"]
-        if name in ("suites", "clock") or WORTHLESS in line
+        if name in ("suites", "clock") or (name != "chats" and WORTHLESS in line)  # chats are cut on purpose
     ]
     lines += ["", "### Read this first", "", *said] if said else []
     parts = (("suites", "By suite"), ("clock", "All arms, on the clock"))
