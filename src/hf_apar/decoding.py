@@ -167,9 +167,10 @@ class Decoder:
         return chosen
 
     def _contexts(self, turn: Turn) -> list[Context]:
-        draft, row, run = turn.draft, self.rows[turn.row], self.drafting.run
+        draft, row = turn.draft, self.rows[turn.row]
+        where = {"row": turn.row, "prompt_length": row.prompt_length}
         ways = ([draft.tokens[guess] for guess in draft.way(place)] for place in range(-1, len(draft.tokens)))
-        contexts = [run.context(turn.row, row, turn.thread, way) for way in ways]
+        contexts = [Context.after(turn.thread, way, row.protocol, **where) for way in ways]
         if draft.drawn_from is not None:
             guessed = zip(contexts, draft.tokens, draft.drawn_from, strict=False)
             contexts[:-1] = [replace(one, guess=token, drawn_from=chances) for one, token, chances in guessed]

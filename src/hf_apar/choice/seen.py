@@ -61,11 +61,11 @@ class SeenTokens:
         longest = max(len(line.tokens) for line in lines)
         chosen = torch.tensor([line.index for line in lines], device=self._ids.device)
         seen = self._ids[:, :longest].index_select(0, chosen)  # (contexts, longest)
-        self.largest = max(self.largest, *(token for context in contexts for token in context.guesses), -1)
         guesses = [list(dict.fromkeys(context.guesses)) for context in contexts]
         most = max(map(len, guesses))
         if not most:
             return seen
+        self.largest = max(self.largest, *map(max, filter(None, guesses)))
         filled = [
             own + [next(iter(own or line.tokens))] * (most - len(own)) for own, line in zip(guesses, lines, strict=True)
         ]

@@ -64,6 +64,8 @@ class Stopper:
     def __call__(self, contexts: Sequence[Context], tokens: Sequence[int]) -> list[bool]:
         """Return whether each thread must stop once it has written its token."""
         stops = [False] * len(contexts)
+        if not self.strings and not self.criteria:
+            return stops
         for strings in self.strings:
             stops = [before or here for before, here in zip(stops, strings(contexts, tokens), strict=True)]
         if self.criteria:

@@ -105,16 +105,22 @@ class GrowingTree:
         own last one. From now on they count as fed; where one is another path's last, that one feeds it anew to sample.
         """
         live = self.live
-        lasts = {self._slots[thread.index][-1] for thread in live}  # fed in the step itself, a [Fork] by its parent
-        ahead: dict[int, tuple[Thread, int]] = {}  # by slot: what several paths share is fed by one of them
+        begun = list[tuple[Thread, int]]()  # and where what is not fed yet begins, the thread's own last token apart
         for thread in live:
             slots, place = self._slots[thread.index], -1
             while -place < len(slots) and slots[place - 1] in self._unfed:
                 place -= 1
-            if lasts.issuperset(slots[place:]):
-                continue
-            for earlier in range(place, -1):
-                ahead.setdefault(slots[earlier], (thread, earlier))
+            if place < -1:
+                begun.append((thread, place))
+        if not begun:
+            return []
+        lasts = {self._slots[thread.index][-1] for thread in live}  # fed in the step itself, a [Fork] by its parent
+        ahead: dict[int, tuple[Thread, int]] = {}  # by slot: what several paths share is fed by one of them
+        for thread, place in begun:
+            slots = self._slots[thread.index]
+            if not lasts.issuperset(slots[place:]):
+                for earlier in range(place, -1):
+                    ahead.setdefault(slots[earlier], (thread, earlier))
         if len(ahead) + len(live) <= limit:
             return []
         fed = list(ahead)[:limit]
