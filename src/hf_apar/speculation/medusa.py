@@ -217,7 +217,7 @@ class MedusaDrafts(Proposer):
         logits = functional.linear(states, self.output_rows).float()  # (nodes, draft vocabulary)
         chances = self.run.sampler.guess_scores(logits, self.places, self.columns, contexts).softmax(dim=-1)
         best, which = chances.topk(min(self.branches, len(self.ids)))
-        both = torch.stack([best.double(), which.double()], dim=-1).tolist()  # one copy to the host
+        both = torch.stack([best, which.float()], dim=-1).tolist()  # one copy to the host; columns are below 2**24
         return states, [[(chance, self.ids[int(column)]) for chance, column in one] for one in both]
 
 
