@@ -13,12 +13,14 @@ from typer.testing import CliRunner
 from byte_tokenizer import byte_tokenizer
 from hf_apar.cli import app
 from hf_apar.data.convert import extract_file
+from hf_apar.data.distillation.distill import read_answers
 from hf_apar.data.extraction.markdown import extract
 from hf_apar.data.records.chats import JOINED, LED, UNANSWERED, ChatAnswer, chat_answers, read_chat
 from hf_apar.data.records.files import open_records, record_of
 from hf_apar.data.records.json_array import array_items
 from hf_apar.errors import DataError
 from hf_apar.text.chat import encode_chat
+from hf_apar.training.mixture import read_examples
 
 LIST = "- Oak: it grows very slowly indeed\n- Ash: it burns well even green\n- Elm: it is rare these days"
 STRICT = (
@@ -340,6 +342,15 @@ def test_what_is_left_unread_is_told_and_no_success(workers, tmp_path):
     assert len(output.read_text().splitlines()) == 1
     (aside,) = map(json.loads, (tmp_path / "out.jsonl.rejected.jsonl").open())
     assert f"nothing from byte {source.read_text().rindex(', {') + 2} on has been read" in aside["reason"]
+
+
+@pytest.mark.parametrize("read", [read_answers, read_examples])
+def test_what_is_trained_on_is_a_whole_file(read, tmp_path):
+    """Half of a download was taken for all of it, with one word among others."""
+    source = tmp_path / "in.json"
+    source.write_text("[" + json.dumps({"prompt": "Q", "response": "A"}) + ', {"prompt": "Q", ')
+    with pytest.raises(DataError, match=r"in\.json: the array breaks off.*copy it again"):
+        read(source)
 
 
 @pytest.mark.parametrize("depth", [300, 900, 100_000])

@@ -316,6 +316,9 @@ def test_the_recipe_of_the_docs_is_one(tmp_path):
         ("bf16 = 1", "bf16 = 1; it is true or false"),
         ("[select]\nheld_out = 1.0", "held_out 1.0"),
         ("seed = ", "is no TOML"),
+        ("chat_template_kwargs = 'no'", "chat_template_kwargs = 'no'; it is a table"),
+        ("[extract]\nwithout = 'poem'", "without = 'poem'; it is a list of texts"),
+        ("[asking]\nlanguages = [1]", r"languages = \[1\]; it is a list of texts"),
     ],
 )
 def test_a_wrong_recipe_is_refused_in_a_sentence(text, said, tmp_path):
@@ -323,6 +326,38 @@ def test_a_wrong_recipe_is_refused_in_a_sentence(text, said, tmp_path):
     result = run("recipe", str(tmp_path / "r.toml"), "--output", str(tmp_path / "out"))
     assert result.exit_code == 2 and re.search(said, result.stderr.replace("\n", " ")), result.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["chat_template_kwargs = {a = false}", "[chat_template_kwargs]\na = false"])
+def test_a_recipe_takes_arguments_of_the_chat_template(text, tmp_path):
+    """A thinking model could not be taught: every table was refused as no list."""
+    (tmp_path / "r.toml").write_text(text)
+    assert read_recipe(tmp_path / "r.toml").chat_template_kwargs == {"a": False}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[loading]\nattn_implementation = 'flash_attention_2'", "takes no tree for a mask"),
+        ("[extract]\nwithout = ['poems']", "there is no rule called poems"),
+        ("[asking]\ntemplates = 5000\nlanguages = ['de']", "templates is 5000: the templates give 312"),
+    ],
+)
+def test_a_recipe_that_cannot_work_is_refused_before_the_model_answers(untuned, text, said, tmp_path):
+    (tmp_path / "r.toml").write_text(text)
+    result = run("recipe", str(tmp_path / "r.toml"), "--output", str(tmp_path / "out"), "--model", untuned)
+    assert result.exit_code == 2 and said in result.stderr and not (tmp_path / "out" / "answers.jsonl").exists()
+
+
+def test_prompts_that_no_tokenizer_can_read_are_set_aside(untuned, tmp_path):
+    """One half of an emoji ended a run, and every further call, at its batch."""
+    lines = [json.dumps({"prompt": prompt}) for prompt in ("0?", "\ud83d", " ", "1?")]
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    options = ("--model", untuned, "--max-new-tokens", "400")
+    result = run("distill", str(tmp_path / "p.jsonl"), str(tmp_path / "a.jsonl"), *options)
+    assert result.exit_code == 0, result.output
+    assert "2 records set aside" in result.stderr and "half a surrogate" in result.stderr and "is empty" in result.stderr
+    assert "of 2 answers" in result.stdout
 
 
 def test_heads_are_trained_and_used_and_change_no_text(checkpoint, tmp_path):
@@ -354,11 +389,13 @@ def test_the_recipe_goes_through_all_stages_and_on_from_where_it_stopped(untuned
     file = tmp_path / "recipe.toml"
     file.write_text("[asking]\ntemplates = 3\n[train]\nmax_steps = 2\n[heads]\nmax_steps = 2\n")
     asked = ("recipe", str(file), "--output", str(tmp_path), "--model", untuned)
+    assert run(*asked, "--until", "answers").exit_code == 0 and not (tmp_path / "longer.trees.jsonl").exists()
     early = run(*asked, "--until", "trees")
     assert early.exit_code == 0, early.output
+    assert early.stderr.count("made already") == 1
     assert "8" in early.stdout and "66.7%" in early.stdout, "the share that is structured"
     assert early.stdout.endswith("done, up to trees; without --until the rest is made\n")
-    assert early.stderr.count("made already") == 0 and not (tmp_path / "adapter").exists()
+    assert not (tmp_path / "adapter").exists()
     first = run(*asked)
     assert first.exit_code == 0, first.output
     assert all(f"{number}. " in first.stderr for number in range(1, 7)) and first.stderr.count("made already") == 3

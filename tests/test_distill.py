@@ -221,6 +221,27 @@ def test_what_is_dropped_is_counted_by_reason_over_all_calls(tokenizer, tmp_path
     assert report == {"asked": 7, "answers": 1, "dropped": dict(Counter(reasons))}
 
 
+def test_a_prompt_that_the_chat_template_refuses_ends_no_run(tokenizer, tmp_path):
+    template = tokenizer.chat_template
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = "{% if 'no' in messages[0].content %}{{ raise_exception('not this') }}{% endif %}" + template
+    path, questions = tmp_path / "a.jsonl", [Question(text) for text in ("yes?", "no?", "and?")]
+    list(distill(Told("", "good"), tokenizer, questions, path))
+    assert [answer.prompt for answer in read_answers(path)] == ["yes?", "and?"]
+    assert any("not this" in reason for reason in BatchReport.of(path).dropped)
+
+
+def test_a_tokenizer_may_have_more_tokens_than_the_model_has_rows(model, tokenizer):
+    """As that of Gemma 3 1B: a banned token beyond the rows ended `elaborate`."""
+    larger = copy.deepcopy(tokenizer)
+    larger.add_special_tokens({"unk_token": "<image>"})
+    rows = model.get_output_embeddings().weight.shape[0]
+    assert max(line_ends(larger)) >= rows
+    task = Task(tokenizer.encode("Tea"), 9, sentence_after=8)
+    one, other = (TransformersSampler(model, each, temperature=0.0)([task]) for each in (tokenizer, larger))
+    assert one == other
+
+
 def test_whole_answers_have_a_limit_of_their_own(tokenizer, tmp_path):
     sample = Told(" ways:\n", "x" * 60)
     questions = [Question("Why?"), Question("How?", "Here are ...:\n\n- **")]

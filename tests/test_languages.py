@@ -58,6 +58,22 @@ def test_prompts_and_answers_are_known_by_their_language(code):
     assert language_of(ANSWERS[code]) is LANGUAGES[code]
 
 
+STRANGERS = {
+    "nl": "Thee is een drank die in veel landen wordt gedronken, en de smaak is anders. Wat helpt je om te slapen?",
+    "ro": "Ceaiul este o băutură care se bea în multe țări și te poate ajuta să te relaxezi. Cum pot să dorm mai bine?",
+    "ca": "El te és una beguda que es pren a molts països i que té beneficis per a la salut. Quins són els avantatges?",
+    "da": "Te er en drik, som man kan drikke i mange lande, og den er god for helbredet. Hvordan laver man den?",
+    "hu": "A tea egy ital, és sok országban isszák. Az emberek szerint is nagyon egészséges, de mik az előnyei?",
+}
+
+
+@pytest.mark.parametrize("code", STRANGERS)
+def test_a_language_that_nobody_knows_here_is_taken_for_none_of_these(code):
+    """Each has words of the six: a Dutch question was opened in French, a Romanian list closed in Spanish."""
+    for sentence in (STRANGERS[code], *STRANGERS[code].split(". ")):
+        assert language_of(sentence) is None, sentence
+
+
 def test_without_a_known_word_there_is_no_language():
     assert language_of("Пять причин рано вставать") is language_of("17 * 6 = ?") is language_of("") is None
 

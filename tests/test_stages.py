@@ -52,6 +52,24 @@ def test_t12_what_changed_and_all_after_it_is_made_again_and_the_old_is_kept(tmp
     assert run(tmp_path, TWO, TWO) == []
 
 
+def test_what_a_stage_goes_on_from_is_neither_refused_nor_moved(tmp_path):
+    """A penalty of decoding, or more steps, cost the hours that the adapter had taken."""
+
+    def made(settings, goes_on):
+        stages = Stages(tmp_path, {"only": [tmp_path / "only.txt"]}, restart=False)
+        with stages.stage("only", settings, goes_on=goes_on) as wanted:
+            if wanted:
+                (tmp_path / "only.txt").write_text("here")
+        return wanted
+
+    assert made(ONE, {"steps": 3}) and not made(ONE, {"steps": 3})
+    assert made(ONE, {"steps": 9}) and not made(ONE, {"steps": 9})
+    assert made(ONE, {"steps": 9, "penalty": 1.1})
+    with pytest.raises(ConfigurationError, match=r"made with size 1 \(now 2\); go on"):
+        made(TWO, {"steps": 12, "penalty": 1.1})
+    assert not list(tmp_path.glob("before-*"))
+
+
 def test_t12_the_content_of_the_input_counts(tmp_path):
     run(tmp_path, ONE, ONE)
     (tmp_path / "first.txt").write_text("edited by hand")

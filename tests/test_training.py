@@ -21,6 +21,7 @@ from transformers import (
 from byte_tokenizer import byte_tokenizer
 from hf_apar.checkpoints.adapters import load_adapter
 from hf_apar.data.distillation.distill import TextAnswer
+from hf_apar.data.extraction.markdown import extract
 from hf_apar.errors import ConfigurationError, ControlTokenError, DataError
 from hf_apar.text.chat import encode_chat
 from hf_apar.tokens import FORK_TOKEN, add_control_tokens
@@ -186,6 +187,21 @@ def test_a_run_starts_from_an_adapter(trained, base, answers, tmp_path):
     assert not any(torch.equal(after[name], theirs[name]) for name in theirs)
 
 
+def test_a_run_that_starts_from_an_adapter_keeps_how_it_decodes(trained, base, answers, tmp_path):
+    output, options, _ = trained
+    first, own = tmp_path / "first", {"max_steps": 1}
+    train(answers, first, HELD_OUT, start=output, **options | own | {"fork_bias": 1.5, "repetition_penalty": 1.08})
+    settings = json.loads((first / "generation_config.json").read_text())
+    settings["apar_config"]["max_depth"] = 5
+    (first / "generation_config.json").write_text(json.dumps(settings))
+    told = [{}, {"fork_bias": 0.5, "repetition_penalty": 1.2}]
+    for number, (more, expected) in enumerate(zip(told, [(1.5, 1.08), (0.5, 1.2)], strict=True)):
+        train(answers, tmp_path / str(number), HELD_OUT, start=first, **options | own | more)
+        found = json.loads((tmp_path / str(number) / "generation_config.json").read_text())
+        assert (found["apar_config"]["fork_bias"], found["repetition_penalty"]) == expected
+        assert found["apar_config"]["max_depth"] == 5, "it has learnt to fork deeper than these answers do"
+
+
 def test_a_run_starts_from_no_other_folder(base, answers, tmp_path):
     with pytest.raises(ConfigurationError, match=r"no adapter_config\.json"):
         train(answers, tmp_path / "out", HELD_OUT, model=str(base), start=tmp_path)
@@ -313,6 +329,20 @@ def test_what_repeats_itself_is_left_out(base):
     assert len(kept.train) + len(kept.held_out) == len(ANSWERS)
     everything = training_mixture([*ANSWERS, loop, twice], tokenizer, ids, replace(selection, max_repetition=1.0))
     assert len(everything.train) + len(everything.held_out) == len(ANSWERS) + 2
+
+
+def test_titles_that_differ_in_a_number_are_two(base):
+    """An itinerary, a plan by weeks or a timeline says nothing twice."""
+    model, tokenizer = loaded(base)
+    ids = add_control_tokens(model, tokenizer)
+    lines = ("- **Day {}**: {}", "- **19{}4**: {}", "* **Week {}**: {}", "1. **Step {}**: {}")
+    words = ("We walk along the river all day.", "They build another house there.", "You learn to swim well.")
+    plans = ["\n".join(line.format(n, text) for n, text in enumerate(words, 1)) for line in lines]
+    assert all(extract(plan).fork_count == 3 for plan in plans)
+    selection = Selection(structured_share=0.1, unforked_share=0.0, held_out=0.1)
+    given = [*ANSWERS, *(TextAnswer(f"{place}", plan) for place, plan in enumerate(plans))]
+    kept = training_mixture(given, tokenizer, ids, selection)
+    assert len(kept.train) + len(kept.held_out) == len(given)
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,7 @@ def _aside(output: Path) -> Path | None:
 
 def _read_questions(path: Path, aside: Path | None) -> "list[Question]":
     from hf_apar.data.distillation.distill import Question
+    from hf_apar.data.records.chats import check_letters
     from hf_apar.data.records.files import usable
     from hf_apar.data.records.rejections import Rejections
 
@@ -166,6 +167,9 @@ def _read_questions(path: Path, aside: Path | None) -> "list[Question]":
         prompt, opening = fields.get("prompt"), fields.get("opening") or ""
         if not isinstance(prompt, str) or not isinstance(opening, str):
             raise DataError("the record has no text under `prompt`, or something else under `opening`")
+        if not prompt.strip():
+            raise DataError("the record's `prompt` is empty")
+        check_letters(prompt, opening)
         if unasked := _unasked(fields):
             raise DataError(f"the record has {unasked} beside `prompt`, which would not be asked; write it into that")
         return Question(prompt, opening)
@@ -221,7 +225,7 @@ def _template_questions(asking: PromptChoice, seed: int) -> "list[Question]":
             asking.templates, opened_share=asking.templates_opened, seed=seed, languages=asking.languages
         )
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--templates") from error
+        raise ConfigurationError(f"templates is {asking.templates}: {error}") from error
 
 
 def follow(steps: Iterator[int], *, total: int) -> None:

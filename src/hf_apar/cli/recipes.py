@@ -140,15 +140,20 @@ class RecipeRun:
         if not self.recipe.train.sequential:  # heads and figures are those of a model that forks
             makes |= {Stage.heads: self._train_heads} if self.recipe.with_heads else {}
             makes[None] = self._evaluate
+        order = list(Stage)
         for stage, make in makes.items():
-            make()
-            if until is not None and stage is until:
+            if until is not None and (stage is None or order.index(stage) > order.index(until)):
                 break
+            make()
 
     def _check(self) -> None:
         """Raise what keeps the model from being taught, before it answers for hours."""
         from hf_apar.checkpoints.readiness import check_model
+        from hf_apar.data.extraction.rules import rules_without
+        from hf_apar.training.rows.collator import mask_mode
 
+        rules_without(self.recipe.extract.without)
+        mask_mode(self.recipe.loading.attn_implementation)
         pair = load_untuned(self.recipe.model, Dtype.float32, self.recipe.loading)
         check_model(*pair, chat_template_kwargs=self.recipe.chat_template_kwargs)
 
@@ -177,8 +182,9 @@ class RecipeRun:
         told["bf16"] = recipe.bf16
         settings = {"model": recipe.model, **told} | not_free(recipe.select) | not_free(recipe.loading)
         settings |= not_free(recipe.train)
+        goes_on = {name: settings.pop(name) for name in ("epochs", "max_steps", "fork_bias", "repetition_penalty")}
         told["loading"] = recipe.loading
-        with self.stages.stage("adapter", settings, [self.trees]) as wanted:
+        with self.stages.stage("adapter", settings, [self.trees], goes_on=goes_on) as wanted:
             lesson = "the answers as they read" if recipe.train.sequential else "where to fork"
             if _tell(4, f"the model learns {lesson}", wanted):
                 from hf_apar.checkpoints.default_model import DEFAULT_BASE
@@ -207,7 +213,8 @@ class RecipeRun:
     def _evaluate(self) -> None:
         base, variables = self.recipe.model, self.recipe.chat_template_kwargs
         settings = {"base": base, "chat_template_kwargs": variables, "dtype": self.dtype} | not_free(self.recipe.loading)
-        with self.stages.stage("evaluation", settings, [self.weights]) as wanted:
+        decoding = self.adapter / "generation_config.json"
+        with self.stages.stage("evaluation", settings, [self.weights, decoding]) as wanted:
             if _tell(6, "it answers prompts that it has not seen", wanted):
                 from hf_apar.checkpoints.default_model import DEFAULT_BASE
                 from hf_apar.evaluation.folder import prompts_of

@@ -27,27 +27,33 @@ class Stages:
         self.known = noted(self.file) or {}
 
     @contextmanager
-    def stage(self, name: str, settings: Mapping[str, object], inputs: Sequence[Path] = ()) -> Iterator[bool]:
+    def stage(
+        self, name: str, settings: Mapping[str, object], inputs: Sequence[Path] = (), *, goes_on: Mapping[str, object] = {}
+    ) -> Iterator[bool]:
         """Say whether the stage ``name`` is to be made, and note that it is once the ``with`` block ends without an error.
+
+        Args:
+            goes_on: settings with other values of which it is made again where it lies: it goes on from what is there.
 
         Raises:
             ConfigurationError: if it was made, or begun, with other ``settings`` or ``inputs``, without ``restart``.
         """
         wanted = {**settings, **{path.name: digest(path) for path in inputs}}
-        made = self._made(name, wanted)
+        made = self._made(name, wanted, goes_on)
         if not made:
-            self._note(name, wanted, done=False)
+            self._note(name, {**wanted, **goes_on}, done=False)
         yield not made
         if not made:
-            self._note(name, wanted, done=True)
+            self._note(name, {**wanted, **goes_on}, done=True)
 
-    def _made(self, name: str, wanted: Mapping[str, object]) -> bool:
+    def _made(self, name: str, wanted: Mapping[str, object], goes_on: Mapping[str, object]) -> bool:
         record = self.known.get(name)
         if not isinstance(record, dict):
             if self.restart:
                 self._set_aside(name)
             return False
-        if other := differences(record["made_with"], wanted):
+        before = {setting: value for setting, value in record["made_with"].items() if setting not in goes_on}
+        if other := differences(before, wanted):
             if not self.restart:
                 raise ConfigurationError(
                     f"the stage {name} in {self.folder} was made with {', '.join(other.values())}; go on with that, name "
@@ -55,7 +61,8 @@ class Stages:
                 )
             self._set_aside(name)
             return False
-        return bool(record["done"]) and self.outputs[name][0].exists()
+        same = not differences(record["made_with"], {**wanted, **goes_on})
+        return same and bool(record["done"]) and self.outputs[name][0].exists()
 
     def _note(self, name: str, wanted: Mapping[str, object], *, done: bool) -> None:
         self.known[name] = {"done": done, "made_with": dict(wanted)}

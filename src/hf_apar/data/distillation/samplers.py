@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import compress
 from typing import Any, Protocol, cast
 
 import torch
@@ -95,6 +96,8 @@ class TransformersSampler:
 class VllmSampler:
     """Samples with vLLM, which takes new prompts as others end: about five times the tokens a second, on a CPU too.
 
+    A prompt that fills the engine's context is not gone on with; it counts as cut off.
+
     Attributes:
         llm: a ``vllm.LLM`` of the model whose ``tokenizer`` made the prompts; its seed is that of the answers.
         temperature: of sampling; at 0 the likeliest token is taken.
@@ -111,27 +114,31 @@ class VllmSampler:
         """Go on with the prompt of each of ``tasks``."""
         from vllm import SamplingParams
 
+        fits = [len(task.prompt) < self.llm.model_config.max_model_len for task in tasks]
+        fitting = list(compress(tasks, fits))
         options = [
             SamplingParams(
                 temperature=self.temperature, top_k=self.top_k, repetition_penalty=self.repetition_penalty,
                 max_tokens=task.max_new_tokens, stop=list(task.stops),
                 **(self._in_line(task) if task.sentence_after else {}),
             )
-            for task in tasks
+            for task in fitting
         ]  # fmt: skip
-        out = self.llm.generate([{"prompt_token_ids": task.prompt} for task in tasks], options, use_tqdm=False)
-        ended = [answer.outputs[0].finish_reason == "stop" for answer in out]
-        texts = [answer.outputs[0].text for answer in out]
-        return [
-            Continuation(text.rstrip(" ") if end and task.sentence_after else text, end)
-            for task, text, end in zip(tasks, texts, ended, strict=True)
-        ]
+        out = self.llm.generate([{"prompt_token_ids": task.prompt} for task in fitting], options, use_tqdm=False)
+        made = iter([answer.outputs[0] for answer in out])
+        pairs = zip(tasks, fits, strict=True)
+        return [self._written(task, next(made)) if fit else Continuation("", False) for task, fit in pairs]
+
+    def _written(self, task: Task, made: Any) -> Continuation:
+        ended = made.finish_reason == "stop"
+        return Continuation(made.text.rstrip(" ") if ended and task.sentence_after else made.text, ended)
 
     def _in_line(self, task: Task) -> dict[str, object]:
+        known = self.llm.model_config.get_vocab_size()  # a tokenizer may have more tokens than the model has rows
         return {
             "min_tokens": task.sentence_after,
             "include_stop_str_in_output": True,
-            "logit_bias": dict.fromkeys(line_ends(self.tokenizer), -100.0),
+            "logit_bias": {token: -100.0 for token in line_ends(self.tokenizer) if token < known},
         }
 
 
@@ -199,7 +206,8 @@ class _StaysInLine(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return ``scores`` (rows, vocabulary) without the ends of lines."""
         kept = scores.clone()
-        kept[self.rows[:, None], self.ends] = -torch.inf
+        known = self.ends[self.ends < scores.shape[-1]]  # a tokenizer may have more tokens than the model has rows
+        kept[self.rows[:, None], known] = -torch.inf
         return kept
 
 

@@ -5,6 +5,7 @@ import re
 from hf_apar.data.extraction.text_tree import TextThread
 
 _WORD = re.compile(r"\w[\w']*")
+_MARKER = re.compile(r"^\s*(?:(?:[-*+]|#+)\s+)?(?:\*\*|__)?(?:\d{1,3}[.)]\s+)?")
 _SAME = 0.8  # of a text's runs of three words that stand in another: it says the same
 
 
@@ -20,16 +21,18 @@ def repeated_share(text: str, length: int = 5) -> float:
 
 
 def repeats_a_title(tree: TextThread) -> bool:
-    """Do two threads of ``tree`` fork after the same words, numbers aside?
+    """Do two threads of ``tree`` fork after the same words, the markers of items aside?
 
     >>> detail = TextThread(("It helps.",))
     >>> repeats_a_title(TextThread(("1. **Rest**:", detail, "2. **Rest**:", detail)))
     True
+    >>> repeats_a_title(TextThread(("- **Day 1**:", detail, "- **Day 2**:", detail)))
+    False
     """
     if any(repeats_a_title(child) for child in tree.children):
         return True
     before_forks = [
-        tuple(word for word in _words(piece.rstrip().rsplit("\n", 1)[-1]) if not word.isdigit())
+        tuple(_words(_MARKER.sub("", piece.rstrip().rsplit("\n", 1)[-1])))
         for piece, following in zip(tree.pieces, tree.pieces[1:], strict=False)
         if isinstance(piece, str) and isinstance(following, TextThread)
     ]

@@ -97,7 +97,7 @@ def read_chat(record: object) -> Chat:
     given = [_message(item) for item in [*_system(record), *_turns(record)]]
     messages, repairs = _in_order(_said_once(given))
     tools = read_tools(record.get("tools"))
-    _check_letters(shown(tools))
+    check_letters(shown(tools))
     return Chat(tuple(messages), tools, repairs)
 
 
@@ -176,11 +176,11 @@ def _message(item: object) -> Message:
         message["tool_call_id"] = call
     if "tree" in item or item.get("weight") == 0:  # OpenAI's weight
         message["tree"] = item.get("tree")
-    _check_letters(message["content"], message.get("name", ""), message.get("tool_call_id", ""), shown(calls))
+    check_letters(message["content"], message.get("name", ""), message.get("tool_call_id", ""), shown(calls))
     return message
 
 
-def _check_letters(*texts: str) -> None:
+def check_letters(*texts: str) -> None:
     """Refuse what no tokenizer can read: half a surrogate pair, which JSON may escape, and bytes that are no UTF-8."""
     if any("\ud800" <= letter <= "\udfff" for text in texts if not text.isascii() for letter in text):
         raise DataError("a message holds half a surrogate pair, or bytes that are no UTF-8")

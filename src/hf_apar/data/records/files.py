@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from hf_apar.data.records.json_array import array_items
+from hf_apar.data.records.json_array import UnreadError, array_items
 from hf_apar.data.records.rejections import UNUSABLE, Rejected, Rejections
 from hf_apar.errors import DataError
 
@@ -63,6 +63,14 @@ def record_of(row: object) -> object:
         raise DataError("the line or record is no JSON in UTF-8") from error
 
 
+def check_goes_on(path: Path, row: object) -> None:
+    """Raise :class:`DataError` if a row of ``path`` is where it cannot be read any further."""
+    if isinstance(row, UnreadError):
+        raise DataError(
+            f"{path}: {row}; copy it again, or have hf-apar extract write what comes before, and go on with that"
+        ) from row
+
+
 def usable(path: Path, read: Callable[[object, int], Found], wanted: str, rejected: Rejections | None = None) -> list[Found]:
     """Return what ``read`` makes of each record in ``path`` and its number; what it cannot use is set aside.
 
@@ -72,10 +80,11 @@ def usable(path: Path, read: Callable[[object, int], Found], wanted: str, reject
         rejected: takes the records that cannot be used; by default a warning tells of them.
 
     Raises:
-        DataError: if none can be used.
+        DataError: if none can be used, or the file cannot be read to its end: nobody knows how much is missing.
     """
     aside, found = Rejections(path) if rejected is None else rejected, []
     for number, row in open_records(path).rows:
+        check_goes_on(path, row)
         try:
             found.append(read(record_of(row), number))
         except UNUSABLE as error:

@@ -20,6 +20,30 @@ logger = logging.getLogger(__name__)
 COLUMNS = ("input_ids", "position_ids", "visible_until", "shift_labels")
 
 
+_MASKS: dict[str | None, Literal["dense", "flex"]] = {
+    None: "dense", "sdpa": "dense", "eager": "dense", "flex_attention": "flex",
+}  # fmt: skip
+
+
+def mask_mode(attention: str | None, *, backward: bool = True) -> Literal["dense", "flex"]:
+    """Return the ``mode`` of :class:`DataCollatorForApar` for an implementation of attention, ``None`` for the usual one.
+
+    Args:
+        backward: is the model to be trained, or only read with?
+
+    Raises:
+        ConfigurationError: if it takes no tree for a mask, or cannot be trained on this machine.
+    """
+    if attention not in _MASKS:
+        raise ConfigurationError(
+            f"attn_implementation is {attention}, which takes no tree for a mask; give sdpa, eager or flex_attention, or "
+            'train paths with a trainer of your own (DataCollatorForApar(mode="paths"))'
+        )
+    if backward and attention == "flex_attention" and not torch.cuda.is_available():
+        raise ConfigurationError("PyTorch has no backward pass of flex_attention on a CPU; give sdpa or eager")
+    return _MASKS[attention]
+
+
 def pack(features: Sequence[TreeFeatures], max_length: int) -> list[TreeFeatures]:
     """Put trees side by side into rows of at most ``max_length`` tokens, each into the fullest row that has room for it.
 
