@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import hf_apar
 from byte_tokenizer import byte_tokenizer
-from hf_apar.cli import app
+from hf_apar.cli import app, decode
 from hf_apar.cli.live import CURSOR, LiveTree, coloured
 from hf_apar.config import AparConfig
 from hf_apar.data.distillation.distill import TextAnswer, _Limits, in_batches, read_answers
@@ -161,6 +161,19 @@ def test_what_json_wrote_is_replayed_without_a_clock(checkpoint, tmp_path):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
     wanted = replay_page(trace_of_tree(ParagraphTree.from_dict(given["tree"]), tokenizer, question=PROMPT))
     assert (tmp_path / "page.html").read_bytes() == wanted.encode()
+
+
+def test_an_answer_is_not_replayed_with_the_tokens_of_another_model(checkpoint, tmp_path):
+    """The page showed other words, and nothing said so."""
+    given = run_json("generate", PROMPT, "--model", checkpoint, "--max-new-tokens", "24")
+    (tmp_path / "answer.json").write_text(json.dumps(given | {"text": "what the other wrote"}), encoding="utf-8")
+    result = run("replay", str(tmp_path / "answer.json"), str(tmp_path / "page.html"), "--model", checkpoint)
+    assert result.exit_code == 2 and "--model" in result.stderr and not (tmp_path / "page.html").exists()
+
+
+def test_json_controls_no_terminal():
+    shown = decode._shown({"text": "a\x9b31m\x7f\x1bé"})
+    assert json.loads(shown)["text"] == "a\x9b31m\x7f\x1bé" and not set("\x9b\x7f\x1b") & set(shown)
 
 
 @pytest.mark.parametrize("content", ["{}", "no JSON", '{"tree": 3}', '{"tree": {"threads": [{"index": 0}]}}'])

@@ -18,6 +18,11 @@ from typer.testing import CliRunner
 import hf_apar
 from hf_apar.checkpoints.loading import load_tokenizer
 from hf_apar.cli import app
+from hf_apar.cli.answers import Answering
+from hf_apar.cli.common import Dtype
+from hf_apar.cli.compare import Interrupted, Method
+from hf_apar.cli.conversation import Conversation, Way
+from hf_apar.config import AparConfig
 from hf_apar.data.records.chats import read_chat
 from test_first_hour import command, environment, save
 
@@ -49,6 +54,12 @@ def expected(checkpoint, *questions, system=None):
     return messages
 
 
+def expected_plain(checkpoint):
+    model, tokenizer = hf_apar.AparModelForCausalLM.from_pretrained(checkpoint), load_tokenizer(checkpoint)
+    ids = torch.tensor([hf_apar.encode_chat(tokenizer, [{"role": "user", "content": FIRST}])])
+    return tokenizer.decode(model.generate(ids, max_new_tokens=24)[0, ids.shape[1] :], skip_special_tokens=True)
+
+
 def test_a_pipe_gives_a_line_a_turn_and_takes_the_answers_alone(checkpoint, tmp_path):
     """What was typed is no control token: the prompt of the second turn would be refused with one."""
     chat = expected(checkpoint, FIRST, SECOND, system="Be brief.")
@@ -57,6 +68,30 @@ def test_a_pipe_gives_a_line_a_turn_and_takes_the_answers_alone(checkpoint, tmp_
     assert result.exit_code == 0, result.output
     assert result.stdout == f"{chat[2]['content']}\n\n{chat[4]['content']}\n"
     assert json.loads((tmp_path / "chat.jsonl").read_text(encoding="utf-8")) == {"messages": chat}
+
+
+def test_a_chat_is_added_to_a_file_and_another_ones_stays(checkpoint, tmp_path):
+    """The second session's /save took the place of the first one's chat."""
+    file = tmp_path / "chats.jsonl"
+    for question in (FIRST, SECOND):
+        lines = [question, f"/save {file}", FIRST, f"/save {file}"]
+        assert run("--model", checkpoint, *LIMITS, stdin="\n".join(lines)).exit_code == 0
+    chats = [json.loads(line)["messages"] for line in file.read_text(encoding="utf-8").splitlines()]
+    assert [[one["content"] for one in chat[::2]] for chat in chats] == [[FIRST, FIRST], [SECOND, FIRST]]
+
+
+def test_ctrl_c_before_the_second_answer_of_a_comparison_keeps_the_first(checkpoint, monkeypatch):
+    def stopped(self, config):
+        raise Interrupted("", None)
+
+    method = Answering(max_new_tokens=24).loaded(checkpoint, None, None, "cpu", Dtype.auto)
+    monkeypatch.setattr(Method, "apar", stopped)
+    monkeypatch.setattr(Method, "warm_up", lambda *_: None)
+    chat = Conversation(method, AparConfig(), way=Way.compare)
+    with pytest.raises(KeyboardInterrupt):
+        chat.ask(FIRST)
+    assert chat.messages[1]["content"] == expected_plain(checkpoint)
+    assert len(chat.recorded) == 1
 
 
 def test_ways_of_writing_and_the_page_of_the_last_answer(checkpoint, tmp_path):

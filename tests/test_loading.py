@@ -45,6 +45,7 @@ from hf_apar.checkpoints.adapters import load_adapter, save_adapter
 from hf_apar.checkpoints.default_model import DEFAULT_ADAPTER, load_default_base, load_default_model
 from hf_apar.checkpoints.export import save_merged
 from hf_apar.checkpoints.loading import load_base, load_tokenizer
+from hf_apar.checkpoints.sources import Source
 from hf_apar.cli import app
 from hf_apar.errors import CheckpointError
 
@@ -474,6 +475,15 @@ def test_l3_a_hub_that_does_not_answer_costs_no_minutes(hub, expected, monkeypat
     with pytest.raises(CheckpointError, match=r"the adapter .*published needs its base gemma-2: .* pass base= \(--base\)"):
         AparModelForCausalLM.from_pretrained(tmp_path / "published", cache_dir=hub)
     assert time.perf_counter() - start < 10
+
+
+def test_a_hub_that_fails_at_one_file_is_no_file_that_is_missing(endpoint, monkeypatch, tmp_path):
+    """An adapter lost its heads or its settings, and a model its checks, without a word."""
+    monkeypatch.setattr(Hub, "do_HEAD", lambda self: (self.send_response(503), self.end_headers()))
+    source = Source("org/known", {"cache_dir": tmp_path})
+    with pytest.raises(CheckpointError, match=r"the Hub does not answer for generation_config\.json of org/known"):
+        source.file("generation_config.json")
+    assert Source("org/known", {"cache_dir": tmp_path, "local_files_only": True}).file("generation_config.json") is None
 
 
 # L3: a base that moved

@@ -21,9 +21,10 @@ from hf_apar.cli.probe_view import show_probe
 from hf_apar.config import AparConfig
 from hf_apar.data.distillation.samplers import Continuation, TransformersSampler
 from hf_apar.data.extraction.text_tree import TextThread
+from hf_apar.data.records.chats import Message
 from hf_apar.errors import DataError, ServerError
 from hf_apar.evaluation.chat_server import ChatServer
-from hf_apar.evaluation.suites import suite_named
+from hf_apar.evaluation.suites import Prompt, suite_named
 from hf_apar.probing.answers import ProbeAnswer, answers_of_chats, ask_model, read_asked
 from hf_apar.probing.page import page
 from hf_apar.probing.probed import CUT_IN_THOUGHTS, probed
@@ -392,6 +393,18 @@ def test_a_prompt_that_a_server_refuses_is_left_out_and_all_of_them_are_an_error
         server.refuse_next = [413]
         assert list(ask_server(where, suite_named(str(prompts)), tmp_path / "a.jsonl")) == [2]
     assert len(read_asked(tmp_path / "a.jsonl")) == 1
+
+
+@pytest.mark.parametrize("at_once", [1, 8])
+def test_prompts_that_are_refused_one_after_the_other_end_no_probe(taught, tmp_path, at_once):
+    """Five in a row passed for a server that fails, and every further call died at the same batch."""
+    model, tokenizer, _ = taught
+    asked = [Prompt(f"{number}", "", "", None, (Message(role="user", content=f"{number}?"),)) for number in range(9)]
+    with TinyServer(tokenizer, model) as server:
+        where = ChatServer(url=f"{server.url}/v1", model="tiny", parameters={"max_tokens": 3}, concurrency=at_once)
+        server.refuse_next = [413] * 7
+        list(ask_server(where, asked, tmp_path / "a.jsonl"))
+    assert len(read_asked(tmp_path / "a.jsonl")) == 2
 
 
 def test_steps_of_any_model_can_be_timed(plain_llama):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import http.client
 import json
 import logging
 import signal
@@ -279,6 +280,7 @@ def test_bad_requests_are_told_which_field_is_wrong(proxy, upstream):
         ({"messages": [{"role": "user", "content": 7}]}, "messages"), ({"messages": [{"content": "x"}]}, "messages"),
         ({"messages": [{"role": "user", "content": ["x"]}]}, "messages"), ({"model": 5}, "model"), ({"apar": []}, "apar"),
         ({"apar_max_threads": 2.5}, "apar_max_threads"), ({"apar_max_depth": True}, "apar_max_depth"),
+        ({"logit_bias": {"5": "nan"}}, "logit_bias"),
         ({"stop": False}, "stop"), ({"stop_token_ids": False}, "stop_token_ids"), ({"bad_words": "no"}, "bad_words"),
         ({"vllm_xargs": 5}, "vllm_xargs"), ({"stream_options": {"include_usage": "no"}}, "include_usage"),
         ({"max_tokens": [], "max_completion_tokens": 9, "apar": 0}, "max_tokens"),
@@ -304,6 +306,73 @@ def test_an_error_of_the_upstream_is_passed_on(proxy, upstream):
         upstream.refuse_next = [429]
         response = proxy.post("/v1/chat/completions", json=chat("x", stream=streamed))
         assert (response.status_code, response.headers["retry-after"], response.json()["error"]["code"]) == (429, "7", 429)
+
+
+def test_a_client_s_own_words_in_an_error_change_nothing_for_others(proxy, tiny, upstream):
+    """vLLM's 400 repeats what it was sent; every fork bias was refused after one such request."""
+    assert proxy.post("/v1/chat/completions", json=chat("x", temperature="logit_bias")).status_code == 400
+    assert ask(proxy, "x", apar_fork_bias=0.5) and "logit_bias" in upstream.asked[-1]
+    assert proxy.post("/v1/responses", json={"input": "x"}).status_code == 201
+
+
+def test_an_answer_that_has_begun_waits_where_another_of_its_call_finds_no_place(proxy, upstream):
+    """The second of two answers was refused when the first had begun, and both were lost."""
+    expected = ask(proxy, QUESTIONS[0], n=2)["choices"]
+    upstream.refuse_next, upstream.refuses_after = [429], 0.5
+    try:
+        assert ask(proxy, QUESTIONS[0], n=2)["choices"] == expected and not upstream.refuse_next
+    finally:
+        upstream.refuses_after = 0.0
+
+
+def test_cookies_are_the_clients_own(proxy):
+    """The proxy kept one client's, and sent it with every other's requests."""
+    assert "session" in proxy.get("/v1/models").headers["set-cookie"]
+    proxy.cookies.clear()
+    assert "cookie" not in dict(proxy.post("/v1/echo/x").json()["headers"])
+    assert ["cookie", "mine=1"] in proxy.post("/v1/echo/x", headers={"cookie": "mine=1"}).json()["headers"]
+
+
+def test_nothing_is_said_upstream_that_a_client_did_not_say(running):
+    """A client that takes no compression got compressed bytes."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", running.port)) as bare:
+        bare.putrequest("POST", "/v1/echo/x", skip_accept_encoding=True)
+        bare.putheader("content-length", "0")
+        bare.endheaders()
+        got = dict(json.loads(bare.getresponse().read())["headers"])
+    assert got["accept-encoding"] == "identity" and not {"user-agent", "accept"} & got.keys()
+
+
+def test_every_answer_has_one_date(proxy):
+    for answer in (proxy.get("/health"), proxy.get("/v1/models"), proxy.post("/v1/chat/completions", content=b"{")):
+        names = [name.lower() for name, _ in answer.headers.raw]
+        assert names.count(b"date") == 1 and names.count(b"server") <= 1
+
+
+def test_pages_of_allowed_origins_may_ask_from_a_browser(folder, upstream):
+    origin = {"origin": "https://chat.example"}
+    preflight = origin | {"access-control-request-method": "POST", "access-control-request-headers": "content-type"}
+    with client_of([upstream], folder, ProxySettings(allowed_origins=["https://chat.example"])) as client:
+        assert client.options("/v1/chat/completions", headers=preflight).status_code == 200
+        for path, body in (("chat/completions", chat("x")), ("chat/completions", chat("x", apar=0)), ("echo/x", {})):
+            answer = client.post(f"/v1/{path}", json=body, headers=origin)
+            assert answer.headers.get_list("access-control-allow-origin") == ["https://chat.example"]
+        other = client.post("/v1/chat/completions", json=chat("x"), headers={"origin": "https://else.example"})
+        assert "access-control-allow-origin" not in other.headers
+
+
+def test_no_fork_ends_a_thread_whatever_ends_it_for_the_client(proxy, trees, tiny):
+    question, tree = max(trees, key=lambda one: len(one[1].threads))
+    stops = [tiny[0].convert_tokens_to_ids(name) for name in ("[Fork]", "[Child]")]
+    answer = ask(proxy, question, max_tokens=None, stop_token_ids=stops)
+    assert answer["choices"][0]["message"]["content"] == tree.text(tiny[0])
+
+
+def test_tokens_are_named_by_their_ids_where_that_is_asked_for(proxy, tiny):
+    options = {"logprobs": True, "top_logprobs": 1, "return_tokens_as_token_ids": True, "return_token_ids": True}
+    (choice,) = ask(proxy, "x", **options)["choices"]
+    names = [one["token"] for one in choice["logprobs"]["content"]]
+    assert names == [f"token_id:{token}" for token in choice["token_ids"]] and names
 
 
 def test_a_child_that_a_full_queue_refuses_is_asked_again(proxy, trees, tiny, upstream):

@@ -40,7 +40,8 @@ def trained(base, tmp_path_factory):
     torch.nn.init.normal_(heads.down.weight)
     heads.save(folder)
     (folder / "metrics.json").write_text(json.dumps({"final": MADE, "steps": []}))
-    (folder / "recipe.toml").write_text(f'# Folder or Hub name\nmodel = "{base}"\n#seed = 0\n[train]\nrank = 4\n')
+    prompts = f'prompts = "{base}/clients/what they ask.jsonl"\n'
+    (folder / "recipe.toml").write_text(f'# Folder or Hub name\nmodel = "{base}"\n{prompts}#seed = 0\n[train]\nrank = 4\n')
     (folder / "evaluation").mkdir()
     (folder / "evaluation" / "figures.json").write_text(
         json.dumps({"made_with": {"model": str(folder)}, "figures": {"plain": {"all": {}}, "apar": {"all": FIGURES}}})
@@ -76,7 +77,7 @@ def test_what_is_uploaded_holds_nothing_of_this_machine(trained, published, base
     settings, before = (json.loads((one / "adapter_config.json").read_text()) for one in (published, trained))
     assert settings == before | {"base_model_name_or_path": BASE}
     recipes = [(one / "recipe.toml").read_text() for one in (published, trained)]
-    assert recipes[0] == recipes[1].replace(str(base), BASE)
+    assert recipes[0] == recipes[1].replace(f"{base}/clients/", "").replace(str(base), BASE)
 
 
 def test_the_card_has_what_the_hub_reads_and_the_figures(published):

@@ -22,8 +22,8 @@ RAW = b"\xe9 \xff \xe5\xad\x97"  # no text in any one encoding
 class InThread:
     """What ``start`` makes, an application of the web, behind uvicorn in a thread and a loop of its own."""
 
-    def __init__(self, start, port=0):
-        self.start, self.port, self.server, self.error = start, port, None, None
+    def __init__(self, start, port=0, **options):
+        self.start, self.port, self.server, self.error, self.options = start, port, None, None, options
         self.thread = threading.Thread(target=lambda: asyncio.run(self.run()), daemon=True)
 
     async def run(self):
@@ -32,7 +32,7 @@ class InThread:
         except Exception as error:
             self.error = error
             return
-        config = uvicorn.Config(app, port=self.port, log_level="critical", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(app, port=self.port, log_level="critical", timeout_graceful_shutdown=1, **self.options)
         self.server = uvicorn.Server(config)
         await self.server.serve()
 
@@ -66,13 +66,14 @@ class TinyServer(InThread):
         takes_bias: as a server with a draft of its own does not.
         refuse_next: statuses that the next requests get.
         refuse_whole: statuses that the next requests without a stream get.
+        refuses_after: seconds until a request is told so.
     """
 
     def __init__(self, tokenizer, model, root=None, port=0):
         super().__init__(self.make, port)
         self.tokenizer, self.model, self.root = tokenizer, model, root
         self.live, self.asked, self.keys, self.takes_bias = 0, [], [], True
-        self.refuse_next, self.refuse_whole = [], []
+        self.refuse_next, self.refuse_whole, self.refuses_after = [], [], 0.0
         self.fault = lambda number, made: None
         self.gives_ids = True
 
@@ -87,7 +88,9 @@ class TinyServer(InThread):
 
     async def models(self, request):
         card = {"id": "tiny", "owned_by": "vllm", "root": self.root, "max_model_len": LENGTH}
-        return JSONResponse({"object": "list", "data": [card]}, headers={"x-own": "yes"})
+        answer = JSONResponse({"object": "list", "data": [card]}, headers={"x-own": "yes"})
+        answer.set_cookie("session", "of this client")
+        return answer
 
     async def echo(self, request):
         target = request.scope["raw_path"] + b"?" + request.scope["query_string"]
@@ -107,8 +110,11 @@ class TinyServer(InThread):
         refusals = self.refuse_next or (not body.get("stream") and self.refuse_whole)
         if not refusals:
             return body, None
-        told = {"error": {"message": "not now", "code": refusals[0]}}
-        return body, JSONResponse(told, refusals.pop(0), headers={"retry-after": "7"})
+        status = refusals.pop(0)
+        await asyncio.sleep(self.refuses_after)
+        return body, JSONResponse(
+            {"error": {"message": "not now", "code": status}}, status, headers={"retry-after": "7"}
+        )
 
     async def completion(self, request):
         """As llama.cpp writes: a stream does not name tokens that end within a character."""
@@ -138,6 +144,9 @@ class TinyServer(InThread):
         body, refused = await self.taken(request)
         if refused:
             return refused
+        if isinstance(body.get("temperature"), str):  # vLLM repeats what it was sent
+            told = f"Input should be a valid number, input: {body['temperature']}"
+            return JSONResponse({"error": {"message": told, "code": 400}}, 400)
         if body.get("temperature", 0) < 0:
             return JSONResponse({"error": {"message": "temperature is negative", "param": "temperature", "code": 400}}, 400)
         if body.get("logit_bias") and not self.takes_bias:
@@ -222,7 +231,7 @@ def until(condition, seconds=10.0):
 def proxy_before(upstreams, model, settings=None, **options):
     """The proxy in front of servers."""
     from hf_apar.serving.proxy.app import ProxySettings
-    from hf_apar.serving.proxy.server import Upstreams, make_proxy
+    from hf_apar.serving.proxy.server import HEADERS, Upstreams, make_proxy
 
     urls = [f"{one.url}/v1" for one in upstreams]
 
@@ -231,6 +240,6 @@ def proxy_before(upstreams, model, settings=None, **options):
         running.proxy = await make_proxy(where, settings or ProxySettings())
         return running.proxy.app()
 
-    running = InThread(start)
+    running = InThread(start, **HEADERS)
     with running:
         yield running

@@ -95,7 +95,9 @@ def export_adapter(
         shutil.copy(heads, folder)
     if (recipe := folder / RECIPE_FILE).exists():
         text = recipe.read_text(encoding="utf-8")
-        recipe.write_text(re.sub(r"(?m)^model = .*$", f"model = {json.dumps(base)}", text), encoding="utf-8")
+        text = re.sub(r"(?m)^model = .*$", lambda _: f"model = {json.dumps(base)}", text)
+        text = re.sub(r'(?m)^prompts = ".*?([^/\\\\"]*)"$', r'prompts = "\1"', text)  # its folder is of this machine
+        recipe.write_text(text, encoding="utf-8")
     (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     if not (folder / _CARD_FILE).exists():
         (folder / _CARD_FILE).write_text(_card(source, settings, name, license), encoding="utf-8")

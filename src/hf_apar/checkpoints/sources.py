@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -54,7 +55,11 @@ class Source:
         options = {key: value for key, value in self.options.items() if key != "proxies"}
         try:
             return Path(hf_hub_download(self.name, name, **options))
-        except EntryNotFoundError:  # on the Hub, or in the cache where the Hub is not asked
+        except LocalEntryNotFoundError as error:  # where the Hub is asked, it is not known whether there is one
+            if constants.HF_HUB_OFFLINE or options.get("local_files_only"):
+                return None
+            raise CheckpointError(f"the Hub does not answer for {name} of {self.name}; try again later") from error
+        except EntryNotFoundError:
             return None
 
     def check_settings(self) -> None:

@@ -93,6 +93,8 @@ def heads_for(model: str | None, heads: str | None) -> "Proposer | None":
 
 def both_ways(method: "Method", config: AparConfig | None, *, plain: bool) -> "tuple[Result | None, AparResult | None]":
     """Decode plainly if ``plain``, and in threads if there is a ``config``; where both are shown, say which is which."""
+    from hf_apar.cli.compare import Interrupted
+
     told = plain and config is not None and method.show
     if plain and config is not None:
         method.warm_up(config)
@@ -101,7 +103,12 @@ def both_ways(method: "Method", config: AparConfig | None, *, plain: bool) -> "t
     one = method.plain() if plain else None
     if told:
         typer.secho("--- APAR", bold=True)
-    return one, None if config is None else method.apar(config)
+    try:
+        return one, None if config is None else method.apar(config)
+    except Interrupted as stop:
+        if one is not None and not stop.text:  # that answer is there
+            raise Interrupted(one.text, one.recorded) from stop
+        raise
 
 
 def summarise(one: "Result | None", many: "AparResult | None") -> None:

@@ -76,10 +76,9 @@ def _converse(chat: "Conversation") -> None:
                 raise
             say("stopped; what was written stays in the chat")
         except Exception as error:
-            sentence, foreseen = explain(error)
-            if not typed or not foreseen or isinstance(error, BrokenPipeError):
+            if not typed or isinstance(error, BrokenPipeError):
                 raise
-            say(sentence)
+            say(explain(error)[0])
 
 
 def _piped() -> Iterator[str]:
@@ -129,7 +128,7 @@ def _goes_on(chat: "Conversation", line: str) -> bool:
     if not line.startswith("/"):
         if line.strip():
             line.encode()  # what a terminal passed on need not be UTF-8
-            if _shown() or chat.traces:
+            if _shown() or chat.recorded:
                 typer.echo()  # an empty line before each answer but the first of a pipe
             chat.ask(line.strip())
     elif name in ("/save", "/html"):

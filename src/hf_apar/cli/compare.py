@@ -17,18 +17,31 @@ from hf_apar.speculation.proposer import Proposer
 
 
 @dataclass(frozen=True)
+class Recorded:
+    """How an answer came about, as it was noted; reading it takes a while, so nobody does before it is wanted."""
+
+    recorder: Recorder
+    tokenizer: PreTrainedTokenizerBase
+    question: str
+
+    def trace(self) -> Trace:
+        """Return what a page is made of."""
+        return self.recorder.trace(self.tokenizer, question=self.question)
+
+
+@dataclass(frozen=True)
 class Result:
     """What one way of decoding gave: the answer, its tokens without control tokens and EOS, the wall-clock seconds.
 
-    ``unfinished`` counts the threads that the limit of tokens cut; plain decoding has one thread. ``trace`` is there where
-    it was asked for.
+    ``unfinished`` counts the threads that the limit of tokens cut; plain decoding has one thread. ``recorded`` is there
+    where it was asked for.
     """
 
     text: str
     tokens: int
     seconds: float
     unfinished: int
-    trace: Trace | None = field(default=None, kw_only=True)
+    recorded: Recorded | None = field(default=None, kw_only=True)
 
     @property
     def tokens_per_second(self) -> float:
@@ -44,18 +57,18 @@ class AparResult(Result):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C came while an answer was shown: ``text`` is what was written of it, ``trace`` how, where that is recorded."""
+    """Ctrl-C came while an answer was shown: ``text`` is what was written of it, ``recorded`` how, where that is noted."""
 
-    def __init__(self, text: str, trace: Trace | None) -> None:
+    def __init__(self, text: str, recorded: Recorded | None) -> None:
         super().__init__()
-        self.text, self.trace = text, trace
+        self.text, self.recorded = text, recorded
 
 
 @dataclass(frozen=True)
 class Method:
     """A loaded model, an encoded prompt and the options of ``generate`` that both ways share.
 
-    ``proposer`` serves APAR; ``question`` stands at the head of traces, which are recorded where there is one.
+    ``proposer`` serves APAR; ``question`` stands at the head of traces, which are noted where there is one.
     """
 
     model: PreTrainedModel
@@ -76,23 +89,25 @@ class Method:
     def plain(self) -> Result:
         """Decode token by token, with the model's own ``generate``."""
         view = LiveText(self.tokenizer) if self.show else None
-        output, seconds, trace = self._shown(view)
+        output, seconds, recorded = self._shown(view)
         new = output.sequences[0, len(self.prompt) :].tolist()  # type: ignore[attr-defined]
         tokens = sum(token not in self.tokenizer.all_special_ids for token in new)  # as APAR's statistics count
         assert self.model.generation_config is not None
         cut = len(new) >= self.max_new_tokens and new[-1] not in eos_token_ids(self.model.generation_config)
-        return Result(str(self.tokenizer.decode(new, skip_special_tokens=True)), tokens, seconds, int(cut), trace=trace)
+        text = str(self.tokenizer.decode(new, skip_special_tokens=True))
+        return Result(text, tokens, seconds, int(cut), recorded=recorded)
 
     def apar(self, config: AparConfig) -> AparResult:
         """Decode with forks."""
         view = LiveTree(self.tokenizer) if self.show else None
         wanted = {} if self.question is None else {"output_scores": True}
-        output, seconds, trace = self._shown(view, apar=config, proposer=self.proposer, **wanted)
+        output, seconds, recorded = self._shown(view, apar=config, proposer=self.proposer, **wanted)
         tree, stats = output.trees[0], output.stats[0]  # type: ignore[attr-defined]
         unfinished = sum(thread.finish_reason == "length" for thread in tree.threads)
-        return AparResult(tree.text(self.tokenizer), stats.tokens, seconds, unfinished, stats, tree.to_dict(), trace=trace)
+        text = tree.text(self.tokenizer)
+        return AparResult(text, stats.tokens, seconds, unfinished, stats, tree.to_dict(), recorded=recorded)
 
-    def _shown(self, view: LiveTree | None, **options: object) -> tuple[object, float, Trace | None]:
+    def _shown(self, view: LiveTree | None, **options: object) -> tuple[object, float, Recorded | None]:
         """Generate, and leave on the screen what was written, also where something stops it.
 
         Raises:
@@ -105,16 +120,16 @@ class Method:
         except KeyboardInterrupt as error:
             if view is None:
                 raise
-            raise Interrupted(view.text(), self._trace(recorder)) from error
+            raise Interrupted(view.text(), self._recorded(recorder)) from error
         finally:
             if view is not None:
                 view.close()
-        return output, seconds, self._trace(recorder)
+        return output, seconds, self._recorded(recorder)
 
-    def _trace(self, recorder: Recorder | None) -> Trace | None:
+    def _recorded(self, recorder: Recorder | None) -> Recorded | None:
         if recorder is None or not recorder.times:
             return None
-        return recorder.trace(self.tokenizer, question=self.question or "")
+        return Recorded(recorder, self.tokenizer, self.question or "")
 
     def _generate(self, **options: object) -> tuple[object, float]:
         ids = torch.tensor([self.prompt], device=self.model.device)

@@ -2,10 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from hf_apar.cli.compare import AparResult, Result
 
 
+_CONTROLS = re.compile("[\x7f-\x9f]")  # JSON itself escapes those below a space
+
+
 @app.command("generate")
 @with_settings
 def generate_command(
@@ -61,11 +65,11 @@ def generate_command(
     decoder = replace(method, prompt=ids, show=not as_json, question=None if html is None and trace is None else text)
     one, many = both_ways(decoder, how.config, plain=how.plain or compare)
     if as_json:
-        typer.echo(json.dumps(_record(text, one, many), ensure_ascii=not _unicode_output()))
+        typer.echo(_shown(_record(text, one, many)))
     else:
         summarise(one, many)
     say_what_was_cut(one, many, how.max_new_tokens)
-    keep_traces([one.trace for one in (many, one) if one is not None], html, trace)
+    keep_traces([one.recorded for one in (many, one) if one is not None], html, trace)
 
 
 @app.command("merge")
@@ -169,6 +173,12 @@ def _record(prompt: str, one: "Result | None", many: "AparResult | None") -> dic
     record["stats"] = asdict(many.stats) | {"tokens_per_step": many.stats.tokens_per_step}
     record["tree"] = many.tree
     return record if one is None else record | {"plain": _plain_record(one)}
+
+
+def _shown(record: Mapping[str, object]) -> str:
+    """Return ``record`` as JSON, in which no letter controls a terminal."""
+    text = json.dumps(record, ensure_ascii=not _unicode_output())
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _plain_record(one: "Result") -> dict[str, object]:

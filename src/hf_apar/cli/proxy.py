@@ -37,6 +37,10 @@ def proxy_command(
     max_threads: Annotated[int, typer.Option(min=1, help="Threads of an answer at once.")] = 32,
     max_answers: Annotated[int, typer.Option(min=1, help="Answers in flight; beyond that requests get status 503.")] = 256,
     max_body: Annotated[int, typer.Option(min=1, help="Longest request, in MiB.")] = 32,
+    allowed_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Origin of pages whose scripts may ask from a browser, * for all; may be given again."),
+    ] = None,
     max_length: Annotated[int | None, typer.Option(min=2, help="Tokens of the model's context; default: as told.")] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that a server may say nothing.")] = 600.0,
     key: Annotated[
@@ -54,5 +58,5 @@ def proxy_command(
     from hf_apar.serving.proxy.server import Upstreams, serve
 
     where = Upstreams(base_url, served, dialect, max_length, key, timeout, policy_named(policy) if policy else EqualShare())
-    settings = ProxySettings(default is Switch.on, max_threads, max_answers, max_body * 2**20)
+    settings = ProxySettings(default is Switch.on, max_threads, max_answers, max_body * 2**20, allowed_origin or ())
     asyncio.run(serve(where, settings, host, port))

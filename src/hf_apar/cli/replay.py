@@ -13,6 +13,7 @@ from hf_apar.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from hf_apar.cli.compare import Recorded
     from hf_apar.replay import Trace
 
 HtmlOption = Annotated[
@@ -52,15 +53,15 @@ def refuse_missing_folders(files: Mapping[str, Path | None]) -> None:
             raise typer.BadParameter(f"{name} {file} lies in no folder that is there; make {file.parent}, or name another")
 
 
-def keep_traces(traces: "Sequence[Trace | None]", html: Path | None, saved: Path | None) -> None:
+def keep_traces(answers: "Sequence[Recorded | None]", html: Path | None, saved: Path | None) -> None:
     """Write the files that were asked for, of an answer and of a plain one if there is one, and say where the page lies."""
     from hf_apar.replay import save_traces, write_replay
 
-    recorded = [one for one in traces if one is not None]  # none where no file was asked for
+    traces = [one.trace() for one in answers if one is not None]  # none where no file was asked for
     if saved is not None:
-        save_traces(saved, *recorded)
+        save_traces(saved, *traces)
     if html is not None:
-        write_replay(html, *recorded)
+        write_replay(html, *traces)
         say(f"{html} plays the answer; open it in a browser")
 
 
@@ -81,7 +82,10 @@ def _of_tree(record: Mapping[str, object], model: str | None, base: str | None) 
         tree = ParagraphTree.from_dict(cast(Mapping[str, object], record["tree"]))
     except DataError as error:
         raise DataError(f"{error}; give what generate --json wrote, or --trace") from error
-    return trace_of_tree(tree, _tokenizer(model, base), question=str(record.get("prompt", "")))
+    trace = trace_of_tree(tree, _tokenizer(model, base), question=str(record.get("prompt", "")))
+    if record.get("text", trace.text) != trace.text:
+        raise DataError("another model wrote that answer, with other tokens; name it with --model")
+    return trace
 
 
 def _tokenizer(model: str | None, base: str | None) -> "PreTrainedTokenizerBase":

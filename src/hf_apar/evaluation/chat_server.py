@@ -87,7 +87,7 @@ class ChatServer:
         """Yield the reply to each of ``chats`` as it comes, or why there is none.
 
         Raises:
-            ServerError: if five requests in a row fail for good.
+            ServerError: if five requests in a row fail for good; those that the server refuses are no failures of it.
         """
         stop, failed = Event(), 0
         with self._client() as client, ThreadPoolExecutor(self.concurrency) as pool:
@@ -96,6 +96,8 @@ class ChatServer:
                 for done in as_completed(asked):
                     reply = done.result()
                     yield asked[done], reply
+                    if isinstance(reply, RequestRefused):
+                        continue
                     failed = failed + 1 if isinstance(reply, ServerError) else 0
                     if isinstance(reply, ServerError) and failed == _PATIENCE:
                         raise ServerError(

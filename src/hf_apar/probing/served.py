@@ -11,6 +11,9 @@ from hf_apar.evaluation.chat_server import ChatServer, Completion, RequestRefuse
 from hf_apar.evaluation.suites import Prompt
 from hf_apar.probing.answers import ProbeAnswer
 
+ENOUGH = 16
+"""Prompts that a server refuses before it is taken to refuse all."""
+
 
 def ask_server(server: ChatServer, prompts: Sequence[Prompt], path: Path) -> Iterator[int]:
     """Do as :func:`~hf_apar.probing.answers.ask_model` does, with a model behind ``server``.
@@ -18,17 +21,21 @@ def ask_server(server: ChatServer, prompts: Sequence[Prompt], path: Path) -> Ite
     Batches are as large as its concurrency. A prompt that the server refuses is left out.
 
     Raises:
-        ServerError: if a request fails for good in another way, or all of the first ones are refused; ``path`` keeps what
-            it has.
+        ServerError: if a request fails for good in another way, or the first :data:`ENOUGH` prompts, or all of fewer, are
+            refused; ``path`` keeps what it has.
     """
+    refusals = 0
 
     def answer(batch: Sequence[Prompt]) -> list[ProbeAnswer | Dropped]:
+        nonlocal refusals
         outcomes: dict[int, ProbeAnswer | Dropped] = {}
         with closing(server.ask({number: prompt.messages for number, prompt in enumerate(batch)})) as replies:
             for number, reply in replies:
                 outcomes[number] = _outcome(batch[number], reply)
         refused = [one.reason for one in outcomes.values() if isinstance(one, Dropped)]
-        if len(refused) == len(batch) and not path.stat().st_size:  # it is not the prompts' fault
+        refusals += len(refused)
+        all_refused = len(refused) == len(batch) and not path.stat().st_size
+        if all_refused and refusals >= min(ENOUGH, len(prompts)):  # it is not the prompts' fault
             raise ServerError(f"the server refuses every prompt: {refused[0]}")
         return [outcomes[number] for number in range(len(batch))]
 

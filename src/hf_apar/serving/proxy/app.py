@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from math import isfinite
@@ -11,13 +11,15 @@ from urllib.parse import unquote
 
 import httpx2
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from hf_apar.serving.proxy.asked import Asked, parse
 from hf_apar.serving.proxy.calls import ClientCall
-from hf_apar.serving.proxy.connection import Ending, HungUp, end_to_end, while_connected
+from hf_apar.serving.proxy.connection import Dated, Ending, HungUp, end_to_end, while_connected
 from hf_apar.serving.proxy.dialects import OTHER_TEXTS, Dialect
 from hf_apar.serving.proxy.errors import ApiError, Busy, Unreachable, refuse
 from hf_apar.serving.proxy.metrics import ProxyMetrics
@@ -41,12 +43,14 @@ class ProxySettings:
         max_threads: of one answer at once.
         max_answers: in flight at once; beyond that requests are refused with status 503.
         max_body: bytes of a request.
+        allowed_origins: of pages whose scripts may ask from a browser; ``*`` for all, none where there are none.
     """
 
     default: bool = True
     max_threads: int = 32
     max_answers: int = 256
     max_body: int = 32 * 2**20
+    allowed_origins: Sequence[str] = ()
 
 
 class ProxyServer:
@@ -70,7 +74,10 @@ class ProxyServer:
             Route("/openapi.json", self.described, methods=["GET"]),
         ]
         handlers: Mapping[Any, Any] = {ApiError: _told, HungUp: _unheard, ClientDisconnect: _unheard}
-        return Starlette(routes=routes, exception_handlers=handlers, lifespan=self._life)
+        middleware = [Middleware(Dated)]
+        if origins := self.settings.allowed_origins:
+            middleware.append(Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]))
+        return Starlette(routes=routes, exception_handlers=handlers, lifespan=self._life, middleware=middleware)
 
     @asynccontextmanager
     async def _life(self, _: Starlette) -> AsyncIterator[None]:

@@ -43,6 +43,7 @@ class Asked:
         options: fields that each thread's request has as the client gave them: how tokens are chosen, and what is unknown.
         threads: was it asked for, or declined? ``None`` if nothing was said.
         config: the client's own settings of APAR.
+        names_ids: are tokens named by their ids beside their log probabilities?
         logprobs: how many tokens that might have been are told beside each; ``None`` for no log probabilities.
     """
 
@@ -63,6 +64,7 @@ class Asked:
     stream: bool = False
     include_usage: bool = False
     return_token_ids: bool = False
+    names_ids: bool = False
 
     @property
     def model(self) -> str:
@@ -125,6 +127,7 @@ def parse(body: object, *, chat: bool) -> Asked:
         stream=fields.flag("stream"),
         include_usage=stream_options.flag("include_usage"),
         return_token_ids=fields.flag("return_token_ids"),
+        names_ids=fields.flag("return_tokens_as_token_ids"),
     )  # fmt: skip
 
 
@@ -236,7 +239,10 @@ class _Fields:
     def biases(self) -> dict[int, float]:
         given = self.mapping("logit_bias")
         try:
-            return {int(token): float(bias) for token, bias in given.items()}
+            found = {int(token): float(bias) for token, bias in given.items()}
+            if not all(map(math.isfinite, found.values())):
+                raise ValueError("a number is none")
+            return found
         except (TypeError, ValueError, OverflowError) as error:
             raise refuse("logit_bias", "logit_bias is no object of token ids and numbers") from error
 

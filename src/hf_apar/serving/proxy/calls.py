@@ -44,6 +44,7 @@ class ClientCall:
 
     Attributes:
         news: set when there may be something to tell.
+        begun: was anything of any answer made? Until then another upstream may write all of them.
         error: what a thread met; the call ends with it.
     """
 
@@ -54,6 +55,7 @@ class ClientCall:
         self.upstream, self.asked, self.headers = upstream, asked, headers
         self.prompt_tokens = sum(map(len, prompts))
         self.news = asyncio.Event()
+        self.begun = False
         self.error: Exception | None = None
         config = asked.config.filled_from(served.config)
         most = min(max_threads, config.max_threads or MAX_THREADS)

@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
+from email.utils import formatdate
 from typing import Any, TypeVar
 
+from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hf_apar.serving.proxy.errors import ApiError
 
@@ -49,6 +51,21 @@ async def lines_of(parts: AsyncIterable[bytes]) -> AsyncGenerator[bytes]:
         length += len(rest)
         if length > LONGEST_LINE:
             raise ApiError(502, f"the upstream sent a line of more than {LONGEST_LINE:,} bytes")
+
+
+class Dated:
+    """Gives each answer that has none a ``Date``: what is passed on has the upstream's."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def dated(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).setdefault("date", formatdate(usegmt=True))
+            await send(message)
+
+        await self.app(scope, receive, dated)
 
 
 class HungUp(Exception):

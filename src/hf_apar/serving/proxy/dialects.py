@@ -1,5 +1,6 @@
 """How kinds of servers are told what a thread's request is, and how they tell what they made."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,6 +99,12 @@ class Dialect(ABC):
             )  # fmt: skip
         return self.plain(body)
 
+    def in_words(self) -> "Dialect":
+        """Return the same dialect with bans said as words."""
+        other = copy.copy(self)
+        other.by_words = True
+        return other
+
     def takes_no_bias(self, status: int, message: str) -> bool:
         """Was a request refused for its ``logit_bias``, and are there other words for bans?"""
         return False
@@ -114,10 +121,12 @@ def _banned(request: ThreadRequest) -> list[int]:
     return [run[0] for run in request.banned if len(run) == 1]
 
 
-def _options(request: ThreadRequest, asked: Asked) -> dict[str, Any]:
+def _options(request: ThreadRequest, asked: Asked, served: Served) -> dict[str, Any]:
     options = dict(asked.options)
     if not request.opens_answer:
         options.pop("min_tokens", None)
+    if "stop_token_ids" in options:  # a thread goes on after a [Fork], whatever ends it
+        options["stop_token_ids"] = [token for token in asked.stop_tokens if token not in served.control_ids]
     return options
 
 
@@ -129,7 +138,7 @@ class VLLM(Dialect):
     biased = ("/v1/responses", "/v1/chat/completions/batch")
 
     def body(self, request: ThreadRequest, asked: Asked, number: int, made: Sequence[int] = ()) -> dict[str, Any]:
-        body = _options(request, asked) | {
+        body = _options(request, asked, self.served) | {
             "prompt": [*request.prompt_ids, *made], "max_tokens": request.max_tokens - len(made),
             "stream": True, "return_token_ids": True,
         }  # fmt: skip
@@ -195,7 +204,7 @@ class LlamaCpp(Dialect):
 
     def body(self, request: ThreadRequest, asked: Asked, number: int, made: Sequence[int] = ()) -> dict[str, Any]:
         neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
-        options = neutral | dict(self.served.choice) | _options(request, asked)
+        options = neutral | dict(self.served.choice) | _options(request, asked, self.served)
         body = {self._NAMES.get(name, name): value for name, value in options.items()} | {
             "prompt": [*request.prompt_ids, *made], "n_predict": request.max_tokens - len(made),
             "stream": True, "return_tokens": True, "cache_prompt": True, "n_probs": asked.logprobs or 0,
@@ -237,7 +246,7 @@ class SGLang(Dialect):
     _TOP: ClassVar = ("priority", "user", "model", "lora_path", "rid")  # fields beside the parameters of sampling
 
     def body(self, request: ThreadRequest, asked: Asked, number: int, made: Sequence[int] = ()) -> dict[str, Any]:
-        options = _options(request, asked)
+        options = _options(request, asked, self.served)
         sampling = {name: value for name, value in options.items() if name not in self._TOP}
         sampling["max_new_tokens"] = request.max_tokens - len(made)
         if "min_tokens" in sampling:

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from hf_apar.checkpoints.loading import load_tokenizer
-from hf_apar.checkpoints.sources import find_source
+from hf_apar.checkpoints.sources import find_source, settings_in
 from hf_apar.config import AparConfig
 from hf_apar.errors import AparError, ControlTokenError
 from hf_apar.generation_settings import eos_token_ids
@@ -136,10 +136,17 @@ def load_served(name: str) -> Served:
         )
     length = None
     if (file := source.file("config.json")) is not None:
-        length = getattr(AutoConfig.from_pretrained(file.parent), "max_position_embeddings", None)
+        length = _context(settings_in(file))
     eos = {*eos_token_ids(generation), *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
     choice = {key: value for key in _CHOICE if (value := getattr(generation, key, None)) is not None}
     return Served(name, tokenizer, config, length, frozenset(eos), choice)
+
+
+def _context(config: Mapping[str, Any]) -> int | None:
+    """Return the context that a model's settings name; this transformers need not know the model."""
+    text = config.get("text_config")
+    found = (text if isinstance(text, dict) else config).get("max_position_embeddings")
+    return found if type(found) is int and found > 0 else None
 
 
 def check_lengths(asked: Asked, prompts: Sequence[Sequence[int]], max_length: int) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx2
 import uvicorn
@@ -19,6 +20,9 @@ from hf_apar.serving.proxy.served import Served, load_served
 from hf_apar.serving.proxy.upstream import Upstream
 
 logger = logging.getLogger(__name__)
+
+HEADERS = {"server_header": False, "date_header": False}
+"""Of the web server: what is passed on has the upstream's own."""
 
 _CONNECT = 5.0  # seconds until an upstream that takes no connection is given up
 _IDLE = 2.0  # seconds that a connection is kept for the next request: servers close theirs after 5, some at that moment
@@ -68,7 +72,8 @@ async def make_proxy(where: Upstreams, settings: ProxySettings) -> ProxyServer:
     """
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=_IDLE)
     timeout = httpx2.Timeout(where.timeout, connect=_CONNECT, pool=None)
-    client, metrics = httpx2.AsyncClient(timeout=timeout, limits=limits), ProxyMetrics()
+    no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))  # one client's are no business of another's
+    client, metrics = httpx2.AsyncClient(timeout=timeout, limits=limits, cookies=no_cookies), ProxyMetrics()
     try:
         return await _made(where, settings, client, metrics)
     except BaseException:
@@ -125,5 +130,7 @@ def _model(where: Upstreams, about: About) -> Served:
 async def serve(where: Upstreams, settings: ProxySettings, host: str, port: int) -> None:
     """Serve until the process is told to stop; answers in flight have half a minute to end."""
     proxy = await make_proxy(where, settings)
-    config = uvicorn.Config(proxy.app(), host=host, port=port, log_level="info", timeout_graceful_shutdown=_GRACE)
+    config = uvicorn.Config(
+        proxy.app(), host=host, port=port, log_level="info", timeout_graceful_shutdown=_GRACE, **HEADERS
+    )
     await uvicorn.Server(config).serve()

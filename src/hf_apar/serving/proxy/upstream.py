@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 _PAUSE = 0.1  # seconds until what a full queue had no place for is tried again
 _BUSY = (429, 503)
+_OF_ITS_OWN = {"accept", "accept-encoding", "user-agent"}  # headers that the connection adds where a client sends none
 _MADE_ANEW = (b"host", b"content-length")  # headers that the request upstream has of its own
 
 
@@ -101,6 +102,9 @@ class Upstream(TaskEngine):
         passed = self.client.build_request(
             request.method, self.url, headers=headers, content=body, extensions={"target": target}
         )
+        for name in _OF_ITS_OWN.difference(request.headers):
+            passed.headers.pop(name, None)
+        passed.headers.setdefault("accept-encoding", "identity")  # left out, it means any
         self.plain += plain
         try:
             response = await self.client.send(passed, stream=True)
@@ -168,19 +172,23 @@ class Upstream(TaskEngine):
         choice.call.news.set()
 
     async def _write(self, request: ThreadRequest, choice: Choice) -> None:
-        call, made = choice.call, list[int]()
+        call, made, dialect = choice.call, list[int](), self.dialect
         while True:
-            body = self.dialect.body(request, call.asked, choice.number, made)
-            follow = partial(self._follow_stream, request, call, body, made)
-            begins = request.opens_answer and not made  # another upstream may write the answer
+            body = dialect.body(request, call.asked, choice.number, made)
+            follow = partial(self._follow_stream, request, call, body, made, dialect.by_words)
             try:
-                gap = await (follow() if begins else self._patiently(follow))
+                gap = await (self._patiently(follow) if call.begun else follow())
             except Reworded:
+                dialect = dialect.in_words()
+                continue
+            except Busy:
+                if not call.begun:  # another upstream may write the answers
+                    raise
                 continue
             if gap is None:
                 return
             # what a stream does not name is asked for anew, from before it
-            body = self.dialect.whole(self.dialect.body(request, call.asked, choice.number, made), gap)
+            body = dialect.whole(dialect.body(request, call.asked, choice.number, made), gap)
             told = await self._patiently(partial(self._ask_whole, call, body))
             made += [one.token for one in told.tokens]
             reason = told.reason or ("length" if len(made) >= request.max_tokens else None)
@@ -201,11 +209,11 @@ class Upstream(TaskEngine):
             await asyncio.sleep(_PAUSE)
 
     async def _follow_stream(
-        self, request: ThreadRequest, call: ClientCall, body: dict[str, Any], made: list[int]
+        self, request: ThreadRequest, call: ClientCall, body: dict[str, Any], made: list[int], by_words: bool
     ) -> int | None:
         """Report what a request makes until it has ended; return how many tokens are not named where some are missing."""
         begun = len(made)
-        async with aclosing(self.events(body, call.headers)) as events:
+        async with aclosing(self.events(body, call.headers, by_words)) as events:
             async for event in events:
                 told = self._read(event, len(made) - begun)
                 if told.missing:
@@ -215,6 +223,7 @@ class Upstream(TaskEngine):
                 if not (told.tokens or told.reason):
                     continue
                 check_made(request, told)
+                call.begun = True
                 made += [one.token for one in told.tokens]
                 self.driver.made(Made(request, told.tokens, told.reason, told.stop_reason))
                 call.news.set()
@@ -245,21 +254,20 @@ class Upstream(TaskEngine):
         return f"{self.root}{path}" if path.startswith("/") else f"{self.url}/{path}"
 
     async def events(
-        self, body: dict[str, Any], headers: Sequence[tuple[bytes, bytes]]
+        self, body: dict[str, Any], headers: Sequence[tuple[bytes, bytes]], by_words: bool
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """Yield the events of a streamed completion.
+        """Yield the events of a streamed completion, whose bans ``body`` says as words or not.
 
         Raises:
             ApiError: if it is refused, or what comes is no event.
         """
-        by_words = self.dialect.by_words
         async with self.client.stream("POST", self._address, json=body, headers=headers) as response:
             if response.status_code != 200:
                 told = await response.aread()
                 if not by_words and self.dialect.takes_no_bias(response.status_code, told.decode(errors="replace")):
-                    self.dialect.by_words = True
                     raise Reworded(response.status_code, "the upstream takes no logit_bias")
                 raise self.refused(response, told)
+            self.dialect.by_words |= by_words  # it takes them; what a refusal says may be a client's own words
             async with aclosing(lines_of(response.aiter_bytes())) as lines:
                 async for line in lines:
                     if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":

@@ -116,6 +116,8 @@ class Wire:
         return {"tokens": names, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets}
 
     def _name(self, token: int) -> str:
+        if self.asked.names_ids:
+            return f"token_id:{token}"
         if token in untypable(self.tokenizer, len(self.tokenizer)):
             return token_name(self.tokenizer, token)
         return decode_text(self.tokenizer, [token])
