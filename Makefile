@@ -13,7 +13,7 @@ CONTRACT := releases cache layout decoding generation options scripted families 
 # What touches the other packages that have a lower bound.
 BOUNDED := training extraction convert
 
-.PHONY: storm demo test test-lowest test-newest test-wheel test-vllm serve-demo docs dist bench bench-long bench-smoke evaluation clean
+.PHONY: storm demo test test-lowest test-newest test-wheel test-vllm test-vllm-servers test-vllm-engines serve-demo docs dist bench bench-long bench-smoke evaluation environments clean
 
 demo: $(VENV)/.stamp
 	mkdir -p build
@@ -28,16 +28,18 @@ test: $(VENV)/.stamp
 test-lowest: $(VENV)/lowest/.stamp
 	PYTHONPATH=$(VENV)/lowest $(PYTEST) $(CONTRACT:%=tests/test_%.py) $(BOUNDED:%=tests/test_%.py)
 
-# What pip resolves today from the wheel and nothing else: the README runs in it, then the tests of the seams.
+# What pip resolves today from the wheel and nothing else: the README runs in it, then the tests of the seams, few of them where
+# it is what `make test` ran with.
 test-wheel:
 	rm -rf build/wheel $(WHEEL)
 	$(PYTHON) -m venv $(WHEEL)
 	$(WHEEL)/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	$(PYTHON) tests_wheel/readme.py build/wheel/*.whl $(WHEEL)
 
-test-newest: test-wheel
+test-newest: test-wheel $(VENV)/.stamp
 	$(WHEEL)/bin/python -m pip install --quiet pytest pytest-xdist hypothesis
-	OMP_NUM_THREADS=1 $(WHEEL)/bin/python -m pytest -n logical --maxprocesses 4 $(CONTRACT:%=tests/test_%.py)
+	OMP_NUM_THREADS=1 $(WHEEL)/bin/python -m pytest -n logical --maxprocesses 4 \
+		$$($(PYTHON) tests_wheel/contract.py $(CONTRACT) $(VENV) $(WHEEL))
 
 $(VENV)/lowest/.stamp: $(VENV)/.stamp requirements-lowest.lock
 	rm -rf $(@D)
@@ -58,9 +60,17 @@ $(VLLM)/.stamp: requirements-vllm.lock pyproject.toml
 	$(VLLM)/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
-# The real engine and the real server, with a tiny random model.
+# The real engine and the real server, with a tiny random model: a process for each, on a core of its own.
+VLLM_SERVERS := parameters plain proxy server
 test-vllm: $(VLLM)/.stamp
-	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests_vllm
+	$(MAKE) -j 2 --output-sync=target test-vllm-servers test-vllm-engines
+
+test-vllm-servers test-vllm-engines: export OMP_NUM_THREADS := 1
+test-vllm-servers test-vllm-engines: export VLLM_CPU_OMP_THREADS_BIND := nobind
+test-vllm-servers:
+	$(VLLM)/bin/python -m pytest $(VLLM_SERVERS:%=tests_vllm/test_%.py)
+test-vllm-engines:
+	$(VLLM)/bin/python -m pytest tests_vllm $(VLLM_SERVERS:%=--ignore tests_vllm/test_%.py)
 
 # vLLM's server with the default model: starts it, asks it, prints the answer as it comes, stops it.
 serve-demo: $(VLLM)/.stamp
@@ -139,6 +149,9 @@ evaluation: $(VENV)/.stamp
 # Counts of operations instead of seconds, so that it holds on a busy machine too.
 bench-smoke: $(VENV)/.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/smoke.py
+
+# All environments at once: pip takes a core for each.
+environments: $(VENV)/.stamp $(VLLM)/.stamp $(DOCS)/.stamp
 
 clean:
 	rm -rf $(VENV) $(VLLM) $(WHEEL) $(DOCS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,6 +2,7 @@
 
 import copy
 from collections import Counter
+from functools import cache
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from letter_tokenizer import letter_tokenizer
 
 BRANCHES = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [5, 6], []]
 PROMPTS = random_prompts(3, seed=1)
+PAST_WINDOW = {"max_new_tokens": 2 * WINDOW, "eos_token_id": None, "pad_token_id": EOS}
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +63,18 @@ def test_each_branch_is_what_generate_gives_of_prompt_and_branch_alone(plain_lla
     assert reasons == {"eos", "length"}, "some branches must end themselves and others not"
 
 
-@pytest.mark.parametrize(("family", "attention"), CASES)
-def test_every_family_with_prompts_and_branches_longer_than_its_window(family, attention):
+@cache
+def longer_than_the_window(family):
+    """Prompts, branches, and what the model writes after each pair alone: once for all attention functions."""
     prompts = random_prompts(3, seed=2, shortest=2 * WINDOW, longest=16)
     branches = [*random_prompts(2, seed=3, shortest=2 * WINDOW, longest=16), [5], []]
-    options = {"max_new_tokens": 2 * WINDOW, "eos_token_id": None, "pad_token_id": EOS}
-    expected = all_alone(tiny(family, "eager"), prompts, branches, **options)
-    assert written(branched(tiny(family, attention), prompts, branches, **options)) == expected
+    return prompts, branches, all_alone(tiny(family, "eager"), prompts, branches, **PAST_WINDOW)
+
+
+@pytest.mark.parametrize(("family", "attention"), CASES)
+def test_every_family_with_prompts_and_branches_longer_than_its_window(family, attention):
+    prompts, branches, expected = longer_than_the_window(family)
+    assert written(branched(tiny(family, attention), prompts, branches, **PAST_WINDOW)) == expected
 
 
 def test_sequences_are_prompt_branch_and_what_followed_padded_on_the_right(plain_llama):

@@ -1,5 +1,7 @@
 """Every family against its oracle: the model itself, uncached, on each path alone."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -12,14 +14,20 @@ from oracle import CHILD, left_padded, nested, random_prompts, walk
 LIMIT = 60
 
 
+@cache
+def walked(family, seed):
+    """The prompts of a seed, and what the model writes on each path alone: once for all attention functions."""
+    prompts, plain = random_prompts(3, seed, shortest=8, longest=16), tiny(family, "eager")
+    return prompts, [walk(plain, prompt, ControlTokens.of(CONFIG), LIMIT) for prompt in prompts]
+
+
 @pytest.mark.parametrize(("family", "attention"), CASES)
 def test_every_family_writes_what_it_writes_on_each_path_alone(family, attention, monkeypatch):
     monkeypatch.setattr("hf_apar.speculation.medusa.LEAST_CHANCE", 0.01)  # random heads are never sure
-    plain, enabled = tiny(family, "eager"), enable_apar(tiny(family, attention), config=CONFIG)
+    enabled = enable_apar(tiny(family, attention), config=CONFIG)
     forked = beyond = 0
     for seed in range(6):
-        prompts = random_prompts(3, seed, shortest=8, longest=16)
-        expected = [walk(plain, prompt, ControlTokens.of(CONFIG), LIMIT) for prompt in prompts]
+        prompts, expected = walked(family, seed)
         out = enabled.generate(**left_padded(prompts), apar=True, max_new_tokens=400, return_dict_in_generate=True)
         if not seed:  # trees of guesses, mostly wrong ones
             heads = MedusaHeads(SMALL["hidden_size"], 8, torch.arange(CHILD), 2)

@@ -197,12 +197,15 @@ def test_an_adapter_is_asked_for_by_its_name_and_so_are_all_threads_of_its_answe
     arguments = ("--enable-lora", "--max-loras", "2", "--max-lora-rank", "8", "--lora-modules", f"tuned={adapter}")
     with Server(folder, *arguments) as server:
         asked = [(question, *pair) for question in QUESTIONS for pair in (("tiny", oracle), ("tuned", tuned))]
+        texts = {
+            name: {question: expected(by, tokenizer, question)[0] for question in QUESTIONS}
+            for name, by in (("tiny", oracle), ("tuned", tuned))
+        }
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(lambda one: ask(server, one[0], model=one[1]), asked))
         assert [(answer.model, answer.choices[0].message.content) for answer in answers] == [
-            (name, expected(by, tokenizer, question)[0]) for question, name, by in asked
+            (name, texts[name][question]) for question, name, _ in asked
         ]
-        texts = {name: [expected(by, tokenizer, question)[0] for question in QUESTIONS] for _, name, by in asked}
         assert texts["tiny"] != texts["tuned"]
         assert sum(expected(tuned, tokenizer, question)[3] for question in QUESTIONS) > len(QUESTIONS)
         assert not server.await_rest()
