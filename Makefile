@@ -13,7 +13,7 @@ CONTRACT := releases cache layout decoding generation options scripted families 
 # What touches the other packages that have a lower bound.
 BOUNDED := training extraction convert
 
-.PHONY: storm demo test test-lowest test-newest test-wheel test-vllm test-vllm-servers test-vllm-engines serve-demo docs dist bench bench-long bench-smoke evaluation environments clean
+.PHONY: storm demo test test-lowest test-newest test-wheel test-seams test-vllm test-vllm-servers test-vllm-engines serve-demo docs dist bench bench-long bench-smoke evaluation environments clean
 
 demo: $(VENV)/.stamp
 	mkdir -p build
@@ -28,18 +28,20 @@ test: $(VENV)/.stamp
 test-lowest: $(VENV)/lowest/.stamp
 	PYTHONPATH=$(VENV)/lowest $(PYTEST) $(CONTRACT:%=tests/test_%.py) $(BOUNDED:%=tests/test_%.py)
 
-# What pip resolves today from the wheel and nothing else: the README runs in it, then the tests of the seams, few of them where
-# it is what `make test` ran with.
+# What pip resolves today from the wheel and nothing else: the README runs in it, then the tests of the seams.
 test-wheel:
 	rm -rf build/wheel $(WHEEL)
 	$(PYTHON) -m venv $(WHEEL)
 	$(WHEEL)/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	$(PYTHON) tests_wheel/readme.py build/wheel/*.whl $(WHEEL)
 
-test-newest: test-wheel $(VENV)/.stamp
+test-newest: test-wheel test-seams
+
+SEAMS ?= $(CONTRACT)
+test-seams:
 	$(WHEEL)/bin/python -m pip install --quiet pytest pytest-xdist hypothesis
 	OMP_NUM_THREADS=1 $(WHEEL)/bin/python -m pytest -n logical --maxprocesses 4 \
-		$$($(PYTHON) tests_wheel/contract.py $(CONTRACT) $(VENV) $(WHEEL))
+		$(SEAMS:%=tests/test_%.py)
 
 $(VENV)/lowest/.stamp: $(VENV)/.stamp requirements-lowest.lock
 	rm -rf $(@D)

@@ -359,7 +359,8 @@ def test_a_recipe_takes_arguments_of_the_chat_template(text, tmp_path):
 def test_a_recipe_that_cannot_work_is_refused_before_the_model_answers(untuned, text, said, tmp_path):
     (tmp_path / "r.toml").write_text(text)
     result = run("recipe", str(tmp_path / "r.toml"), "--output", str(tmp_path / "out"), "--model", untuned)
-    assert result.exit_code == 2 and said in result.stderr and not (tmp_path / "out" / "answers.jsonl").exists()
+    assert result.exit_code == 2 and said in " ".join(result.stderr.split())
+    assert not (tmp_path / "out" / "answers.jsonl").exists() and not (tmp_path / "out" / "recipe.json").exists()
 
 
 def test_prompts_that_no_tokenizer_can_read_are_set_aside(untuned, tmp_path):

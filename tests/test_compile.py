@@ -10,7 +10,7 @@ from hf_apar import ConfigurationError, enable_apar
 GRAPHS = CompileConfig(backend="eager", mode=None, fullgraph=True)
 
 
-@pytest.mark.parametrize(("how", "batch"), [("compile", 3), ("forward", 1)])
+@pytest.mark.parametrize(("how", "batch"), [("compile", 1), ("compile", 3), ("forward", 1)])
 def test_a_model_that_the_user_compiled_writes_the_same(apar_llama, how, batch):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import termios
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 import hf_apar
 from hf_apar.checkpoints.loading import load_tokenizer
 from hf_apar.cli import app
+from hf_apar.cli import chat as chat_module
 from hf_apar.cli.answers import Answering
 from hf_apar.cli.common import Dtype
 from hf_apar.cli.compare import Interrupted, Method
@@ -128,6 +130,23 @@ def test_a_chat_without_apar_stays_without(checkpoint):
 def test_a_model_without_a_chat_template_is_refused_before_anything_is_typed(tmp_path):
     result = run("--model", save(tmp_path, control_tokens=True, template=None), stdin=FIRST)
     assert result.exit_code == 2 and "has no chat template" in result.stderr
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_an_error_that_nobody_foresaw_ends_a_turn_and_not_the_chat(checkpoint, debug, monkeypatch):
+    """At a terminal all that was said was lost with it."""
+
+    def broken(self, question):
+        raise RuntimeError("probability tensor contains inf")
+
+    monkeypatch.setattr(Conversation, "ask", broken)
+    monkeypatch.setattr(chat_module, "_typed", lambda: iter([FIRST, "/help"]))
+    terminal = SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True), stdout=None)
+    monkeypatch.setattr(chat_module, "sys", terminal)
+    result = CliRunner().invoke(app, ["chat", "--model", checkpoint, *(["--debug"] if debug else [])])
+    assert result.exit_code == 0, result.output
+    assert "probability tensor contains inf" in result.stderr and "/quit" in result.stderr
+    assert ("Traceback" in result.stderr) is debug
 
 
 class Terminal:

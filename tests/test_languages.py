@@ -74,6 +74,13 @@ def test_a_language_that_nobody_knows_here_is_taken_for_none_of_these(code):
         assert language_of(sentence) is None, sentence
 
 
+def test_a_long_answer_is_known_as_a_short_one_is():
+    """The more words there are, the fewer of the different ones are frequent."""
+    rare = " ".join("word" + "".join(chr(97 + int(digit)) for digit in str(number)) for number in range(700))
+    text = " ".join(f"the {one} of" for one in rare.split())
+    assert language_of(text) is LANGUAGES["en"]
+
+
 def test_without_a_known_word_there_is_no_language():
     assert language_of("Пять причин рано вставать") is language_of("17 * 6 = ?") is language_of("") is None
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 
 import pytest
 import torch
@@ -151,6 +152,26 @@ def test_training_makes_the_heads_guess_what_the_model_writes(writer, tmp_path):
         for proposer in (None, MedusaDrafts(heads))
     )
     assert out.sequences.tolist() == alone.sequences.tolist()
+
+
+def test_heads_learn_from_all_answers_that_stay_whole(writer, tmp_path, caplog):
+    """As many as an adapter's mixture would draw were a hundredth of them."""
+    model, tokenizer = writer
+    texts = [TEXT] * 2 + ["no list, and no fork"] * 38
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text("".join(json.dumps({"prompt": f"{n}?", "response": text}) + "\n" for n, text in enumerate(texts)))
+    with caplog.at_level(logging.INFO):
+        train_medusa(model, tokenizer, answers, tmp_path / "heads", length=1, inner_size=8, max_steps=1, max_length=256)
+    assert "2 answers that fork and 38 others are drawn of 40" in caplog.text
+
+
+def test_heads_are_not_trained_with_attention_that_takes_no_trees(writer, tmp_path, monkeypatch):
+    model, tokenizer = writer
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text("".join(json.dumps({"prompt": f"{n}?", "response": TEXT}) + "\n" for n in range(9)))
+    monkeypatch.setattr(model.config, "_attn_implementation_internal", "flash_attention_2")
+    with pytest.raises(ConfigurationError, match="takes no tree for a mask"):
+        train_medusa(model, tokenizer, answers, tmp_path / "heads", max_steps=1)
 
 
 def test_t5_heads_are_not_trained_for_a_model_whose_threads_would_not_end(writer, tmp_path):

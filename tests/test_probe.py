@@ -407,6 +407,21 @@ def test_prompts_that_are_refused_one_after_the_other_end_no_probe(taught, tmp_p
     assert len(read_asked(tmp_path / "a.jsonl")) == 2
 
 
+def test_a_server_that_refuses_all_is_asked_again_once_it_is_mended(taught, tmp_path):
+    model, tokenizer, _ = taught
+    asked = [Prompt(f"{number}", "", "", None, (Message(role="user", content=f"{number}?"),)) for number in range(20)]
+    with TinyServer(tokenizer, model) as server:
+        where = ChatServer(url=f"{server.url}/v1", model="tiny", parameters={"max_tokens": 3}, concurrency=8)
+        for _ in range(2):
+            server.refuse_next = [400] * 20
+            with pytest.raises(ServerError, match="refuses every prompt"):
+                list(ask_server(where, asked, tmp_path / "a.jsonl"))
+            assert len(server.refuse_next) == 4, "it is known after the first sixteen"
+        server.refuse_next = []
+        list(ask_server(where, asked, tmp_path / "a.jsonl"))
+    assert len(read_asked(tmp_path / "a.jsonl")) == 20
+
+
 def test_steps_of_any_model_can_be_timed(plain_llama):
     before = plain_llama.generation_config
     times = measure_steps(plain_llama, [1, 2, 3, 4, 5], 3)

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
@@ -317,12 +318,27 @@ def test_a_client_s_own_words_in_an_error_change_nothing_for_others(proxy, tiny,
 
 def test_an_answer_that_has_begun_waits_where_another_of_its_call_finds_no_place(proxy, upstream):
     """The second of two answers was refused when the first had begun, and both were lost."""
-    expected = ask(proxy, QUESTIONS[0], n=2)["choices"]
-    upstream.refuse_next, upstream.refuses_after = [429], 0.5
+    expected, begun = ask(proxy, QUESTIONS[0], n=2)["choices"], threading.Event()
+    upstream.fault = lambda number, made: begun.set() if made else None
+    upstream.refuse_next, upstream.refuses_when = [429], begun
     try:
-        assert ask(proxy, QUESTIONS[0], n=2)["choices"] == expected and not upstream.refuse_next
+        assert ask(proxy, QUESTIONS[0], n=2)["choices"] == expected and not upstream.refuse_next and begun.is_set()
     finally:
-        upstream.refuses_after = 0.0
+        upstream.refuses_when = None
+
+
+def test_an_answer_that_has_begun_does_not_wait_for_ever(folder, upstream):
+    def full(number, made):
+        upstream.refuse_next = [503] * 999
+
+    upstream.fault = full
+    try:
+        with client_of([upstream], folder, policy=Eager(), timeout=1.0) as client:
+            start = time.monotonic()
+            answer = client.post("/v1/chat/completions", json=chat(QUESTIONS[0], apar_fork_bias=50.0, max_tokens=None))
+            assert answer.status_code == 503 and 1 <= time.monotonic() - start < 20
+    finally:
+        upstream.fault, upstream.refuse_next = lambda number, made: None, []
 
 
 def test_cookies_are_the_clients_own(proxy):

@@ -70,6 +70,15 @@ def test_what_a_stage_goes_on_from_is_neither_refused_nor_moved(tmp_path):
     assert not list(tmp_path.glob("before-*"))
 
 
+def test_an_input_that_an_earlier_release_did_not_note_is_no_other_one(tmp_path):
+    for inputs in ([], [tmp_path / "input.txt"]):
+        for path in inputs:
+            path.write_text("new")
+        with Stages(tmp_path, {"only": [tmp_path / "only.txt"]}, restart=False).stage("only", ONE, inputs) as wanted:
+            assert wanted is not bool(inputs)
+            (tmp_path / "only.txt").write_text("here")
+
+
 def test_t12_the_content_of_the_input_counts(tmp_path):
     run(tmp_path, ONE, ONE)
     (tmp_path / "first.txt").write_text("edited by hand")

@@ -66,14 +66,14 @@ class TinyServer(InThread):
         takes_bias: as a server with a draft of its own does not.
         refuse_next: statuses that the next requests get.
         refuse_whole: statuses that the next requests without a stream get.
-        refuses_after: seconds until a request is told so.
+        refuses_when: an event that is waited for until a request is told so.
     """
 
     def __init__(self, tokenizer, model, root=None, port=0):
         super().__init__(self.make, port)
         self.tokenizer, self.model, self.root = tokenizer, model, root
         self.live, self.asked, self.keys, self.takes_bias = 0, [], [], True
-        self.refuse_next, self.refuse_whole, self.refuses_after = [], [], 0.0
+        self.refuse_next, self.refuse_whole, self.refuses_when = [], [], None
         self.fault = lambda number, made: None
         self.gives_ids = True
 
@@ -111,7 +111,8 @@ class TinyServer(InThread):
         if not refusals:
             return body, None
         status = refusals.pop(0)
-        await asyncio.sleep(self.refuses_after)
+        while self.refuses_when is not None and not self.refuses_when.is_set():
+            await asyncio.sleep(0.01)
         return body, JSONResponse(
             {"error": {"message": "not now", "code": status}}, status, headers={"retry-after": "7"}
         )

@@ -1,5 +1,6 @@
 """What distilling samples with: on the most probable token alone, vLLM writes what transformers writes."""
 
+import copy
 import gc
 
 import pytest
@@ -45,3 +46,18 @@ def test_both_engines_end_with_the_same_sentence(engines, prompts, monkeypatch, 
     for line, one in zip(lines, found, strict=True):
         assert line.text.startswith(one.text) and len(one.text) >= min(least / 4, 60 / 4)  # a letter has four bytes at most
         assert one.text.endswith(marks) is one.ended
+
+
+def test_a_prompt_that_fills_the_context_counts_as_cut_off(engines, prompts):
+    ours, _ = engines
+    long, short = Task(prompts[0][:1] * 1024, 8), Task(prompts[0], 8)
+    assert ours([long, short, long]) == [Continuation("", False), *ours([short]), Continuation("", False)]
+    assert ours([long]) == [Continuation("", False)]
+
+
+def test_a_tokenizer_may_have_more_tokens_than_the_model_has_rows(engines, prompts):
+    ours, _ = engines
+    larger = copy.deepcopy(ours.tokenizer)
+    larger.add_special_tokens({"unk_token": "<image>"})
+    task = Task(prompts[0], 24, sentence_after=8)
+    assert VllmSampler(ours.llm, larger, **OPTIONS)([task]) == ours([task])

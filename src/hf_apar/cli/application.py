@@ -93,7 +93,7 @@ class Group(TyperGroup):
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         options = args[: args.index("--")] if "--" in args else args
-        self.debug = "--debug" in options or os.environ.get("HF_APAR_DEBUG", "") not in ("", "0")
+        Group.debug = "--debug" in options or os.environ.get("HF_APAR_DEBUG", "") not in ("", "0")
         kept = [one for one in options if one != "--debug"] + args[len(options) :]
         with self._watched():
             return super().make_context(info_name, kept, parent, **extra)

@@ -1,6 +1,7 @@
 """The command ``chat``: turns in the terminal, or a line a turn from a pipe."""
 
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from hf_apar.cli.answers import Answering, HeadsOption
+from hf_apar.cli.application import Group
 from hf_apar.cli.common import (
     BaseOption,
     DeviceOption,
@@ -78,7 +80,10 @@ def _converse(chat: "Conversation") -> None:
         except Exception as error:
             if not typed or isinstance(error, BrokenPipeError):
                 raise
-            say(explain(error)[0])
+            sentence, foreseen = explain(error)
+            if Group.debug and not foreseen:
+                traceback.print_exception(error)
+            say(sentence)
 
 
 def _piped() -> Iterator[str]:

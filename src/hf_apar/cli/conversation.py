@@ -98,7 +98,7 @@ class Conversation:
             raise ConfigurationError("nothing was said yet; ask something first")
         line = (json.dumps({"messages": self.messages}, ensure_ascii=False) + "\n").encode()
         there = file.read_bytes() if file.exists() else b""
-        before = there.removesuffix(self.saved.get(file, b""))
+        before = there.replace(self.saved[file], b"", 1) if file in self.saved else there
         if before and not before.endswith(b"\n"):
             before += b"\n"
         write_whole(file, (before + line).decode())

@@ -90,7 +90,7 @@ def answer_prompts(
 
     questions = [] if prompts is None else _read_questions(prompts, _aside(output))
     questions = open_lists(questions, asking.opened_share, seed=writer.seed)
-    questions += _template_questions(asking, writer.seed)
+    questions += template_questions_of(asking, writer.seed)
     if not questions:
         raise DataError("there are no prompts; name a file of them, or ask for some with --templates N")
     with writer.loaded() as (sample, tokenizer):
@@ -217,7 +217,12 @@ def _tell_dropped(answers: Path, asked: int) -> None:
         raise DataError(f"none of {report.asked} answers can be kept; of {count}: {reason}")
 
 
-def _template_questions(asking: PromptChoice, seed: int) -> "list[Question]":
+def template_questions_of(asking: PromptChoice, seed: int) -> "list[Question]":
+    """Return those of the package's own prompts that are asked for.
+
+    Raises:
+        ConfigurationError: if there are not so many.
+    """
     from hf_apar.data.distillation.questions import template_questions
 
     try:

@@ -21,7 +21,7 @@ from hf_apar.cli.common import (
     loading_options,
     one_process,
 )
-from hf_apar.cli.data import answer_prompts, elaborate_answers, extract_trees
+from hf_apar.cli.data import answer_prompts, elaborate_answers, extract_trees, template_questions_of
 from hf_apar.cli.evaluate import ARMS, Measuring, run_evaluation, show
 from hf_apar.cli.stages import Stages
 from hf_apar.cli.training import tell_metrics
@@ -152,6 +152,7 @@ class RecipeRun:
         from hf_apar.data.extraction.rules import rules_without
         from hf_apar.training.rows.collator import mask_mode
 
+        template_questions_of(self.recipe.asking, self.recipe.seed)
         rules_without(self.recipe.extract.without)
         mask_mode(self.recipe.loading.attn_implementation)
         pair = load_untuned(self.recipe.model, Dtype.float32, self.recipe.loading)
@@ -182,7 +183,7 @@ class RecipeRun:
         told["bf16"] = recipe.bf16
         settings = {"model": recipe.model, **told} | not_free(recipe.select) | not_free(recipe.loading)
         settings |= not_free(recipe.train)
-        goes_on = {name: settings.pop(name) for name in ("epochs", "max_steps", "fork_bias", "repetition_penalty")}
+        goes_on = {name: settings.pop(name) for name in ("fork_bias", "repetition_penalty")}  # written, and not learnt
         told["loading"] = recipe.loading
         with self.stages.stage("adapter", settings, [self.trees], goes_on=goes_on) as wanted:
             lesson = "the answers as they read" if recipe.train.sequential else "where to fork"

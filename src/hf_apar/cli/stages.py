@@ -1,6 +1,6 @@
 """Stages that follow each other, each of which knows what its output was made with."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,20 +39,22 @@ class Stages:
             ConfigurationError: if it was made, or begun, with other ``settings`` or ``inputs``, without ``restart``.
         """
         wanted = {**settings, **{path.name: digest(path) for path in inputs}}
-        made = self._made(name, wanted, goes_on)
+        made = self._made(name, wanted, goes_on, {path.name for path in inputs})
         if not made:
             self._note(name, {**wanted, **goes_on}, done=False)
         yield not made
         if not made:
             self._note(name, {**wanted, **goes_on}, done=True)
 
-    def _made(self, name: str, wanted: Mapping[str, object], goes_on: Mapping[str, object]) -> bool:
+    def _made(self, name: str, wanted: Mapping[str, object], goes_on: Mapping[str, object], inputs: Set[str]) -> bool:
+        """Is a stage made as it is ``wanted``? An earlier release may not have noted all of its ``inputs``."""
         record = self.known.get(name)
         if not isinstance(record, dict):
             if self.restart:
                 self._set_aside(name)
             return False
         before = {setting: value for setting, value in record["made_with"].items() if setting not in goes_on}
+        wanted = {setting: value for setting, value in wanted.items() if setting in before or setting not in inputs}
         if other := differences(before, wanted):
             if not self.restart:
                 raise ConfigurationError(

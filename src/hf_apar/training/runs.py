@@ -36,9 +36,7 @@ def training_arguments(folder: Path, tuning: Tuning | HeadsTuning, seed: int, **
         "seed": seed, "use_cpu": not on_gpu, "dataloader_pin_memory": on_gpu,
     }  # fmt: skip
     arguments = TrainingArguments(**options, **more)
-    if arguments.n_gpu > 1:
-        logger.warning("one of %d GPUs is used; accelerate launch uses all of them", arguments.n_gpu)
-        arguments._n_gpu = 1
+    arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 
 

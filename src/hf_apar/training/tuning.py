@@ -63,8 +63,13 @@ class Tuning:
     max_length: int = setting(1024, "Tokens of a row; several answers share one.", least=1)
     batch_size: int = setting(1, "Rows computed at once: more on a GPU.", least=1)
     accumulation: int = setting(1, "So many batches are one optimizer step.", least=1)
-    fork_bias: float = setting(0.0, "The checkpoint's default of decoding: added to the logit of [Fork].")
-    repetition_penalty: float = setting(1.0, "The checkpoint's default of decoding; 1 for none.")
+    fork_bias: float | None = setting(
+        None, "The checkpoint's default, added to the logit of [Fork]; left out, that of the adapter before, or 0."
+    )  # fmt: skip
+    repetition_penalty: float | None = setting(
+        None, "The checkpoint's default, 1 for none; left out, that of the adapter before, or of the model.",
+        least=0.01,
+    )  # fmt: skip
     save_steps: int = setting(10, "Steps between two checkpoints.", least=1, free=True)
     eval_steps: int = setting(100, "Steps between two evaluations.", least=1, free=True)
     gradient_checkpointing: bool = setting(

@@ -131,6 +131,12 @@ def in_batches(
     _join(parts, items, path, settings)
 
 
+def begin_anew(path: Path) -> None:
+    """Forget what is done in ``path``, where nothing came of it."""
+    for file in (_progress_file(path), _file(path)):
+        file.unlink(missing_ok=True)
+
+
 def _join(parts: Sequence[tuple[Path, Sequence[object]]], items: Sequence[object], path: Path, settings: object) -> None:
     """Add ``parts`` to ``path`` where all of them are done; whoever comes second finds them gone."""
     with alone(path.parent):

@@ -23,6 +23,7 @@ from hf_apar.data.extraction.markdown import extract
 from hf_apar.data.extraction.sentences import sentence_ends
 from hf_apar.data.extraction.text_tree import TextThread
 from hf_apar.data.settings import Elaboration, Sampling
+from hf_apar.errors import DataError
 from hf_apar.text.chat import encode_chat
 from hf_apar.text.encoding import encode_answer, encode_text
 
@@ -123,7 +124,10 @@ class _Job:
         tree = extract(answer.response)
         if not tree.is_structured:
             return cls(answer, tree)
-        prompt = measure.prompt(answer.prompt)
+        try:
+            prompt = measure.prompt(answer.prompt)
+        except DataError:  # the chat template refuses it; the answer stays as it is
+            return cls(answer, tree)
         short, tasks = [], []
         for place, piece in enumerate(tree.pieces):
             missing = measure.missing(_text(piece)) if _is_line(piece) else 0

@@ -107,7 +107,7 @@ _OTHERS = tuple(frozenset(words.split()) for words in (
 ))  # fmt: skip
 # Frequent words of Dutch, Swedish, Danish or Norwegian, Romanian, Catalan, Polish, Czech, Turkish, Indonesian, Finnish,
 # Hungarian, whose texts hold words of the languages above.
-_LEAST = 0.1  # of the different words of a text are frequent ones of its language
+_LEAST = 0.1  # of the words of a text are frequent ones of its language
 
 
 def language_of(text: str) -> Language | None:
@@ -121,11 +121,13 @@ def language_of(text: str) -> Language | None:
     >>> language_of("Пять причин") is language_of("Wat zijn de voordelen van thee?") is None
     True
     """
-    said = set(_WORD.findall(text.lower()))
+    words = _WORD.findall(text.lower())
+    said = set(words)
     best = max(LANGUAGES.values(), key=lambda language: len(said & language.words))  # of equals the first
     count = len(said & best.words)
-    known = count > 0 and count >= _LEAST * len(said) and count >= max(len(said & words) for words in _OTHERS)
-    return best if known else None
+    if not count or count < max(len(said & frequent) for frequent in _OTHERS):
+        return None
+    return best if sum(word in best.words for word in words) >= _LEAST * len(words) else None
 
 
 def announced(*texts: str) -> int | None:

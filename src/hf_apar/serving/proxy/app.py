@@ -210,6 +210,8 @@ class ProxyServer:
 
         told = Ending(upstream.rest(response), over, status_code=response.status_code)
         told.raw_headers = end_to_end(response.headers.raw)
+        if self.settings.allowed_origins:  # who may ask is said here
+            told.raw_headers = [one for one in told.raw_headers if not one[0].startswith(b"access-control-")]
         return told
 
     async def _body(self, request: Request) -> bytes:

@@ -3,9 +3,10 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from hf_apar.checkpoints.loading import load_tokenizer
 from hf_apar.checkpoints.sources import find_source, settings_in
@@ -136,14 +137,18 @@ def load_served(name: str) -> Served:
         )
     length = None
     if (file := source.file("config.json")) is not None:
-        length = _context(settings_in(file))
+        length = _context(file)
     eos = {*eos_token_ids(generation), *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
     choice = {key: value for key in _CHOICE if (value := getattr(generation, key, None)) is not None}
     return Served(name, tokenizer, config, length, frozenset(eos), choice)
 
 
-def _context(config: Mapping[str, Any]) -> int | None:
-    """Return the context that a model's settings name; this transformers need not know the model."""
+def _context(file: Path) -> int | None:
+    """Return the context that a model's settings name, also where this transformers does not know the model."""
+    try:
+        return getattr(AutoConfig.from_pretrained(file.parent), "max_position_embeddings", None)
+    except (ValueError, KeyError):
+        config = settings_in(file)
     text = config.get("text_config")
     found = (text if isinstance(text, dict) else config).get("max_position_embeddings")
     return found if type(found) is int and found > 0 else None

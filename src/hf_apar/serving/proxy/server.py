@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any
 
 import httpx2
 import uvicorn
@@ -21,7 +22,7 @@ from hf_apar.serving.proxy.upstream import Upstream
 
 logger = logging.getLogger(__name__)
 
-HEADERS = {"server_header": False, "date_header": False}
+HEADERS: Mapping[str, Any] = {"server_header": False, "date_header": False}
 """Of the web server: what is passed on has the upstream's own."""
 
 _CONNECT = 5.0  # seconds until an upstream that takes no connection is given up

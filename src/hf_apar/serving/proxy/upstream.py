@@ -176,13 +176,14 @@ class Upstream(TaskEngine):
         while True:
             body = dialect.body(request, call.asked, choice.number, made)
             follow = partial(self._follow_stream, request, call, body, made, dialect.by_words)
+            patient = call.begun  # until then another upstream may write the answers
             try:
-                gap = await (self._patiently(follow) if call.begun else follow())
+                gap = await (self._patiently(follow) if patient else follow())
             except Reworded:
                 dialect = dialect.in_words()
                 continue
             except Busy:
-                if not call.begun:  # another upstream may write the answers
+                if patient or not call.begun:
                     raise
                 continue
             if gap is None:
@@ -191,6 +192,7 @@ class Upstream(TaskEngine):
             body = dialect.whole(dialect.body(request, call.asked, choice.number, made), gap)
             told = await self._patiently(partial(self._ask_whole, call, body))
             made += [one.token for one in told.tokens]
+            call.begun = True
             reason = told.reason or ("length" if len(made) >= request.max_tokens else None)
             self.driver.made(Made(request, told.tokens, reason))
             call.news.set()
