@@ -63,7 +63,7 @@ $(VLLM)/.stamp: requirements-vllm.lock pyproject.toml
 	touch $@
 
 # The real engine and the real server, with a tiny random model: a process for each, on a core of its own.
-VLLM_SERVERS := parameters plain proxy server
+VLLM_SERVERS := proxy server
 test-vllm: $(VLLM)/.stamp
 	$(MAKE) -j 2 --output-sync=target test-vllm-servers test-vllm-engines
 
