@@ -20,6 +20,7 @@ from hf_apar import (
     disable_apar,
     enable_apar,
 )
+from hf_apar.choice.sampling import Sampler
 from hf_apar.protocol import ControlTokens, NoForks
 
 NO_FORK = AparConfig(fork_bias=float("-inf"))
@@ -57,6 +58,36 @@ def test_without_forks_the_tokens_are_those_of_generate(plain_llama, apar_llama,
         torch.manual_seed(seed)
         got = apar_llama.generate(**PROMPTS, max_new_tokens=40, apar=NO_FORK, **OPTIONS[options])
         assert got.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_inference_mode_changes_nothing(apar_llama, options):
+    """A tensor of a processor that was made there counts no versions: many an option broke at its second call."""
+    written = []
+    for mode in (torch.no_grad, torch.inference_mode):
+        torch.manual_seed(1)
+        with mode():
+            written.append(apar_llama.generate(**PROMPTS, max_new_tokens=60, apar=True, **OPTIONS[options]).tolist())
+    assert written[0] == written[1]
+
+
+def test_a_cache_of_inference_mode_is_gone_on_with_outside(plain_llama, apar_llama):
+    ids = PROMPTS["input_ids"][:1, -6:]
+    with torch.inference_mode():
+        out = apar_llama.generate(ids, apar=NO_FORK, max_new_tokens=5, return_dict_in_generate=True)
+    later = torch.cat([out.sequences.clone(), torch.tensor([[7, 8]])], dim=1)
+    expected = plain_llama.generate(later, max_new_tokens=5)
+    assert plain_llama.generate(later, past_key_values=out.past_key_values, max_new_tokens=5).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, left_padded(random_prompts(1, seed=3))], ids=["padded", "alone"])
+def test_a_repetition_penalty_looks_at_the_tokens_of_a_path_once(apar_llama, prompts, monkeypatch):
+    """From 5.24 on transformers has it ignore padding, by a tensor, and each path was read again in each step."""
+    monkeypatch.setattr(Sampler, "_along_paths", None)
+    tree = apar_llama.generate(
+        **prompts, apar=AparConfig(fork_bias=9.0), max_new_tokens=200, repetition_penalty=1.2, return_dict_in_generate=True
+    ).trees[0]
+    assert len(tree.threads) > 1
 
 
 def test_without_apar_generate_is_untouched(plain_llama, apar_llama):
@@ -188,6 +219,7 @@ REFUSED = {
     "attentions": ({"output_attentions": True, "return_dict_in_generate": True}, "output_attentions=True"),
     "no cache": ({"use_cache": False}, "use_cache=False"),
     "paged cache": ({"cache_implementation": "paged"}, "cache_implementation='paged'"),
+    "an ensemble": ({"assistant_model": tiny_llama(), "assistant_ensemble_weight": 0.5}, "assistant_ensemble_weight=0.5"),
     "synced ranks": ({"synced_gpus": True}, "synced_gpus cannot"),
     "token types": ({"token_type_ids": torch.ones_like(PROMPTS["input_ids"])}, "token_type_ids"),
     "drafts of no token": ({"prompt_lookup_num_tokens": 0}, "must be 1 or more"),
@@ -225,10 +257,23 @@ def test_a_model_without_control_tokens_is_an_error_with_the_way_out():
         model.generate(**PROMPTS, custom_generate=apar_decode, max_new_tokens=5)
 
 
+def test_weights_that_are_shared_out_among_processes_are_refused(apar_llama, monkeypatch):
+    """Ranks whose answers take different numbers of steps would wait for each other for ever."""
+    monkeypatch.setattr("hf_apar.checks.is_fsdp_managed_module", lambda model: True)
+    assert apar_llama.generate(**PROMPTS, apar=True, max_new_tokens=2) is not None
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigurationError, match="shared out among processes"):
+        apar_llama.generate(**PROMPTS, apar=True, max_new_tokens=2)
+
+
 def test_models_that_cannot_attend_along_a_tree_are_refused_by_property():
     from transformers import (
         BloomConfig,
         BloomForCausalLM,
+        DogeConfig,
+        DogeForCausalLM,
+        GPTNeoConfig,
+        GPTNeoForCausalLM,
         MambaConfig,
         MambaForCausalLM,
         T5Config,
@@ -245,6 +290,9 @@ def test_models_that_cannot_attend_along_a_tree_are_refused_by_property():
             T5ForConditionalGeneration(T5Config(vocab_size=48, d_model=16, d_ff=16, num_layers=1, num_heads=2)),
             "encoder-decoder",
         ),
+        (GPTNeoForCausalLM(GPTNeoConfig(vocab_size=48, hidden_size=16, num_layers=2, num_heads=2,
+                                        attention_types=[[["global", "local"], 1]])), "masks attention by itself"),
+        (DogeForCausalLM(DogeConfig(**small, num_attention_heads=2, intermediate_size=16)), "masks attention by itself"),
         (flash, "flash_attention_2 attention, which takes no tree mask"),
     ]
     for model, message in refused:

@@ -5,14 +5,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from hf_apar.errors import ConfigurationError, UnsupportedModelError
 from hf_apar.forward.attention import TREE_ATTENTION
 from hf_apar.forward.cache import layer_windows
+from hf_apar.processes import process_count
 from hf_apar.releases import CACHE_NAMES, warn_outside_range
 from hf_apar.streaming import as_list
 
 _MODEL_KWARGS = ("attention_mask", "position_ids", *CACHE_NAMES, "inputs_embeds", "use_cache", "logits_to_keep")
+_MASKS_BY_SLOT = ("gpt_neo", "doge")  # the latter's has one mask for each head, too
 _ATTENTION = ("eager", "sdpa", "flex_attention", TREE_ATTENTION)
 
 
@@ -44,6 +48,11 @@ def validate_layers(model: PreTrainedModel) -> None:
             f"{name} has layers of kind {', '.join(sorted(unknown))}, which keep a state that threads cannot share; use a "
             "model with full or sliding-window attention"
         )
+    if config.model_type in _MASKS_BY_SLOT:
+        raise UnsupportedModelError(
+            f"{name} masks attention by itself, by the places of the cache, where threads lie in no order; use a model that "
+            "leaves masks to transformers"
+        )
     if getattr(model, "_is_stateful", False):
         raise UnsupportedModelError(f"{name} has recurrent layers, whose state threads cannot share")
     if "position_ids" not in inspect.signature(model.forward).parameters or getattr(config, "alibi", False):
@@ -66,6 +75,7 @@ def validate_generation(generation_config: GenerationConfig, model_kwargs: Mappi
         ("num_beams", 1), ("num_beam_groups", 1), ("penalty_alpha", None), ("dola_layers", None),
         ("guidance_scale", 1), ("token_healing", False), ("cache_implementation", "dynamic"),
         ("prompt_lookup_num_tokens", None), ("assistant_early_exit", None),
+        ("assistant_ensemble_weight", None), ("speculation_type", None),
         ("use_mtp", False), ("constraints", None), ("force_words_ids", None),
         ("output_attentions", False), ("output_hidden_states", False),
     ):  # fmt: skip
@@ -95,6 +105,11 @@ def validate_call(
 ) -> None:
     """Raise for a call of ``generate`` that threads cannot follow."""
     validate_model(model)
+    if process_count() > 1 and (is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model)):
+        raise ConfigurationError(
+            "the weights are shared out among processes, whose answers take different numbers of steps: one would wait for "
+            "another for ever; load the model whole in each of them, or call generate without apar"
+        )
     validate_generation(generation_config, model_kwargs)
     validate_streamer(streamer, batch)
 

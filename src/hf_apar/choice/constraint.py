@@ -24,6 +24,7 @@ class Constraint:
 
     def __init__(self, processor: PrefixConstrainedLogitsProcessor) -> None:
         self.function: Callable[..., Any] = Pure(processor._prefix_allowed_tokens_fn)
+        self.per_prompt: int = processor._num_beams  # rows of one prompt: num_return_sequences
 
     def __call__(self, prompt_ids: Tensor, scores: Tensor, paths: Sequence[Path]) -> Tensor:
         """Return ``scores`` (paths, vocabulary) with what is not allowed hidden.
@@ -32,7 +33,7 @@ class Constraint:
             prompt_ids: (batch, prompt); a path follows that of its row.
         """
         rows = [(path.row, torch.cat([prompt_ids[path.row], prompt_ids.new_tensor(path.new_ids)])) for path in paths]
-        allowed = [self.function(row, ids) for row, ids in rows]
+        allowed = [self.function(row // self.per_prompt, ids) for row, ids in rows]
         hide = PrefixConstrainedLogitsProcessor(lambda place, _: allowed[place] if len(allowed[place]) else [0], 1)
         hidden: Tensor = hide(prompt_ids.new_empty(len(paths), 0), scores)
         hidden[[not len(tokens) for tokens in allowed]] = -torch.inf

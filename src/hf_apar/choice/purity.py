@@ -96,7 +96,8 @@ class _Same:
     """Equal for the same object, unchanged where it is a tensor; it holds the object, so that no other gets its id."""
 
     def __init__(self, value: object) -> None:
-        self.value, self.version = value, value._version if isinstance(value, Tensor) else 0
+        counted = isinstance(value, Tensor) and not value.is_inference()  # of one made in inference mode nothing is counted
+        self.value, self.version = value, value._version if counted else 0  # type: ignore[attr-defined]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and self.value is other.value and self.version == other.version

@@ -20,16 +20,36 @@ from hf_apar.releases import SCORES_ONLY, STATEFUL
 Processor = Callable[..., Tensor]  # (input_ids, scores), as those of transformers, whose annotations say LongTensor
 
 
-def _looks_for_tokens(processor: Processor) -> bool:
-    """Does ``processor`` ask only which tokens a row holds, wherever and however often?"""
-    penalty = type(processor) is logits_process.RepetitionPenaltyLogitsProcessor
-    return penalty and getattr(processor, "prompt_ignore_length", None) is None
+@dataclass(frozen=True)
+class Penalty:
+    """A repetition penalty: it asks only which tokens a path holds, wherever and however often.
+
+    Attributes:
+        processor: transformers' own, without anything that it ignores.
+        seen: what paths hold, without that.
+    """
+
+    processor: Processor
+    seen: SeenTokens
+
+    def change(self, scores: Tensor, seen: Tensor) -> None:
+        """Change, in place, the ``seen`` columns of ``scores``: a copy of all others would cost more."""
+        columns = torch.arange(seen.shape[1], device=seen.device).expand_as(seen)
+        scores.scatter_(1, seen, self.processor(columns, scores.gather(1, seen)))
 
 
-def _penalise(processor: Processor, scores: Tensor, seen: Tensor) -> None:
-    """Let ``processor`` change, in place, the ``seen`` columns of ``scores``: a copy of all others would cost more."""
-    columns = torch.arange(seen.shape[1], device=seen.device).expand_as(seen)
-    scores.scatter_(1, seen, processor(columns, scores.gather(1, seen)))
+def _starts(processor: logits_process.RepetitionPenaltyLogitsProcessor, prompt_ids: Tensor) -> tuple[int, ...] | None:
+    """Return where each row's tokens begin that ``processor`` looks at; ``None`` where that is no place in each row.
+
+    From transformers 5.24 on ``generate`` has it ignore the padding of each row.
+    """
+    ignored, (batch, length) = getattr(processor, "prompt_ignore_length", None), prompt_ids.shape
+    if ignored is None:
+        return (0,) * batch
+    if not isinstance(ignored, Tensor) or ignored.shape != (batch,):
+        return None
+    starts = tuple(ignored.tolist())
+    return starts if all(not start or 0 < start < length for start in starts) else None
 
 
 def _with_one_more(scores: Tensor) -> Tensor:
@@ -79,7 +99,7 @@ class Sampler:
     ) -> None:
         self.protocol = protocol
         self.prompt_ids, self.pad_token_id, self.do_sample = prompt_ids, pad_token_id, do_sample
-        self.seen = SeenTokens(prompt_ids)
+        self._seen: dict[tuple[int, ...], SeenTokens] = {}  # by where rows begin
         self.processors = [kept for one in processors if (kept := self._lift(one)) is not None]
 
     def __call__(self, logits: Tensor, contexts: Sequence[Context]) -> Choices:
@@ -112,8 +132,8 @@ class Sampler:
         ruled = {*self.protocol.bias, *(token for context in contexts for token in context.banned)}
         self._rule(scores, contexts, {token: columns.get(token, logits.shape[1]) for token in ruled})
         for processor in self.processors:
-            if _looks_for_tokens(processor):
-                _penalise(processor, scores, places[self.seen.of(contexts).to(places.device).clamp(max=len(places) - 1)])
+            if isinstance(processor, Penalty):
+                processor.change(scores, places[processor.seen.of(contexts).to(places.device).clamp(max=len(places) - 1)])
         return scores[:, :-1]
 
     def _rule(self, scores: Tensor, contexts: Sequence[Context], columns: Mapping[int, int]) -> Tensor:
@@ -132,13 +152,14 @@ class Sampler:
     def _process(self, scores: Tensor, contexts: Sequence[Context]) -> tuple[Tensor, list[bool]]:
         stuck = None  # (contexts,)
         for processor in self.processors:
-            if type(processor) in SCORES_ONLY:
-                scores = processor(self.prompt_ids, scores)
-            elif _looks_for_tokens(processor):
-                seen, width = self.seen.of(contexts), scores.shape[1]
-                scores = scores if self.seen.largest < width else _with_one_more(scores)
-                _penalise(processor, scores, seen if self.seen.largest < width else seen.clamp(max=width))
+            if isinstance(processor, Penalty):
+                seen, width = processor.seen.of(contexts), scores.shape[1]
+                fits = processor.seen.largest < width
+                scores = scores if fits else _with_one_more(scores)
+                processor.change(scores, seen if fits else seen.clamp(max=width))
                 scores = scores[:, :width]
+            elif type(processor) in SCORES_ONLY:
+                scores = processor(self.prompt_ids, scores)
             else:
                 scores = self._ban(self._along_paths(processor, scores, contexts), contexts, {})
                 here = scores.amax(dim=-1).isneginf()
@@ -158,7 +179,7 @@ class Sampler:
             result[batch.indices] = processor(batch.input_ids, given)[batch.rows]
         return result
 
-    def _lift(self, processor: Processor) -> Processor | None:
+    def _lift(self, processor: Processor) -> Processor | Penalty | None:
         """Take control tokens out of a suppression, as a checkpoint suppresses them in plain decoding; refuse state."""
         if isinstance(processor, STATEFUL):
             raise ConfigurationError(
@@ -168,8 +189,13 @@ class Sampler:
             )
         if isinstance(processor, logits_process.PrefixConstrainedLogitsProcessor):
             return Constraint(processor)
+        if type(processor) is logits_process.RepetitionPenaltyLogitsProcessor:
+            starts = _starts(processor, self.prompt_ids)
+            if starts is not None:
+                seen = self._seen.setdefault(starts, SeenTokens(self.prompt_ids, starts))
+                return Penalty(type(processor)(processor.penalty), seen)
         if not isinstance(processor, logits_process.SuppressTokensLogitsProcessor):
-            return processor if type(processor) in SCORES_ONLY or _looks_for_tokens(processor) else Pure(processor)
+            return processor if type(processor) in SCORES_ONLY else Pure(processor)
         kept = [token for token in processor.suppress_tokens.tolist() if token not in self.protocol.control_ids]
         return logits_process.SuppressTokensLogitsProcessor(kept, device=str(self.prompt_ids.device)) if kept else None
 

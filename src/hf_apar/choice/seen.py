@@ -22,20 +22,21 @@ class _Line:
 
 
 class SeenTokens:
-    """Lines of token ids, one for each thread: what its path holds, prompt and padding included, each token once.
+    """Lines of token ids, one for each thread: what its path holds, prompt included, each token once.
 
     For what asks only which tokens a path holds. Lines of different lengths stand in one tensor: what a line does not fill
     repeats its first token. A path only ever grows.
 
     Args:
         prompt_ids: integers (batch, prompt).
+        starts: where each row's own tokens begin, behind its padding; all count where it is left out.
 
     Attributes:
         largest: of all tokens so far: a model may have more input embeddings than logits.
     """
 
-    def __init__(self, prompt_ids: Tensor) -> None:
-        self.prompt_ids = prompt_ids
+    def __init__(self, prompt_ids: Tensor, starts: Sequence[int] = ()) -> None:
+        self.prompt_ids, self.starts = prompt_ids, starts or [0] * len(prompt_ids)
         self.largest = -1
         self._ids = prompt_ids.new_zeros(1, SMALLEST)  # (lines, tokens)
         self._lines: dict[tuple[int, int], _Line] = {}  # by row and thread
@@ -43,7 +44,7 @@ class SeenTokens:
 
     @cached_property
     def _prompts(self) -> list[list[int]]:
-        return [list(dict.fromkeys(ids)) for ids in self.prompt_ids.tolist()]
+        return [list(dict.fromkeys(ids[start:])) for ids, start in zip(self.prompt_ids.tolist(), self.starts, strict=True)]
 
     def of(self, contexts: Sequence[Context]) -> Tensor:
         """Return the tokens of each context's path and guesses, integers (contexts, longest), some of them repeated.

@@ -148,6 +148,8 @@ def _written(buffer: Tensor, states: Tensor, places: Places | None, end: int) ->
         grown = buffer.new_zeros(*buffer.shape[:2], power_of_two(end), buffer.shape[3])
         grown[:, :, :capacity] = buffer
         buffer = grown
+    elif buffer.is_inference() and not torch.is_inference_mode_enabled():
+        buffer = buffer.clone()  # what inference mode made is written nowhere else
     if places is None:
         buffer[:, :, end - states.shape[2] : end] = states
     else:
