@@ -71,6 +71,19 @@ def test_inference_mode_changes_nothing(apar_llama, options):
     assert written[0] == written[1]
 
 
+def test_inference_mode_hides_no_state(apar_llama):
+    class Counts(LogitsProcessor):
+        def __init__(self):
+            self.calls = torch.zeros(1)
+
+        def __call__(self, input_ids, scores):
+            self.calls += 1
+            return scores
+
+    with torch.inference_mode(), pytest.raises(ConfigurationError, match="Counts"):
+        apar_llama.generate(**PROMPTS, apar=True, max_new_tokens=60, logits_processor=[Counts()])
+
+
 def test_a_cache_of_inference_mode_is_gone_on_with_outside(plain_llama, apar_llama):
     ids = PROMPTS["input_ids"][:1, -6:]
     with torch.inference_mode():

@@ -92,12 +92,18 @@ def _as_names(slots: str | Iterable[str]) -> Iterable[str]:
     return (slots,) if isinstance(slots, str) else slots
 
 
+def _version(tensor: Tensor) -> object:
+    """Return what differs once ``tensor`` was changed; inference mode counts no versions, so there small ones are read."""
+    if not tensor.is_inference():
+        return tensor._version
+    return tensor.tolist() if tensor.numel() <= _LARGEST else 0
+
+
 class _Same:
     """Equal for the same object, unchanged where it is a tensor; it holds the object, so that no other gets its id."""
 
     def __init__(self, value: object) -> None:
-        counted = isinstance(value, Tensor) and not value.is_inference()  # of one made in inference mode nothing is counted
-        self.value, self.version = value, value._version if counted else 0  # type: ignore[attr-defined]
+        self.value, self.version = value, _version(value) if isinstance(value, Tensor) else 0
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and self.value is other.value and self.version == other.version
