@@ -145,11 +145,10 @@ def _written(buffer: Tensor, states: Tensor, places: Places | None, end: int) ->
     capacity = buffer.shape[2]
     if end > capacity:
         # zero-filled, since a masked NaN still poisons attention
-        grown = buffer.new_zeros(*buffer.shape[:2], power_of_two(end), buffer.shape[3])
+        with torch.inference_mode(False):  # or it could be written nowhere else
+            grown = buffer.new_zeros(*buffer.shape[:2], power_of_two(end), buffer.shape[3])
         grown[:, :, :capacity] = buffer
         buffer = grown
-    elif buffer.is_inference() and not torch.is_inference_mode_enabled():
-        buffer = buffer.clone()  # what inference mode made is written nowhere else
     if places is None:
         buffer[:, :, end - states.shape[2] : end] = states
     else:
@@ -160,10 +159,16 @@ def _written(buffer: Tensor, states: Tensor, places: Places | None, end: int) ->
 
 def _at(buffer: Tensor, slots: Tensor) -> Tensor:
     """Return ``buffer`` (batch, heads, capacity, dim) with ``slots`` (batch, length) of each row first, in that order."""
-    if bool((slots == torch.arange(slots.shape[1], device=slots.device)).all()):
-        return buffer  # they stand first already
+    if bool((slots == torch.arange(slots.shape[1], device=slots.device)).all()):  # they stand first already
+        return _writable(buffer)
     rows = torch.arange(len(slots), device=buffer.device)[:, None]
-    return buffer.transpose(1, 2)[rows, slots.to(buffer.device)].transpose(1, 2)
+    return _writable(buffer.transpose(1, 2)[rows, slots.to(buffer.device)].transpose(1, 2))
+
+
+def _writable(buffer: Tensor) -> Tensor:
+    """Return ``buffer`` so that it can be written outside inference mode too, which is no question for a compiled forward."""
+    with torch.inference_mode(False):
+        return buffer.clone() if buffer.is_inference() else buffer
 
 
 def layer_windows(config: Any) -> dict[str, int | None]:
