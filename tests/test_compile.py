@@ -7,6 +7,7 @@ from transformers import CompileConfig
 from conftest import left_padded, random_prompts, tiny_llama
 from hf_apar import ConfigurationError, enable_apar
 
+FORMS = {1: 6, 3: 3}  # beyond eight graphs Dynamo runs the rest as it is
 GRAPHS = CompileConfig(backend="eager", mode=None, fullgraph=True)
 
 
@@ -19,13 +20,15 @@ def test_a_model_that_the_user_compiled_writes_the_same(apar_llama, how, batch):
         model.compile(backend="eager", dynamic=True)
     else:
         model.forward = torch.compile(model.forward, backend="eager")
-    for seed in range(3):
+    for seed in range(5):
         inputs = left_padded(random_prompts(batch, seed))
         expected = apar_llama.generate(**inputs, apar=True, max_new_tokens=200, return_dict_in_generate=True)
         assert model.generate(**inputs, apar=True, max_new_tokens=200).tolist() == expected.sequences.tolist()
         threads = max(threads, *(stats.peak_threads for stats in expected.stats))
     assert threads > 3
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 1, "prompts and steps both"
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs > 1, "prompts and steps both"
+    assert how == "forward" or graphs <= FORMS[batch], "one for each form of a step, none for a width or a length"
     assert not torch._dynamo.utils.counters["graph_break"]
 
 

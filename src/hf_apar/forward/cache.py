@@ -11,19 +11,20 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from hf_apar.errors import ConfigurationError
 
-SMALLEST = 256  # slots of a buffer
+SMALLEST = 256  # slots of a buffer that grows
 
 Places = tuple[Tensor, Tensor]
 """Rows and slots, both integers (queries,), that a forward pass writes, row by row."""
 
 
-def power_of_two(slots: int) -> int:
-    """Return the capacity for ``slots``: the smallest power of two that is enough, so that buffers grow seldom.
+def capacity_for(slots: int) -> int:
+    """Return the capacity for ``slots``: as few as 256, and hardly more than an eighth too many, so that it grows seldom.
 
-    >>> power_of_two(3), power_of_two(257)
-    (256, 512)
+    >>> capacity_for(3), capacity_for(257), capacity_for(4097), capacity_for(33_000)
+    (256, 512, 4608, 36864)
     """
-    return max(SMALLEST, 1 << (slots - 1).bit_length())
+    step = max(SMALLEST, 1 << (slots - 1).bit_length() >> 4)
+    return -(-slots // step) * step
 
 
 class TreeLayer(DynamicLayer):
@@ -69,6 +70,9 @@ class TreeLayer(DynamicLayer):
     def prepare(self, places: Places | None, high_water: int, width: int) -> None:
         """Do what :meth:`TreeCache.prepare` says."""
         self.by_slot, self.length, self._step = True, max(high_water - width, 0), (places, high_water)
+        if self._keys is not None and self._values is not None and high_water > self._keys.shape[2]:
+            # here, since a compiled forward pass would be compiled for each capacity
+            self._keys, self._values = _grown(self._keys, high_water), _grown(self._values, high_water)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
@@ -140,20 +144,25 @@ class TreeCache(DynamicCache):
             layer.put_in_order(slots)
 
 
+def _grown(buffer: Tensor, slots: int) -> Tensor:
+    """Return a buffer with room for ``slots`` that begins with ``buffer`` (batch, heads, capacity, dim)."""
+    with torch.inference_mode(False):  # what inference mode makes can be written nowhere else
+        # zero-filled, since a masked NaN still poisons attention
+        grown = buffer.new_zeros(*buffer.shape[:2], capacity_for(slots), buffer.shape[3])
+    grown[:, :, : buffer.shape[2]] = buffer
+    return grown
+
+
 def _written(buffer: Tensor, states: Tensor, places: Places | None, end: int) -> Tensor:
     """Write ``states`` (batch, heads, width, dim) into the slots below ``end``, or to ``places``; return the buffer."""
-    capacity = buffer.shape[2]
-    if end > capacity:
-        # zero-filled, since a masked NaN still poisons attention
-        with torch.inference_mode(False):  # or it could be written nowhere else
-            grown = buffer.new_zeros(*buffer.shape[:2], power_of_two(end), buffer.shape[3])
-        grown[:, :, :capacity] = buffer
-        buffer = grown
-    if places is None:
-        buffer[:, :, end - states.shape[2] : end] = states
-    else:
-        rows, slots = (index.to(states.device) for index in places)
+    start = end - states.shape[2]
+    if places is not None:
+        rows, slots = places[0].to(states.device), places[1].to(states.device)
         buffer[rows, :, slots] = states.transpose(1, 2).flatten(0, 1)  # (queries, heads, dim)
+    elif end > buffer.shape[2]:  # of a prompt, or of plain decoding: what DynamicCache does
+        return torch.cat([buffer[:, :, :start], states], dim=2)
+    else:
+        buffer[:, :, start:end] = states
     return buffer
 
 
@@ -166,7 +175,7 @@ def _at(buffer: Tensor, slots: Tensor) -> Tensor:
 
 
 def _writable(buffer: Tensor) -> Tensor:
-    """Return ``buffer`` so that it can be written outside inference mode too, which is no question for a compiled forward."""
+    """Return ``buffer`` so that it can be written outside inference mode too; no compiled forward pass could ask."""
     with torch.inference_mode(False):
         return buffer.clone() if buffer.is_inference() else buffer
 

@@ -21,9 +21,9 @@ class StepInputs:
     Attributes:
         input_ids: (batch, width), or (1, queries) where ``packing`` is given.
         position_ids: of the same shape.
-        targets: where each token goes in the cache, ``None`` for the last slots below ``high_water``.
-        attention_mask: ``None`` where every query sees all slots below ``high_water``, (batch, slots) for one query a row,
-            the additive (batch, 1, width, slots) otherwise, or a ``dict`` of these by kind of layer.
+        targets: where each token goes in the cache; ``None`` where each row appends one, and sees all slots.
+        attention_mask: ``None`` there, (batch, slots) for one query a row, the additive (batch, 1, width, slots) otherwise,
+            or a ``dict`` of these by kind of layer.
         kept: the columns whose logits are wanted, ``None`` for all.
         places: row and column of each wanted query among what the model returns, ``None`` for all that it returns.
     """
@@ -107,16 +107,18 @@ class StepLayout:
             [query.token for query, *_ in fed], [query.seen - 1 for query, *_ in fed], slots,
             [row for _, row, _ in fed], [column for *_, column in fed],
         ]  # fmt: skip
-        input_ids, position_ids, targets, rows, columns = torch.tensor(table, device=self.device)
+        input_ids, position_ids, targets, rows, columns = _apart(torch.tensor(table, device=self.device))
         shape = (1, len(fed)) if pack else (len(plan), width)
-        appended = not pack and slots == [*range(high_water - width, high_water)] * len(plan)
+        alone = width == 1 and not pack and self.plain
+        # as plain decoding does, or with places and a mask: each form more is compiled once more where forward passes are
+        bare = alone and all(query.slot + 1 == query.seen == high_water for (query,) in grid)
         cells = [(0, place) if pack else (row, column) for place, (_, row, column) in enumerate(fed)]
         kept, places = self._wanted([cell for cell, (query, *_) in zip(cells, fed, strict=True) if query.wanted], *shape)
         return StepInputs(
             input_ids=input_ids.view(shape),
             position_ids=position_ids.view(shape),
-            targets=None if appended else (rows, targets),
-            attention_mask=self._attention_mask(grid, high_water, plain=self.plain and width == 1 and not pack),
+            targets=None if bare else (rows, targets),
+            attention_mask=None if bare else self._attention_mask(grid, high_water, alone=alone),
             high_water=high_water,
             packing=Packing(rows, columns, len(plan), width) if pack else None,
             kept=kept,
@@ -134,13 +136,16 @@ class StepLayout:
         return kept, (places[:, 0], places[:, 1])
 
     def _attention_mask(
-        self, grid: Sequence[Sequence[Query]], slots: int, *, plain: bool
-    ) -> Tensor | dict[str, Tensor] | None:
-        queries = [query for row in grid for query in row]
-        if plain and all(query.seen == slots for query in queries):
-            return None
-        masks = self.lines.masks(queries, slots)
-        if plain:
+        self, grid: Sequence[Sequence[Query]], slots: int, *, alone: bool
+    ) -> Tensor | dict[str, Tensor]:
+        masks = self.lines.masks([query for row in grid for query in row], slots)
+        if alone:
             return next(iter(masks.values())) == 0  # (batch, slots): what generate passes
         shaped = {kind: mask.view(len(grid), 1, len(grid[0]), slots) for kind, mask in masks.items()}
         return shaped if len(shaped) > 1 else next(iter(shaped.values()))
+
+
+def _apart(table: Tensor) -> Sequence[Tensor]:
+    """Return copies of the lines of ``table``: a compiled forward pass is compiled for each place within a larger tensor."""
+    lines: Sequence[Tensor] = torch.unbind_copy(table)  # type: ignore[func-returns-value, assignment]
+    return lines

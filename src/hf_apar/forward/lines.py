@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hf_apar.forward.cache import power_of_two
+from hf_apar.forward.cache import capacity_for
 from hf_apar.forward.masks import view_change
 
 
@@ -124,7 +124,7 @@ class PathLines:
         self._lines = {**asked, **self._lines}
         more = max(count, 1 << len(self._lines).bit_length())
         if more > count or slots > columns:
-            grown = self._shown.new_full((kinds, more, max(columns, power_of_two(slots))), self._hidden)
+            grown = self._shown.new_full((kinds, more, max(columns, capacity_for(slots))), self._hidden)
             grown[:, :count, :columns] = self._shown
             self._shown = grown
         order = [line.index % more for line in self._lines.values()]  # -1 is the last line
