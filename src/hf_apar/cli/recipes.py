@@ -74,7 +74,7 @@ def recipe_command(
         bool,
         typer.Option(
             "--example", is_eager=True, callback=_show_example,
-            help="Write the default model's recipe, with every key and what it says, and do nothing else.",
+            help="Write a recipe of the default model's settings, with every key and what it says, and do nothing else.",
         ),
     ] = False,
 ) -> None:  # fmt: skip
