@@ -93,6 +93,19 @@ def test_of_sliding_layers_it_keeps_all_and_ends_with_what_they_keep(calls):
         assert ours.get_seq_length() == theirs.get_seq_length()
 
 
+def test_what_was_cropped_in_inference_mode_is_gone_on_with_outside():
+    ours, theirs = TreeCache(), DynamicCache()
+    for cache in (ours, theirs):
+        torch.manual_seed(0)
+        with torch.inference_mode():
+            call(cache, "update", 5, 2, states(2, 5))
+            cache.crop(-2)
+        call(cache, "update", 1, 2, states(2, 1))
+    assert ours.get_seq_length() == 4
+    for mine, other in zip(ours, theirs, strict=True):
+        assert torch.equal(mine[0], other[0]) and torch.equal(mine[1], other[1])
+
+
 def tiny_mistral():
     torch.manual_seed(0)
     sizes = {"vocab_size": 48, "intermediate_size": 64, "max_position_embeddings": 512, "tie_word_embeddings": False}

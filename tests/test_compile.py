@@ -7,7 +7,7 @@ from transformers import CompileConfig
 from conftest import left_padded, random_prompts, tiny_llama
 from hf_apar import ConfigurationError, enable_apar
 
-FORMS = {1: 6, 3: 3}  # beyond eight graphs Dynamo runs the rest as it is
+FORMS = {1: 5, 3: 3}  # beyond eight graphs Dynamo runs the rest as it is
 GRAPHS = CompileConfig(backend="eager", mode=None, fullgraph=True)
 
 
@@ -20,8 +20,8 @@ def test_a_model_that_the_user_compiled_writes_the_same(apar_llama, how, batch):
         model.compile(backend="eager", dynamic=True)
     else:
         model.forward = torch.compile(model.forward, backend="eager")
-    for seed in range(5):
-        inputs = left_padded(random_prompts(batch, seed))
+    for seed in range(6):  # the last one fills the first buffers
+        inputs = left_padded(random_prompts(batch, seed, *((3, 12) if seed < 5 else (245, 250))))
         expected = apar_llama.generate(**inputs, apar=True, max_new_tokens=200, return_dict_in_generate=True)
         assert model.generate(**inputs, apar=True, max_new_tokens=200).tolist() == expected.sequences.tolist()
         threads = max(threads, *(stats.peak_threads for stats in expected.stats))

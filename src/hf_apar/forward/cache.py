@@ -70,9 +70,9 @@ class TreeLayer(DynamicLayer):
     def prepare(self, places: Places | None, high_water: int, width: int) -> None:
         """Do what :meth:`TreeCache.prepare` says."""
         self.by_slot, self.length, self._step = True, max(high_water - width, 0), (places, high_water)
-        if self._keys is not None and self._values is not None and high_water > self._keys.shape[2]:
-            # here, since a compiled forward pass would be compiled for each capacity
-            self._keys, self._values = _grown(self._keys, high_water), _grown(self._values, high_water)
+        if self._keys is not None and self._values is not None and high_water >= self._keys.shape[2]:
+            # here, and before they are full: a compiled forward pass would be compiled for each capacity, and for full ones
+            self._keys, self._values = _grown(self._keys, high_water + 1), _grown(self._values, high_water + 1)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
@@ -101,6 +101,8 @@ class TreeLayer(DynamicLayer):
         if tokens_to_remove > 0:
             raise ValueError(f"crop takes how many tokens to remove as a negative number, got {tokens_to_remove}")
         self.length = max(self.length + tokens_to_remove, 0)
+        if self._keys is not None and self._values is not None:  # there is room now, so that the next update writes in place
+            self._keys, self._values = _writable(self._keys), _writable(self._values)
 
     def put_in_order(self, slots: Tensor) -> None:
         """Do what :meth:`TreeCache.put_in_order` says."""
@@ -120,7 +122,8 @@ class TreeCache(DynamicCache):
     """The key-value cache of a batch of paragraph trees; the prefix that threads share stands in it once.
 
     It stands wherever a ``DynamicCache`` does. A forward pass that :meth:`prepare` announced is a step of the decoding loop
-    and writes by slot; any other appends. Its buffers are written in place, so nothing can be trained through it.
+    and writes by slot, in place, into buffers that :meth:`prepare` has grown; any other appends as a ``DynamicCache`` does,
+    where there is room in place. So nothing can be trained through it.
     """
 
     def __init__(self) -> None:
@@ -158,7 +161,7 @@ def _written(buffer: Tensor, states: Tensor, places: Places | None, end: int) ->
     start = end - states.shape[2]
     if places is not None:
         rows, slots = places[0].to(states.device), places[1].to(states.device)
-        buffer[rows, :, slots] = states.transpose(1, 2).flatten(0, 1)  # (queries, heads, dim)
+        buffer[rows, :, slots] = states.transpose(1, 2).flatten(0, 1).to(buffer.dtype)  # (queries, heads, dim)
     elif end > buffer.shape[2]:  # of a prompt, or of plain decoding: what DynamicCache does
         return torch.cat([buffer[:, :, :start], states], dim=2)
     else:

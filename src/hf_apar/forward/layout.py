@@ -21,9 +21,9 @@ class StepInputs:
     Attributes:
         input_ids: (batch, width), or (1, queries) where ``packing`` is given.
         position_ids: of the same shape.
-        targets: where each token goes in the cache; ``None`` where each row appends one, and sees all slots.
-        attention_mask: ``None`` there, (batch, slots) for one query a row, the additive (batch, 1, width, slots) otherwise,
-            or a ``dict`` of these by kind of layer.
+        targets: where each token goes in the cache; ``None`` where each row appends one, sees all slots, and has no window.
+        attention_mask: ``None`` there, (batch, slots) for one query a row without windows, the additive
+            (batch, 1, width, slots) otherwise, or a ``dict`` of these by kind of layer.
         kept: the columns whose logits are wanted, ``None`` for all.
         places: row and column of each wanted query among what the model returns, ``None`` for all that it returns.
     """

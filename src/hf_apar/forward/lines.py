@@ -98,13 +98,13 @@ class PathLines:
             for place, (query, line) in enumerate(zip(queries, lines, strict=True))
             if query.seen > line.length
         ]
-        masks, places = self._shown[:, :, :slots], [line.index for line in lines]
+        masks, places = self._shown, [line.index for line in lines]
         if not beyond and places == [*range(len(places))]:
             masks = masks[:, : len(places)]
-        else:
-            masks = masks.index_select(1, torch.tensor(places, device=masks.device))  # (kinds, queries, slots)
+        else:  # of all columns, since a compiled model is compiled again for a mask with other strides
+            masks = masks.index_select(1, torch.tensor(places, device=masks.device))
             self._change(masks, beyond)
-        return dict(zip(self.windows, masks, strict=True))
+        return dict(zip(self.windows, masks[:, :, :slots], strict=True))  # (kinds, queries, slots)
 
     def cut(self, path: Sequence[int], length: int) -> None:
         """Forget what lies beyond the first ``length`` slots of ``path``, which is about to lose it."""
@@ -116,15 +116,15 @@ class PathLines:
         """Have the lines of ``bases`` first, in that order, empty ones for new paths, and columns for ``slots`` slots."""
         kinds, count, columns = self._shown.shape
         first = [line.index if (line := self._lines.get(key)) else -1 for key in bases]
-        if first == [*range(len(first))] and slots <= columns:
+        if first == [*range(len(first))] and slots < columns:
             return
         asked = {key: self._lines.pop(key, Line(base.path)) for key, base in bases.items()}
         if len(asked) + len(self._lines) >= count:  # the others have ended, or get a new line when they are asked for again
             self._lines = {}
         self._lines = {**asked, **self._lines}
         more = max(count, 1 << len(self._lines).bit_length())
-        if more > count or slots > columns:
-            grown = self._shown.new_full((kinds, more, max(columns, capacity_for(slots))), self._hidden)
+        if more > count or slots >= columns:  # never full, as the cache's buffers are not
+            grown = self._shown.new_full((kinds, more, max(columns, capacity_for(slots + 1))), self._hidden)
             grown[:, :count, :columns] = self._shown
             self._shown = grown
         order = [line.index % more for line in self._lines.values()]  # -1 is the last line
