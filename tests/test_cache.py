@@ -106,6 +106,16 @@ def test_what_was_cropped_in_inference_mode_is_gone_on_with_outside():
         assert torch.equal(mine[0], other[0]) and torch.equal(mine[1], other[1])
 
 
+def test_a_step_in_another_dtype_is_written_by_place():
+    """As under autocast behind a prompt that was read outside of it."""
+    cache = TreeCache()
+    call(cache, "update", 5, 1, states(1, 5))
+    cache.prepare((torch.tensor([0]), torch.tensor([7])), high_water=8, width=1)
+    (step, *_) = [(keys.bfloat16(), values.bfloat16()) for keys, values in states(1, 1)]
+    keys, values = cache.update(*step, 0)
+    assert torch.equal(keys[:, :, 7:8], step[0].float()) and torch.equal(values[:, :, 7:8], step[1].float())
+
+
 def tiny_mistral():
     torch.manual_seed(0)
     sizes = {"vocab_size": 48, "intermediate_size": 64, "max_position_embeddings": 512, "tie_word_embeddings": False}
