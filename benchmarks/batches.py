@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 
-from common import Bars, Kept, encode, load, parser, publish, spread, timed
+from common import Bars, Kept, encode, load, parser, publish, spread, timed, weights
 from questions import add_questions, asked, evenly
 
 import hf_apar
@@ -46,7 +46,7 @@ def main() -> None:
         ["batch", *(f"{way}, tokens/s" for way in WAYS), "APAR / generate in all", "with heads, in all", "APAR, batch by batch",
          "batches that fork, in all", "with heads"],
         rows,
-        f"{options.dtype}, greedy, {len(questions)} of the questions of {name}, {options.max_new_tokens} new tokens at most; each "
+        f"{weights(options.dtype)}, greedy, {len(questions)} of the questions of {name}, {options.max_new_tokens} new tokens at most; each "
         f"batch once each way, in turn. In all: sums of tokens over sums of seconds. {by_category(data.get('batch 1', []))}",
         data,
         Bars(

@@ -7,6 +7,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from rich.table import Table
 import hf_apar
 from hf_apar.checkpoints.default_model import DEFAULT_ADAPTER
 from hf_apar.evaluation.machine import processor
+from hf_apar.prepacking import prepackable
 
 ROOT = Path(__file__).parents[1]
 OUTPUT = ROOT / "build" / "bench"
@@ -35,9 +37,18 @@ QUESTIONS = (
 )
 
 
+_PREPACKED = ExitStack()  # until the program ends
+
+
+def native() -> str:
+    """The number format that this machine computes in: bfloat16 where it has arithmetic for it."""
+    known = (f"_is_{unit}_supported" for unit in ("avx512_bf16", "amx_tile"))
+    return "bfloat16" if SUFFIX or any(getattr(torch.cpu, name, bool)() for name in known) else "float32"
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=description.split("\n")[0])
-    made.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
+    made.add_argument("--dtype", default=native(), choices=["float32", "bfloat16"])
     made.add_argument("--repeats", type=int, default=3, help="interleaved runs of each side")
     return made
 
@@ -48,11 +59,20 @@ def on_the_cpu_alone(why: str) -> None:
         raise SystemExit(f"{why}; hide the GPU: set CUDA_VISIBLE_DEVICES to nothing")
 
 
-def load(dtype: str):
+def load(dtype: str, *, prepack: bool = True):
+    """The default model and its tokenizer; on a CPU in float32 its weights are prepacked, as those of the commands."""
     transformers.utils.logging.disable_progress_bar()
     model, tokenizer = hf_apar.load_default_model(dtype=getattr(torch, dtype))
     tokenizer.padding_side = "left"
-    return model.to(DEVICE), tokenizer
+    model = model.to(DEVICE)
+    if prepack and prepackable(model):
+        _PREPACKED.enter_context(hf_apar.prepacked(model))
+    return model, tokenizer
+
+
+def weights(dtype: str) -> str:
+    """The weights of :func:`load`, in words."""
+    return f"{dtype}, prepacked weights" if dtype == "float32" and not SUFFIX else dtype
 
 
 def encode(tokenizer, questions: Sequence[str]):

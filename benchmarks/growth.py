@@ -4,7 +4,7 @@ import statistics
 import time
 
 import torch
-from common import ROOT, SUFFIX, load, parser, publish
+from common import ROOT, SUFFIX, load, parser, publish, weights
 
 import hf_apar
 from hf_apar.speculation.proposer import Draft, Proposer
@@ -49,7 +49,7 @@ def main() -> None:
         "How the cost of a step grows",
         ["batch", "context", "threads a row", "a step, ms", "ms a token", "peak KV of a row, slots"],
         rows,
-        f"{options.dtype}; forks are forced, then {STEPS} steps timed; medians. ![curves](growth{SUFFIX}.png)",
+        f"{weights(options.dtype)}; forks are forced, then {STEPS} steps timed; medians. ![curves](growth{SUFFIX}.png)",
         data,
     )
     plot(data)

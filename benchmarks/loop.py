@@ -1,7 +1,7 @@
 """What the loop adds to a step: a whole answer against the bare model calls of the same widths and lengths, replayed."""
 
 import torch
-from common import QUESTIONS, Bars, encode, interleaved, load, parser, publish, ratios, spread, timed
+from common import QUESTIONS, Bars, encode, interleaved, load, parser, publish, ratios, spread, timed, weights
 
 from hf_apar.forward.attention import tree_attention_for
 from hf_apar.forward.cache import TreeCache
@@ -34,7 +34,7 @@ def main() -> None:
         "What the loop adds to a step",
         ["answers", "steps", "tokens a step", "bare model calls, s", "generate / bare"],
         rows,
-        f"{options.dtype}, greedy, no logits processors, 256 new tokens a row at most; prefill included on both sides. Aim: at most 1.05.",
+        f"{weights(options.dtype)}, greedy, no logits processors, 256 new tokens a row at most; prefill included on both sides. Aim: at most 1.05.",
         data,
         Bars("generate / bare", {name: ratios(found, "generate", "bare") for name, found in data.items()}, aim=1.05),
     )

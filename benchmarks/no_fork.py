@@ -1,7 +1,7 @@
 """What ``apar=True`` costs when nothing forks: against ``generate``, the same tokens, prefill apart from decoding."""
 
 import torch
-from common import Bars, interleaved, load, parser, publish, ratios, spread, timed
+from common import Bars, interleaved, load, parser, publish, ratios, spread, timed, weights
 
 import hf_apar
 
@@ -35,7 +35,7 @@ def main() -> None:
         "What apar=True costs when nothing forks",
         ["context", "prefill, APAR / generate", "a step of generate, ms", "decoding, APAR / generate"],
         rows,
-        f"{options.dtype}, greedy, {NEW_TOKENS} new tokens after a random prompt, [Fork] banned. Aim: at most 1.00.",
+        f"{weights(options.dtype)}, greedy, {NEW_TOKENS} new tokens after a random prompt, [Fork] banned. Aim: at most 1.00.",
         data,
         Bars(
             "decoding, APAR / generate",

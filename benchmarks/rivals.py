@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from common import ROOT, Bars, Kept, encode, load, on_the_cpu_alone, parser, publish, timed
+from common import ROOT, Bars, Kept, encode, load, on_the_cpu_alone, parser, publish, timed, weights
 from questions import add_questions, asked, in_turn
 from speculation import LOOKUP
 from transformers import CompileConfig, StaticCache
@@ -151,7 +151,7 @@ def main() -> None:
         "What a user would pick instead",
         ["way", "answers a minute", "tokens an answer", "tokens a second"],
         rows,
-        f"{options.dtype}, greedy, one question at a time, {limit} new tokens at most: the first {len(chosen)} questions of "
+        f"{weights(options.dtype)}, greedy, one question at a time, {limit} new tokens at most: the first {len(chosen)} questions of "
         f"{named}, categories in turn, whose answers fork. Compiling and loading are left out. llama.cpp runs the same weights in "
         "bfloat16 and Q8_0, and in Q4_1 the base model, in the format that it is published in: for orientation. The answers differ in length, and vLLM has compiled kernels of its "
         "own where the rest runs PyTorch's: a way that writes shorter answers ends more of them a minute at the same speed.",

@@ -25,6 +25,7 @@ SHORT = (
     Part("loop", 2, "loop.py"),
     Part("host", 3, "host.py"),
     Part("no-fork", 3, "no_fork.py"),
+    Part("prepacking", 12, "prepacking.py {questions}"),
     Part("growth", 4, "growth.py --contexts 128 1024 --batches 1 8"),
     Part("peak-kv", 3, "peak_kv.py --number 16"),
     Part("batches", 12, "batches.py --number 20 {questions}"),

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 from unittest import mock
 
 import torch
-from common import load, parser
+from common import load
 from host import PENALTY, SMALL, tiny, write
 from rich.console import Console
 from rich.table import Table
@@ -46,8 +46,7 @@ class CopiedBytes(TorchDispatchMode):
 
 
 def main() -> None:
-    options = parser(__doc__).parse_args()
-    model, _ = load(options.dtype)
+    model, _ = load("bfloat16")
     layer = sum(model.config.num_key_value_heads * model.config.head_dim * model.dtype.itemsize for _ in ("keys", "values"))
     slot = layer * model.config.num_hidden_layers  # bytes of one slot in the whole cache
     table = Table("what", "count", "bound", title="What a step costs, counted")

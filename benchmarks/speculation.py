@@ -2,7 +2,7 @@
 
 import statistics
 
-from common import Bars, Kept, encode, load, parser, publish, timed
+from common import Bars, Kept, encode, load, parser, publish, timed, weights
 from questions import add_questions, asked, in_turn
 
 import hf_apar
@@ -55,7 +55,7 @@ def main() -> None:
         title,
         ["way", "tokens a step", "tokens fed a step", "accepted a draft", "ms a token", "generate / it", "where answers fork"],
         rows,
-        f"{options.dtype}, greedy, {options.max_new_tokens} new tokens at most, {len(chosen)} questions of {name}, "
+        f"{weights(options.dtype)}, greedy, {options.max_new_tokens} new tokens at most, {len(chosen)} questions of {name}, "
         f"{options.each} of each category, {len(forks)} of {len(records)} runs with forks. Ratios of time per token: medians "
         f"over the runs, with quartiles. {by_category(records)}",
         records,

@@ -13,9 +13,9 @@ PACKAGE = Path(__file__).parents[1] / "src" / "hf_apar"
 
 # From the ground up: a module may import what stands before it in this list, and its own part; nothing imports the CLI.
 ORDER = (
-    "releases", "errors", "processes", "config", "protocol", "generation_settings", "tokens", "text", "tree", "streaming",
-    "replay", "notebook", "forward", "checks", "choice", "speculation", "results", "decoding", "generation", "enabling",
-    "branches", "checkpoints", "data", "training", "serving", "evaluation", "probing", "cli",
+    "releases", "errors", "prepacking", "processes", "config", "protocol", "generation_settings", "tokens", "text", "tree",
+    "streaming", "replay", "notebook", "forward", "checks", "choice", "speculation", "results", "decoding", "generation",
+    "enabling", "branches", "checkpoints", "data", "training", "serving", "evaluation", "probing", "cli",
 )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hf_apar.enabling import disable_apar, enable_apar
     from hf_apar.errors import AparError, ConfigurationError, ControlTokenError, DataError, UnsupportedModelError
     from hf_apar.generation import AparGenerationMixin, apar_decode
+    from hf_apar.prepacking import prepacked
     from hf_apar.results import AparOutput, AparStats
     from hf_apar.streaming import AparStreamer
     from hf_apar.text.chat import encode_chat
@@ -53,6 +54,7 @@ __all__ = [
     "load_default_heads",
     "load_default_model",
     "load_heads",
+    "prepacked",
 ]
 
 _MODULES = {
@@ -68,6 +70,7 @@ _MODULES = {
     "checkpoints.heads": ("load_heads",),
     "checkpoints.publishing": ("export_adapter",),
     "checkpoints.readiness": ("check_model",),
+    "prepacking": ("prepacked",),
     "results": ("AparOutput", "AparStats"),
     "streaming": ("AparStreamer",),
     "tokens": ("add_control_tokens",),

@@ -19,6 +19,7 @@ from hf_apar.cli.common import (
     ModelOption,
     TemplateArgumentsOption,
     app,
+    decoding,
     say,
     template_arguments,
 )
@@ -60,7 +61,8 @@ def chat_command(
     from hf_apar.cli.conversation import Conversation, Way
 
     told = [] if how.system is None else [{"role": "system", "content": how.system}]
-    _converse(Conversation(method, how.config, arguments, told, Way.plain if how.plain else Way.apar))
+    with decoding(method.model):
+        _converse(Conversation(method, how.config, arguments, told, Way.plain if how.plain else Way.apar))
 
 
 def _converse(chat: "Conversation") -> None:

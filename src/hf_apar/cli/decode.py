@@ -23,6 +23,7 @@ from hf_apar.cli.common import (
     ModelOption,
     TemplateArgumentsOption,
     app,
+    decoding,
     load,
     say,
     template_arguments,
@@ -63,7 +64,8 @@ def generate_command(
     method = how.loaded(model, base, heads, device, dtype)
     ids = _encode(method.tokenizer, text, how.system, arguments)
     decoder = replace(method, prompt=ids, show=not as_json, question=None if html is None and trace is None else text)
-    one, many = both_ways(decoder, how.config, plain=how.plain or compare)
+    with decoding(method.model):
+        one, many = both_ways(decoder, how.config, plain=how.plain or compare)
     if as_json:
         typer.echo(_shown(_record(text, one, many)))
     else:

@@ -1,0 +1,130 @@
+"""Prepacked weights: the model itself without them is the oracle, and a profile says whether they were used."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from hf_apar import ConfigurationError, prepacked
+from hf_apar.prepacking import ROWS, prepackable
+from hf_apar.speculation.lookup import PromptLookup
+from oracle import VOCABULARY, left_padded, nested, random_prompts, tiny_llama
+
+WITH_MKL = torch.backends.mkl.is_available()
+needs_mkl = pytest.mark.skipif(not WITH_MKL, reason="PyTorch without MKL has no layout of its own to copy weights into")
+
+
+def packed_products(model, *given, **options):
+    """Return what ``model`` gives, and how many products of packed weights that took."""
+    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU]) as seen:
+        out = model(*given, **options)
+    return out, sum(event.name == "mkl::_mkl_linear" for event in seen.events())
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def llama(request):
+    return tiny_llama(tie_word_embeddings=request.param)
+
+
+@needs_mkl
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 17, 48, 49, 70])
+def test_logits_are_those_of_the_weights_as_they_lie(llama, rows):
+    ids = torch.arange(rows)[None] % VOCABULARY
+    expected, none = packed_products(llama, ids)
+    with prepacked(llama) as model:
+        found, some = packed_products(model, ids)
+    assert none == 0 and some == (len(prepackable(llama)) if rows in ROWS else 0)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-5)
+
+
+@needs_mkl
+def test_biases_and_batches_count():
+    layer, input = nn.Linear(24, 40), torch.randn(2, 5, 24)
+    with prepacked(layer):
+        found, some = packed_products(layer, input)
+    assert some == 1 and found.shape == (2, 5, 40)
+    torch.testing.assert_close(found, layer(input).detach(), rtol=0, atol=1e-5)
+
+
+@needs_mkl
+@pytest.mark.parametrize(
+    "options", [{}, {"proposer": PromptLookup(4)}, {"do_sample": True}], ids=["greedy", "drafts", "sampled"]
+)
+def test_answers_are_the_same(apar_llama, options):
+    inputs = left_padded(random_prompts(3))
+
+    def answers():
+        torch.manual_seed(0)
+        out = apar_llama.generate(**inputs, apar=True, max_new_tokens=40, return_dict_in_generate=True, **options)
+        return [nested(tree) for tree in out.trees]
+
+    expected = answers()
+    with prepacked(apar_llama):
+        assert answers() == expected
+    assert any(len(answer) > 1 for answer in expected)
+
+
+@needs_mkl
+def test_the_model_is_as_it_was_also_where_the_block_fails(llama):
+    before = {name: dict(vars(module)) for name, module in llama.named_modules()}
+    keys, outer = list(llama.state_dict()), len(prepackable(llama))
+    with pytest.raises(RuntimeError, match="in the block"), prepacked(llama):
+        assert list(llama.state_dict()) == keys and not prepackable(llama)
+        raise RuntimeError("in the block")
+    assert len(prepackable(llama)) == outer
+    assert all(vars(module).keys() == before[name].keys() for name, module in llama.named_modules())
+
+
+@needs_mkl
+def test_a_weight_that_changes_is_read_as_it_is_then():
+    layer, other, input = nn.Linear(24, 40), nn.Linear(24, 40), torch.randn(5, 24)
+    with prepacked(layer), torch.no_grad():
+        first = layer(input)
+        layer.load_state_dict(other.state_dict())
+        torch.testing.assert_close(layer(input), other(input), rtol=0, atol=1e-5)
+        assert not torch.equal(first, layer(input))
+        layer.to(torch.bfloat16)
+        assert torch.equal(layer(input.bfloat16()), copy.deepcopy(other).to(torch.bfloat16)(input.bfloat16()))
+        layer.to(torch.float32).weight.zero_()
+        assert torch.equal(layer(input), layer.bias.expand(5, -1))
+
+
+@needs_mkl
+def test_training_in_the_block_is_training(llama):
+    ids = torch.arange(12)[None]
+    expected = torch.autograd.grad(llama(ids, labels=ids).loss, list(llama.parameters()))
+    with prepacked(llama):
+        found = torch.autograd.grad(llama(ids, labels=ids).loss, list(llama.parameters()))
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@needs_mkl
+def test_autocast_and_inference_mode_keep_their_meaning(llama):
+    ids = torch.arange(12)[None]
+    with prepacked(llama):
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            assert llama(ids).logits.dtype == torch.bfloat16
+        with torch.inference_mode():
+            found = llama(ids).logits
+    torch.testing.assert_close(found.clone(), llama(ids).logits.detach(), rtol=0, atol=1e-5)
+
+
+@needs_mkl
+def test_an_adapter_that_wraps_layers_finds_them_prepacked(llama):
+    from peft import LoraConfig, get_peft_model
+
+    wrapped = get_peft_model(copy.deepcopy(llama), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    ids = torch.arange(12)[None]
+    expected, _ = packed_products(wrapped, ids)
+    with prepacked(wrapped):
+        found, some = packed_products(wrapped, ids)
+    assert some == len(prepackable(wrapped)) > len(prepackable(llama))
+    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-5)
+
+
+def test_where_nothing_can_be_prepacked_an_error_says_what_could(llama):
+    half = copy.deepcopy(llama).to(torch.bfloat16)
+    with pytest.raises(ConfigurationError, match="must be float32 on a CPU"), prepacked(half):
+        raise AssertionError
