@@ -35,7 +35,7 @@ def main() -> None:
                     measure(model, tokenizer, inputs, way, 8)
                 return {way: measure(model, tokenizer, inputs, ways[way], options.max_new_tokens) for way in order}
 
-            key = [options.dtype, size, options.max_new_tokens, [question.key for question in group]]
+            key = [weights(options.dtype), size, options.max_new_tokens, [question.key for question in group]]
             runs.append({"categories": [question.category for question in group], **kept.of(key, run)})
             print(size, [round(ratio([runs[-1]], way), 2) for way in WAYS[1:]], flush=True)
         data[f"batch {size}"] = runs

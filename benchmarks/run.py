@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from common import native
+
 FOLDER = Path(__file__).parent
 DONE = FOLDER.parent / "build" / "bench" / "done"
 
@@ -18,7 +20,7 @@ DONE = FOLDER.parent / "build" / "bench" / "done"
 class Part(NamedTuple):
     name: str
     minutes: int  # that it takes
-    command: str  # the script and its options; {questions} stands for the questions given
+    command: str  # the script and its options; {questions} stands for the questions given, {other} for a number format
 
 
 SHORT = (
@@ -34,7 +36,7 @@ SHORT = (
 )
 LONG = (
     Part("batches, all", 75, "batches.py --number 1000 {questions}"),
-    Part("batches in float32", 20, "batches.py --dtype float32 --batches 4 16 --number 32 {questions}"),
+    Part("batches in the other format", 20, "batches.py --dtype {other} --batches 4 16 --number 32 {questions}"),
     Part("speculation, more", 30, "speculation.py --each 10 {questions}"),
     Part("speculation in batches", 10, "speculation.py --each 10 --batch 4 {questions}"),
     Part("rivals, more", 20, "rivals.py --number 16 {questions}"),
@@ -51,12 +53,13 @@ def main() -> None:
     options.add_argument("--answers", type=Path, help="what hf-apar distill wrote; without it, training is left out")
     options.add_argument("--list", action="store_true", help="tell what would run, and for how long")
     options = options.parse_args()
+    other = "float32" if native() == "bfloat16" else "bfloat16"
     questions = "" if options.questions is None else f"--questions {options.questions}"
     parts = [part for part in (LONG if options.long else SHORT) if "{answers}" not in part.command or options.answers]
     failed = []
     for part in parts:
         stamp = DONE / part.name.replace(", ", "-").replace(" ", "-")
-        command = part.command.format(questions=questions, answers=options.answers).split()
+        command = part.command.format(questions=questions, answers=options.answers, other=other).split()
         print(f"{part.name}: {'done' if stamp.is_file() else f'{part.minutes} min'}: {' '.join(command)}", flush=True)
         if options.list or stamp.is_file():
             continue

@@ -43,7 +43,7 @@ def main() -> None:
             order = list(ways) if number % 2 else list(reversed(ways))
             return {way: decode(model, tokenizer, inputs, ways[way], options.max_new_tokens) for way in order}
 
-        key = [options.dtype, options.max_new_tokens, [question.key for question in group]]
+        key = [weights(options.dtype), options.max_new_tokens, [question.key for question in group]]
         records.append({"categories": [question.category for question in group], **kept.of(key, run)})
         print(records[-1]["categories"], {way: round(records[-1][way]["ms"], 1) for way in ways}, flush=True)
     file = "speculation" if options.batch == 1 else f"speculation_{options.batch}"

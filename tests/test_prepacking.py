@@ -7,20 +7,20 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from hf_apar import ConfigurationError, prepacked
-from hf_apar.prepacking import ROWS, prepackable
+from hf_apar import prepacked, prepacking
+from hf_apar.prepacking import ROWS, has_mkl, prepackable, prepacked_if_possible
 from hf_apar.speculation.lookup import PromptLookup
 from oracle import VOCABULARY, left_padded, nested, random_prompts, tiny_llama
 
-WITH_MKL = torch.backends.mkl.is_available()
-needs_mkl = pytest.mark.skipif(not WITH_MKL, reason="PyTorch without MKL has no layout of its own to copy weights into")
+needs_mkl = pytest.mark.skipif(not has_mkl(), reason="PyTorch without MKL has no layout of its own to copy weights into")
 
 
 def packed_products(model, *given, **options):
-    """Return what ``model`` gives, and how many products of packed weights that took."""
+    """Return what ``model`` gives, and how many of its products took packed weights; MKL's operator may fall back within."""
     with torch.no_grad(), profile(activities=[ProfilerActivity.CPU]) as seen:
         out = model(*given, **options)
-    return out, sum(event.name == "mkl::_mkl_linear" for event in seen.events())
+    names = [event.name for event in seen.events()]
+    return out, 0 if "aten::linear" in names else names.count("mkl::_mkl_linear")
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
@@ -103,11 +103,12 @@ def test_training_in_the_block_is_training(llama):
 @needs_mkl
 def test_autocast_and_inference_mode_keep_their_meaning(llama):
     ids = torch.arange(12)[None]
-    with prepacked(llama):
+    with prepacked(llama) as model:
         with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
             assert llama(ids).logits.dtype == torch.bfloat16
         with torch.inference_mode():
             found = llama(ids).logits
+        assert packed_products(model, ids)[1] and model.lm_head.forward.packed is not None
     torch.testing.assert_close(found.clone(), llama(ids).logits.detach(), rtol=0, atol=1e-5)
 
 
@@ -124,7 +125,95 @@ def test_an_adapter_that_wraps_layers_finds_them_prepacked(llama):
     torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-5)
 
 
-def test_where_nothing_can_be_prepacked_an_error_says_what_could(llama):
-    half = copy.deepcopy(llama).to(torch.bfloat16)
-    with pytest.raises(ConfigurationError, match="must be float32 on a CPU"), prepacked(half):
-        raise AssertionError
+@needs_mkl
+def test_a_weight_at_the_address_of_another_is_not_taken_for_it():
+    layer, input = nn.Linear(64, 64), torch.randn(5, 64)
+    with prepacked(layer), torch.no_grad():
+        for _ in range(20):
+            other = {"weight": torch.randn(64, 64)}
+            expected = input @ other["weight"].T + layer.bias
+            torch.testing.assert_close(torch.func.functional_call(layer, other, input), expected, rtol=0, atol=1e-4)
+            del other
+
+
+@needs_mkl
+@pytest.mark.parametrize("change", ["input", "bias"])
+def test_shapes_that_do_not_fit_are_refused_as_ever(change):
+    layer = nn.Linear(24, 40)
+    with prepacked(layer), torch.no_grad():
+        layer(torch.randn(5, 24))
+        if change == "bias":
+            layer.bias = nn.Parameter(torch.randn(41))
+        with pytest.raises(RuntimeError):
+            layer(torch.randn(5, 25 if change == "input" else 24))
+
+
+@needs_mkl
+def test_blocks_within_blocks_and_copies_of_the_model(llama):
+    ids = torch.arange(12)[None]
+    expected, _ = packed_products(llama, ids)
+    with prepacked(llama):
+        with prepacked(llama):
+            pass
+        _, some = packed_products(llama, ids)
+        copied = copy.deepcopy(llama)
+    found, others = packed_products(copied, ids)
+    assert some == others == len(prepackable(llama))
+    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-5)
+
+
+@needs_mkl
+def test_who_changes_a_layer_within_the_block_keeps_the_change():
+    layer = nn.Linear(24, 40)
+    with prepacked(layer):
+        layer.forward = lambda input: input
+    assert layer(1) == 1
+
+
+@needs_mkl
+def test_a_compiled_model_is_compiled_as_without(llama):
+    ids = [torch.arange(rows)[None] for rows in (12, 13)]
+    with prepacked(copy.deepcopy(llama)) as model, torch.no_grad():
+        model.compile(dynamic=True, backend="eager", fullgraph=True)
+        for one in ids:
+            torch.testing.assert_close(model(one).logits, llama(one).logits, rtol=0, atol=1e-5)
+
+
+@needs_mkl
+@pytest.mark.parametrize("odd", ["sparse", "subclass"])
+def test_weights_of_another_kind_are_left_alone(odd):
+    class Wrapped(nn.Parameter):
+        pass
+
+    layer = nn.Linear(24, 40)
+    weight = layer.weight.detach()
+    layer.weight = Wrapped(weight) if odd == "subclass" else nn.Parameter(weight.to_sparse_csr(), requires_grad=False)
+    assert not prepackable(nn.Sequential(layer))
+
+
+@needs_mkl
+@pytest.mark.parametrize("room", [0, 10**12])
+def test_the_commands_prepack_where_memory_has_room(llama, room, monkeypatch):
+    monkeypatch.setattr(prepacking, "_free_memory", lambda: room)
+    with prepacked_if_possible(llama):
+        _, some = packed_products(llama, torch.arange(12)[None])
+    assert bool(some) == bool(room)
+
+
+@needs_mkl
+def test_the_copies_go_with_the_block_also_after_an_error():
+    layer = nn.Linear(24, 40)
+    with pytest.raises(RuntimeError) as error, prepacked(layer), torch.no_grad():
+        layer(torch.randn(5, 24))
+        ours = layer.forward
+        assert ours.packed is not None
+        layer(torch.randn(5, 25))
+    assert error.value and ours.packed is None and "forward" not in vars(layer)
+
+
+def test_where_nothing_can_be_prepacked_the_log_says_so_and_the_model_decodes_as_ever(llama, caplog):
+    half, ids = copy.deepcopy(llama).to(torch.bfloat16), torch.arange(12)[None]
+    expected = half(ids).logits
+    with prepacked(half):
+        assert torch.equal(half(ids).logits, expected)
+    assert "LlamaForCausalLM decodes as ever" in caplog.text

@@ -6,68 +6,99 @@ call, and for the few rows of a step that takes longer than the product. MKL als
 called without compiling.
 """
 
+import logging
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hf_apar.errors import ConfigurationError
-
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 ROWS = range(3, 49)
 """Rows of a product that gain: fewer are read straight from the weight, and for more a copy is soon paid for."""
-TYPICAL = 8  # rows, by which MKL chooses how its threads share the work; any number of them may come
+TYPICAL = 8  # rows, by which MKL shares the work out to its threads; with others it computes the same, as the tests see
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def prepacked(model: ModelT) -> Iterator[ModelT]:
-    """Decode faster on a CPU in float32: within the block ``model`` has its linear layers' weights prepacked.
+    """Decode faster on a CPU in float32: within the block ``model`` has the weights of its linear layers prepacked.
 
-    A step of eight threads then takes hardly longer than one of a single thread. The copies are made in the first step that
-    is wide, and the weights are in memory twice until the block ends. A weight that is changed or moved within the block is
-    read as it is then; only a change through ``weight.data``, as PEFT merges adapters, goes unseen: make it before.
+    A step of eight threads then takes hardly longer than one of a single thread. It serves products of 3 to 48 rows where no
+    gradient is wanted, as in ``generate``, and needs a PyTorch with MKL; where it can do nothing it says so
+    in the log, and the model decodes as ever. The copies are made in the first step that is wide, and the weights
+    are in memory twice until the block ends. A weight that is changed or moved within the block is read as it is then; only
+    a change through ``weight.data`` or a shared buffer, as where PEFT merges adapters, goes unseen: make it before.
 
     Example::
 
         with hf_apar.prepacked(model):
             model.generate(**inputs, apar=True)
-
-    Raises:
-        ConfigurationError: if no linear layer of ``model`` has float32 weights on a CPU, or PyTorch has no MKL.
     """
     layers = prepackable(model)
-    if not layers:
-        raise ConfigurationError(
-            f"{type(model).__name__} has no linear layers to prepack: their weights must be float32 on a CPU, and PyTorch "
-            f"built with MKL ({'it is' if _has_mkl() else 'it is not'}); leave prepacked out"
+    if not layers and not any(isinstance(vars(layer).get("forward"), _Prepacked) for layer in model.modules()):
+        logger.warning(
+            "%s decodes as ever: it has no linear layers to prepack, with float32 weights on a CPU in a PyTorch with MKL",
+            type(model).__name__,
         )
     with ExitStack() as stack:
         for layer in layers:
-            vars(layer)["forward"] = _Prepacked(layer)  # of this object: its class, which others share, stays as it is
-            stack.callback(delattr, layer, "forward")
+            vars(layer)["forward"] = forward = _Prepacked(layer)  # of this object: others share its class
+            stack.callback(forward.end)
         yield model
+
+
+@contextmanager
+def prepacked_if_possible(model: nn.Module) -> Iterator[None]:
+    """Do as :func:`prepacked` does, where it is of use and the copies take no more than a quarter of the free memory."""
+    layers = prepackable(model)
+    if layers and 4 * sum(layer.weight.nbytes for layer in layers) <= _free_memory():
+        with prepacked(model):
+            yield
+    else:
+        yield
 
 
 def prepackable(model: nn.Module) -> list[nn.Linear]:
     """Return the layers of ``model`` that :func:`prepacked` serves: ``nn.Linear`` itself, which nobody else has changed."""
-    if not _has_mkl():
-        return []
-    return [
-        layer
-        for layer in model.modules()
-        if type(layer) is nn.Linear
+    return [layer for layer in model.modules() if type(layer) is nn.Linear and _is_fit(layer)]
+
+
+def _is_fit(layer: nn.Linear) -> bool:
+    weight = layer.weight
+    return (
+        has_mkl()
         and "forward" not in vars(layer)
-        and layer.weight.dtype == torch.float32
-        and layer.weight.device.type == "cpu"
-    ]
+        and type(weight) is nn.Parameter
+        and weight.dtype == torch.float32
+        and weight.device.type == "cpu"
+        and weight.layout == torch.strided
+        and weight.numel() > 0
+        and not weight.is_inference()  # it does not count its changes
+    )
 
 
-def _has_mkl() -> bool:
+def has_mkl() -> bool:
+    """Has PyTorch the two operators?"""
     return torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_reorder_linear_weight")
+
+
+def _free_memory() -> int:
+    """Return the bytes that no process and no file holds, of this container where it has a bound; 0 where nothing tells."""
+    if "SC_AVPHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return 0
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        bound, used = ((Path("/sys/fs/cgroup") / name).read_text() for name in ("memory.max", "memory.current"))
+        return min(free, int(bound) - int(used))
+    except (OSError, ValueError):  # no such file, or "max"
+        return free
 
 
 class _Prepacked:
@@ -76,30 +107,53 @@ class _Prepacked:
     def __init__(self, layer: nn.Linear) -> None:
         self.layer = layer
         self.packed: Tensor | None = None
-        self.state = (0, 0)
+        self.packed_from: Tensor = layer.weight.detach()  # keeps its memory: no other weight can come to lie there
+        self.version = 0
+
+    def __getstate__(self) -> dict[str, object]:
+        """Copies of the model make packed weights of their own: these must not move in memory."""
+        return {**vars(self), "packed": None}
 
     def __call__(self, input: Tensor) -> Tensor:
-        layer, rows = self.layer, input.numel() // self.layer.in_features
-        if rows not in ROWS or not _may_serve(input):
-            return functional.linear(input, layer.weight, layer.bias)
-        output: Tensor = torch.ops.mkl._mkl_linear(input, self._current(), layer.weight, layer.bias, rows)
+        layer = self.layer
+        weight, bias = layer.weight, layer.bias
+        if torch.compiler.is_compiling() or not _may_serve(input, weight, bias):
+            return functional.linear(input, weight, bias)
+        rows = input.shape[:-1].numel()
+        output: Tensor = torch.ops.mkl._mkl_linear(input, self._current(), weight, bias, rows)
         return output
 
     def _current(self) -> Tensor:
         """Return the copy; one of a weight that was moved or written to since is made anew."""
         weight = self.layer.weight
-        state = weight.data_ptr(), 0 if weight.is_inference() else weight._version
-        if self.packed is None or state != self.state:
-            self.packed, self.state = torch.ops.mkl._mkl_reorder_linear_weight(weight.detach(), TYPICAL), state
+        if (
+            self.packed is None
+            or weight.data_ptr() != self.packed_from.data_ptr()
+            or weight.stride() != self.packed_from.stride()
+            or weight._version != self.version
+        ):
+            self.packed_from, self.version = weight.detach(), weight._version
+            self.packed = torch.ops.mkl._mkl_reorder_linear_weight(self.packed_from, TYPICAL)
         return self.packed
 
+    def end(self) -> None:
+        """Give the layer its own forward pass back, and the memory of the copy."""
+        self.packed = None
+        if vars(self.layer).get("forward") is self:
+            del self.layer.forward
 
-def _may_serve(input: Tensor) -> bool:
-    """The operators know float32 on a CPU alone, and neither gradients nor autocast."""
+
+def _may_serve(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """The operators check little: neither shapes nor what a tensor is, and they know no gradients and no autocast."""
     return (
-        input.dtype == torch.float32
-        and input.device.type == "cpu"
+        input.shape[:-1].numel() in ROWS
+        and type(input) is Tensor
+        and input.dtype == weight.dtype == torch.float32
+        and input.is_cpu
+        and weight.is_cpu
+        and input.shape[-1] == weight.shape[1]
+        and (bias is None or (bias.shape == weight.shape[:1] and bias.dtype == torch.float32))
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
+        and not weight.is_inference()
     )

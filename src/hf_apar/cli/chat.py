@@ -19,7 +19,6 @@ from hf_apar.cli.common import (
     ModelOption,
     TemplateArgumentsOption,
     app,
-    decoding,
     say,
     template_arguments,
 )
@@ -59,9 +58,10 @@ def chat_command(
     arguments = template_arguments(chat_template_kwargs)
     method = how.loaded(model, base, heads, device, dtype)
     from hf_apar.cli.conversation import Conversation, Way
+    from hf_apar.prepacking import prepacked_if_possible
 
     told = [] if how.system is None else [{"role": "system", "content": how.system}]
-    with decoding(method.model):
+    with prepacked_if_possible(method.model):
         _converse(Conversation(method, how.config, arguments, told, Way.plain if how.plain else Way.apar))
 
 

@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -172,20 +171,6 @@ def load(
         options = loading_options(loading, dtype)
         loaded = AparModelForCausalLM.from_pretrained(name, base=base, dtype=chosen_dtype(dtype), **options)
         return loaded, load_tokenizer(name, base=base)
-
-
-@contextmanager
-def decoding(model: "PreTrainedModel") -> Iterator[None]:
-    """Prepack the weights of ``model`` for as long as it decodes, where that is of use and memory has room for a copy."""
-    from hf_apar.prepacking import prepackable, prepacked
-
-    layers = prepackable(model)
-    room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
-    if layers and 4 * sum(layer.weight.nbytes for layer in layers) <= room:
-        with prepacked(model):
-            yield
-    else:
-        yield
 
 
 def loading_options(loading: Loading, dtype: Dtype) -> dict[str, object]:

@@ -85,6 +85,8 @@ class Method:
         """Decode a few tokens both ways: the first pass through a model pays for things that later ones do not."""
         self._generate(max_new_tokens=4)
         self._generate(max_new_tokens=4, apar=config, proposer=self.proposer)
+        with torch.no_grad():  # a wide step, which these may not have
+            self.model(torch.zeros(1, 8, dtype=torch.long, device=self.model.device))
 
     def plain(self) -> Result:
         """Decode token by token, with the model's own ``generate``."""

@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,7 +23,6 @@ from hf_apar.cli.common import (
     ModelOption,
     TemplateArgumentsOption,
     app,
-    decoding,
     load,
     say,
     template_arguments,
@@ -62,9 +61,11 @@ def generate_command(
     refuse_missing_folders({"--html": html, "--trace": trace})
     text, arguments = _prompt(prompt), template_arguments(chat_template_kwargs)
     method = how.loaded(model, base, heads, device, dtype)
+    from hf_apar.prepacking import prepacked_if_possible
+
     ids = _encode(method.tokenizer, text, how.system, arguments)
     decoder = replace(method, prompt=ids, show=not as_json, question=None if html is None and trace is None else text)
-    with decoding(method.model):
+    with nullcontext() if how.plain else prepacked_if_possible(method.model):
         one, many = both_ways(decoder, how.config, plain=how.plain or compare)
     if as_json:
         typer.echo(_shown(_record(text, one, many)))

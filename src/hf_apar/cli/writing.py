@@ -64,6 +64,7 @@ class TextWriter:
 
         from hf_apar.checkpoints.readiness import check_model
         from hf_apar.data.distillation.samplers import TransformersSampler, VllmSampler
+        from hf_apar.prepacking import prepacked_if_possible
 
         model, tokenizer = load_untuned(self.model, self.dtype, self.loading)
         check_model(model, tokenizer, token_rows=False, chat_template_kwargs=self.chat_template_kwargs)
@@ -71,7 +72,8 @@ class TextWriter:
         how: dict[str, Any] = {name: getattr(self.sampling, name) for name in names}
         torch.manual_seed(self.seed)
         if self.sampling.engine is Engine.transformers:
-            yield TransformersSampler(on_device(model), tokenizer, **how), tokenizer
+            with prepacked_if_possible(on_device(model)):
+                yield TransformersSampler(model, tokenizer, **how), tokenizer
             return
         with TemporaryDirectory() as folder:  # vLLM reads no GGUF file, and no adapter with new tokens
             yield VllmSampler(self._engine(model, tokenizer, folder), tokenizer, **how), tokenizer
