@@ -54,7 +54,7 @@ def steps_by_width(models, repeats: int) -> None:
             for width in WIDTHS
         ],
         f"The forward pass of the default model over so many tokens, without a cache: medians of {CALLS} calls in each of "
-        f"{repeats} passes, with quartiles. `hf_apar.prepacked` serves products of 3 to 48 rows.",
+        f"{repeats} passes, with quartiles. `hf_apar.prepacked` serves products of 4 to 48 rows.",
         {f"{way}, {width}": values for (way, width), values in found.items()},
     )  # fmt: skip
 

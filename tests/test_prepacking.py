@@ -29,7 +29,7 @@ def llama(request):
 
 
 @needs_mkl
-@pytest.mark.parametrize("rows", [1, 2, 3, 8, 17, 48, 49, 70])
+@pytest.mark.parametrize("rows", [1, 3, 4, 8, 17, 48, 49, 70])
 def test_logits_are_those_of_the_weights_as_they_lie(llama, rows):
     ids = torch.arange(rows)[None] % VOCABULARY
     expected, none = packed_products(llama, ids)

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
-ROWS = range(3, 49)
+ROWS = range(4, 49)
 """Rows of a product that gain: fewer are read straight from the weight, and for more a copy is soon paid for."""
 TYPICAL = 8  # rows, by which MKL shares the work out to its threads; with others it computes the same, as the tests see
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 def prepacked(model: ModelT) -> Iterator[ModelT]:
     """Decode faster on a CPU in float32: within the block ``model`` has the weights of its linear layers prepacked.
 
-    A step of eight threads then takes hardly longer than one of a single thread. It serves products of 3 to 48 rows where no
+    A step of eight threads then takes hardly longer than one of a single thread. It serves products of 4 to 48 rows where no
     gradient is wanted, as in ``generate``, and needs a PyTorch with MKL; where it can do nothing it says so
     in the log, and the model decodes as ever. The copies are made in the first step that is wide, and the weights
     are in memory twice until the block ends. A weight that is changed or moved within the block is read as it is then; only
@@ -71,17 +71,19 @@ def prepackable(model: nn.Module) -> list[nn.Linear]:
 
 
 def _is_fit(layer: nn.Linear) -> bool:
-    weight = layer.weight
+    weight, bias = layer.weight, layer.bias
     return (
         has_mkl()
         and "forward" not in vars(layer)
         and type(weight) is nn.Parameter
-        and weight.dtype == torch.float32
-        and weight.device.type == "cpu"
-        and weight.layout == torch.strided
-        and weight.numel() > 0
         and not weight.is_inference()  # it does not count its changes
+        and _can_be_packed(weight)
+        and (bias is None or (bias.shape == weight.shape[:1] and bias.dtype == torch.float32))
     )
+
+
+def _can_be_packed(weight: Tensor) -> bool:
+    return weight.dtype == torch.float32 and weight.is_cpu and weight.layout == torch.strided and weight.numel() > 0
 
 
 def has_mkl() -> bool:
@@ -102,12 +104,16 @@ def _free_memory() -> int:
 
 
 class _Prepacked:
-    """The forward pass of ``layer`` with a copy of its weight, which is made when it is first of use."""
+    """The forward pass of ``layer`` with a copy of its weight, which is made when it is first of use.
+
+    It is called for each layer in each step, and the operator checks little: neither shapes nor what a tensor is.
+    """
 
     def __init__(self, layer: nn.Linear) -> None:
-        self.layer = layer
+        self.layer, self.weight, self.bias = layer, layer.weight, layer.bias
+        self.columns = layer.weight.shape[1]
         self.packed: Tensor | None = None
-        self.packed_from: Tensor = layer.weight.detach()  # keeps its memory: no other weight can come to lie there
+        self.packed_from = layer.weight.detach()  # keeps its memory: no other weight can come to lie there
         self.version = 0
 
     def __getstate__(self) -> dict[str, object]:
@@ -115,45 +121,38 @@ class _Prepacked:
         return {**vars(self), "packed": None}
 
     def __call__(self, input: Tensor) -> Tensor:
-        layer = self.layer
-        weight, bias = layer.weight, layer.bias
-        if torch.compiler.is_compiling() or not _may_serve(input, weight, bias):
-            return functional.linear(input, weight, bias)
-        rows = input.shape[:-1].numel()
-        output: Tensor = torch.ops.mkl._mkl_linear(input, self._current(), weight, bias, rows)
+        if torch.compiler.is_compiling() or not (self._serves(input) and self._is_current()):
+            return functional.linear(input, self.layer.weight, self.layer.bias)
+        rows = input.numel() // self.columns
+        output: Tensor = torch.ops.mkl._mkl_linear.default(input, self.packed, self.weight, self.bias, rows)
         return output
 
-    def _current(self) -> Tensor:
-        """Return the copy; one of a weight that was moved or written to since is made anew."""
-        weight = self.layer.weight
-        if (
-            self.packed is None
-            or weight.data_ptr() != self.packed_from.data_ptr()
-            or weight.stride() != self.packed_from.stride()
-            or weight._version != self.version
-        ):
+    def _serves(self, input: Tensor) -> bool:
+        own = self.layer._parameters
+        return (
+            input.numel() // self.columns in ROWS
+            and input.shape[-1] == self.columns
+            and type(input) is Tensor
+            and input.dtype is torch.float32
+            and input.is_cpu
+            and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu")
+            and own.get("weight") is self.weight
+            and own.get("bias") is self.bias
+        )
+
+    def _is_current(self) -> bool:
+        """Is there a copy of the weight as it is now? One of a weight that was written to or moved since is made anew."""
+        weight = self.weight
+        if self.packed is None or weight._version != self.version or weight.data_ptr() != self.packed_from.data_ptr():
+            if not _can_be_packed(weight) or weight.shape[1] != self.columns:
+                return False
             self.packed_from, self.version = weight.detach(), weight._version
             self.packed = torch.ops.mkl._mkl_reorder_linear_weight(self.packed_from, TYPICAL)
-        return self.packed
+        return True
 
     def end(self) -> None:
         """Give the layer its own forward pass back, and the memory of the copy."""
         self.packed = None
         if vars(self.layer).get("forward") is self:
             del self.layer.forward
-
-
-def _may_serve(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """The operators check little: neither shapes nor what a tensor is, and they know no gradients and no autocast."""
-    return (
-        input.shape[:-1].numel() in ROWS
-        and type(input) is Tensor
-        and input.dtype == weight.dtype == torch.float32
-        and input.is_cpu
-        and weight.is_cpu
-        and input.shape[-1] == weight.shape[1]
-        and (bias is None or (bias.shape == weight.shape[:1] and bias.dtype == torch.float32))
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-        and not weight.is_inference()
-    )
