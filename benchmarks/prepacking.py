@@ -21,10 +21,12 @@ def main() -> None:
     add_questions(options)
     options.add_argument("--each", type=int, default=1, help="questions of each category")
     options.add_argument("--max-new-tokens", type=int, default=256)
+    options.add_argument("--no-steps", action="store_true", help="leave the table of widths as it is")
     options = options.parse_args()
     on_the_cpu_alone("weights are prepacked for CPUs")
     models = {dtype: load(dtype, prepack=False) for dtype in ("float32", "bfloat16")}
-    steps_by_width(models, options.repeats)
+    if not options.no_steps:
+        steps_by_width(models, options.repeats)
     whole_answers(models, options)
 
 
@@ -86,14 +88,14 @@ def whole_answers(models, options) -> None:
         runs.append(kept.of([options.max_new_tokens, question.key], run))
         print(number, {way: round(values[0], 1) for way, values in runs[-1].items()}, flush=True)
     forked = [run for run in runs if run["float32: APAR"][2]]
-    rows = []
+    rows, plain = [], [f"{way}: generate" for way in LAID_OUT]
     for name in methods:
         for way in LAID_OUT:
             one = f"{way}: {name}"
             rows.append(
-                [name, way, f"{speed(runs, one):.1f}", f"{speed(runs, one) / speed(runs, 'float32: generate'):.2f}",
-                 f"{speed(forked, one) / speed(forked, 'float32: generate'):.2f}",
-                 spread([speed([run], one) / speed([run], "float32: generate") for run in runs])]
+                [name, way, f"{speed(runs, one):.1f}", f"{speed(runs, one) / speed(runs, *plain):.2f}",
+                 f"{speed(forked, one) / speed(forked, *plain):.2f}" if forked else "",
+                 spread([speed([run], one) / speed([run], *plain) for run in runs])]
             )  # fmt: skip
     publish(
         "prepacking",
@@ -101,8 +103,9 @@ def whole_answers(models, options) -> None:
         ["way", "weights", "tokens/s", "over generate, in all", "where answers fork", "question by question"],
         rows,
         f"float32, greedy, one question at a time, {options.max_new_tokens} new tokens at most, {len(runs)} questions of "
-        f"{named}, {options.each} of each category, {len(forked)} answers with forks. Over `generate` with the weights as they "
-        "lie: sums of tokens over sums of seconds. The copies were made before, which takes about a second.",
+        f"{named}, {options.each} of each category, {len(forked)} answers with forks. Over `generate` with either weights, whose "
+        "steps have one row, so that it runs at one speed: sums of tokens over sums of seconds. The copies were made before, which "
+        "takes about a second.",
         runs,
     )
 
@@ -116,8 +119,8 @@ def answer(model, inputs, method, limit):
     return [seconds, new, "apar" in method and len(out.trees[0].threads) > 1]
 
 
-def speed(runs, way):
-    return sum(run[way][1] for run in runs) / sum(run[way][0] for run in runs)
+def speed(runs, *ways):
+    return sum(run[way][1] for run in runs for way in ways) / sum(run[way][0] for run in runs for way in ways)
 
 
 if __name__ == "__main__":
