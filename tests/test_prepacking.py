@@ -49,6 +49,21 @@ def test_biases_and_batches_count():
 
 
 @needs_mkl
+@pytest.mark.parametrize("shape", [(576, 1536), (1536, 576), (577, 1531)])
+def test_every_count_of_rows_is_served_with_any_number_of_threads(shape):
+    layer, threads = nn.Linear(*shape), torch.get_num_threads()
+    try:
+        with prepacked(layer), torch.no_grad():
+            for rows in ROWS:
+                torch.set_num_threads(1 + rows % 2)
+                input = torch.randn(rows, shape[0])
+                expected = input.double() @ layer.weight.double().T + layer.bias
+                torch.testing.assert_close(layer(input).double(), expected, rtol=0, atol=1e-5)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@needs_mkl
 @pytest.mark.parametrize(
     "options", [{}, {"proposer": PromptLookup(4)}, {"do_sample": True}], ids=["greedy", "drafts", "sampled"]
 )
@@ -193,7 +208,7 @@ def test_weights_of_another_kind_are_left_alone(odd):
 
 @needs_mkl
 @pytest.mark.parametrize("room", [0, 10**12])
-def test_the_commands_prepack_where_memory_has_room(llama, room, monkeypatch):
+def test_where_memory_has_no_room_the_weights_stay_as_they_lie(llama, room, monkeypatch):
     monkeypatch.setattr(prepacking, "_free_memory", lambda: room)
     with prepacked_if_possible(llama):
         _, some = packed_products(llama, torch.arange(12)[None])
@@ -209,6 +224,9 @@ def test_the_copies_go_with_the_block_also_after_an_error():
         assert ours.packed is not None
         layer(torch.randn(5, 25))
     assert error.value and ours.packed is None and "forward" not in vars(layer)
+    with torch.no_grad():
+        ours(torch.randn(5, 24))
+    assert ours.packed is None, "who kept it packs no more"
 
 
 def test_where_nothing_can_be_prepacked_the_log_says_so_and_the_model_decodes_as_ever(llama, caplog):

@@ -115,6 +115,7 @@ class _Prepacked:
         self.packed: Tensor | None = None
         self.packed_from = layer.weight.detach()  # keeps its memory: no other weight can come to lie there
         self.version = 0
+        self.ended = False
 
     def __getstate__(self) -> dict[str, object]:
         """Copies of the model make packed weights of their own: these must not move in memory."""
@@ -145,14 +146,14 @@ class _Prepacked:
         """Is there a copy of the weight as it is now? One of a weight that was written to or moved since is made anew."""
         weight = self.weight
         if self.packed is None or weight._version != self.version or weight.data_ptr() != self.packed_from.data_ptr():
-            if not _can_be_packed(weight) or weight.shape[1] != self.columns:
+            if self.ended or not _can_be_packed(weight) or weight.shape[1] != self.columns:
                 return False
             self.packed_from, self.version = weight.detach(), weight._version
             self.packed = torch.ops.mkl._mkl_reorder_linear_weight(self.packed_from, TYPICAL)
         return True
 
     def end(self) -> None:
-        """Give the layer its own forward pass back, and the memory of the copy."""
-        self.packed = None
+        """Give the layer its own forward pass back, and the memory of the copy; who still holds this one packs no more."""
+        self.packed, self.ended = None, True
         if vars(self.layer).get("forward") is self:
             del self.layer.forward

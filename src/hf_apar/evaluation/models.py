@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +20,6 @@ from hf_apar.errors import ConfigurationError
 from hf_apar.evaluation.suites import Prompt
 from hf_apar.evaluation.written import Signs
 from hf_apar.generation_settings import padding_token
-from hf_apar.prepacking import prepacked_if_possible
 from hf_apar.text.chat import encode_chat
 
 _BEGINS = 64  # values of a weight that tell it from what it is after another training
@@ -84,7 +82,6 @@ class Models:
     chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     _loaded: dict[tuple[str, bool], Loaded] = field(default_factory=dict)
-    _prepacked: ExitStack = field(default_factory=ExitStack)  # for as long as the models live
 
     def apar(self, name: str = "") -> Loaded:
         """Return a checkpoint that forks: ``name``, or the one that is evaluated."""
@@ -141,7 +138,6 @@ class Models:
         if not hasattr(model, "hf_device_map"):
             cast(torch.nn.Module, model).to(self.device)
         model.eval()
-        self._prepacked.enter_context(prepacked_if_possible(model))
         return Loaded(name or DEFAULT_ADAPTER.name, model, tokenizer, heads and heads.parent, self.chat_template_kwargs)
 
     def _check_vocabulary(self, base: PreTrainedTokenizerBase) -> None:
