@@ -24,6 +24,7 @@ from hf_apar.data.settings import AnswerLimits, Elaboration, Engine, Loading, Pr
 from hf_apar.evaluation.answers import answers_in
 from hf_apar.evaluation.folder import prompts_of
 from hf_apar.evaluation.likelihood import mean_nll
+from hf_apar.prepacking import has_mkl
 from hf_apar.replay import load_traces, replay_page, trace_of_tree
 from hf_apar.text.chat import encode_chat
 from hf_apar.text.encoding import encode_answer
@@ -85,6 +86,15 @@ def run_json(*arguments: str) -> dict:
 
 def encoded(tokenizer) -> torch.Tensor:
     return torch.tensor([tokenizer.encode(f"{PROMPT}\n> ")])
+
+
+@pytest.mark.skipif(not has_mkl(), reason="PyTorch without MKL has no layout of its own to copy weights into")
+@pytest.mark.parametrize(("how", "expected"), [((), True), (("--compare",), True), (("--plain",), False)])
+def test_threads_decode_with_prepacked_weights(checkpoint, how, expected):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        result = run("generate", PROMPT, "--model", checkpoint, "--max-new-tokens", "4", "--device", "cpu", *how)
+    assert result.exit_code == 0, result.output
+    assert any(event.name == "mkl::_mkl_linear" for event in seen.events()) == expected
 
 
 def test_json_is_what_the_library_gives(checkpoint):
