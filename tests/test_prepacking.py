@@ -10,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from hf_apar import prepacked, prepacking
 from hf_apar.prepacking import ROWS, has_mkl, prepackable, prepacked_if_possible
 from hf_apar.speculation.lookup import PromptLookup
+from hf_apar.speculation.medusa import MedusaDrafts, MedusaHeads
 from oracle import VOCABULARY, left_padded, nested, random_prompts, tiny_llama
 
 needs_mkl = pytest.mark.skipif(not has_mkl(), reason="PyTorch without MKL has no layout of its own to copy weights into")
@@ -79,6 +80,25 @@ def test_answers_are_the_same(apar_llama, options):
     with prepacked(apar_llama):
         assert answers() == expected
     assert any(len(answer) > 1 for answer in expected)
+
+
+@needs_mkl
+def test_medusa_heads_are_prepacked_where_the_model_is_and_for_the_call_alone(apar_llama):
+    left = []  # of their layers, those that lie as ever while the call runs
+
+    class Watched(MedusaDrafts):
+        def propose(self, rows, limits):
+            left.append(len(prepackable(self.layers)))
+            return super().propose(rows, limits)
+
+    drafts = Watched(MedusaHeads(apar_llama.config.hidden_size, 32, torch.arange(VOCABULARY), length=3))
+    options = {**left_padded(random_prompts(3)), "apar": True, "max_new_tokens": 40, "proposer": drafts}
+    expected = apar_llama.generate(**options)
+    assert set(left) == {4}
+    left.clear()
+    with prepacked(apar_llama):
+        assert torch.equal(apar_llama.generate(**options), expected)
+        assert set(left) == {0} and len(prepackable(drafts.layers)) == 4
 
 
 @needs_mkl

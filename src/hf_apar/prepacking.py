@@ -42,7 +42,7 @@ def prepacked(model: ModelT) -> Iterator[ModelT]:
             model.generate(**inputs, apar=True)
     """
     layers = prepackable(model)
-    if not layers and not any(isinstance(vars(layer).get("forward"), _Prepacked) for layer in model.modules()):
+    if not layers and not is_prepacked(model):
         logger.warning(
             "%s decodes as ever: it has no linear layers to prepack, with float32 weights on a CPU in a PyTorch with MKL",
             type(model).__name__,
@@ -63,6 +63,11 @@ def prepacked_if_possible(model: nn.Module) -> Iterator[None]:
             yield
     else:
         yield
+
+
+def is_prepacked(model: nn.Module) -> bool:
+    """Is ``model`` within a block of :func:`prepacked`?"""
+    return any(isinstance(vars(layer).get("forward"), _Prepacked) for layer in model.modules())
 
 
 def prepackable(model: nn.Module) -> list[nn.Linear]:

@@ -3,6 +3,7 @@
 import reprlib
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 
 from hf_apar.choice.sampling import Sampler
 from hf_apar.errors import ConfigurationError
+from hf_apar.prepacking import is_prepacked, prepackable, prepacked
 from hf_apar.speculation.proposer import Draft, Proposer, Run
 from hf_apar.tokens import embedding_rows
 from hf_apar.tree.budget import RowBudget
@@ -58,6 +60,7 @@ class Drafting:
         self.proposer, self.run = proposer, run
         self.vocabulary = range(embedding_rows(run.model))
         self._states: Tensor | None = None  # what the last forward pass fed to the output layer, (batch, width, hidden)
+        self._blocks = ExitStack()  # ended with the call
         self._lengths: dict[tuple[int, int], int] = {}  # of each thread's next draft, by the heuristic
         if proposer is None:
             return
@@ -79,16 +82,18 @@ class Drafting:
     def __enter__(self) -> Self:
         if self.proposer is not None:
             self.proposer.start(self.run)
+            layers = self.proposer.layers
+            if layers is not None and prepackable(layers) and is_prepacked(self.run.model):
+                self._blocks.enter_context(prepacked(layers))
         if self._watching:
             layer = self.run.model.get_output_embeddings()
             assert isinstance(layer, nn.Module)
             self._caller = threading.get_ident()
-            self._handle = layer.register_forward_pre_hook(self._keep)
+            self._blocks.callback(layer.register_forward_pre_hook(self._keep).remove)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._watching:
-            self._handle.remove()
+        self._blocks.close()
 
     @property
     def _watching(self) -> bool:

@@ -160,7 +160,10 @@ class MedusaDrafts(Proposer):
             )
         self.run = run
         self.heads.to(weight.device, weight.dtype)
-        self.output_rows = weight[self.heads.draft_ids]  # (draft vocabulary, hidden)
+        rows = nn.Parameter(weight[self.heads.draft_ids], requires_grad=False)
+        self.output = nn.Linear(hidden, len(rows), bias=False, device="meta")
+        self.output.weight = rows  # (draft vocabulary, hidden)
+        self.layers = nn.ModuleList([self.heads, self.output])
         self.ids = self.heads.draft_ids.tolist()
         self.places = torch.full((weight.shape[0] + 1,), len(self.ids), device=weight.device)  # of each token among those
         self.places[self.heads.draft_ids] = torch.arange(len(self.ids), device=weight.device)
@@ -186,7 +189,7 @@ class MedusaDrafts(Proposer):
 
     def _grow(self, rows: Sequence[RowView], nodes: Sequence[_Node], drafts: Mapping[tuple[int, int], "_Tree"]) -> None:
         """Grow the drafts by one guess in a row after the other, all of them together."""
-        states = self.states[[self.seen[node.key] for node in nodes]].to(self.output_rows)  # (nodes, hidden)
+        states = self.states[[self.seen[node.key] for node in nodes]].to(self.output.weight)  # (nodes, hidden)
         for _ in range(self.depth):
             contexts = [self.run.context(node.number, rows[node.number], node.thread, node.guesses) for node in nodes]
             states, guesses = self._guess(nodes, states, contexts)
@@ -213,8 +216,8 @@ class MedusaDrafts(Proposer):
         """Return the states after ``nodes``, (nodes, hidden), and what may follow each: (chance, token), likeliest first."""
         tokens = [node.guesses[-1] if node.guesses else node.thread.path_ids[-1] for node in nodes]
         embedded = self.run.model.get_input_embeddings()(torch.tensor(tokens, device=self.run.device))
-        states = self.heads(states, embedded.to(self.output_rows))
-        logits = functional.linear(states, self.output_rows).float()  # (nodes, draft vocabulary)
+        states = self.heads(states, embedded.to(self.output.weight))
+        logits = self.output(states).float()  # (nodes, draft vocabulary)
         chances = self.run.sampler.guess_scores(logits, self.places, self.columns, contexts).softmax(dim=-1)
         best, which = chances.topk(min(self.branches, len(self.ids)))
         both = torch.stack([best, which.float()], dim=-1).tolist()  # one copy to the host; columns are below 2**24

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_apar.choice.paths import Context
@@ -128,12 +128,15 @@ class Proposer(ABC):
         width: how many tokens a step may have where drafts widen it. What the live threads leave of them is shared among
             these, so that drafts shrink as threads multiply; on a CPU a guess more is hardly ever worth a wider step.
         watches: does it want the model's last hidden states (:meth:`observe`)?
+        layers: what it guesses with, from :meth:`start` on; where the model's weights are prepacked
+            (:func:`hf_apar.prepacked`), so are those of these in each call.
     """
 
     longest: int = 5
     schedule: str = "constant"
     width: int = 32
     watches: bool = False
+    layers: nn.Module | None = None
 
     def start(self, run: Run) -> None:  # noqa: B027 - nothing to do is right for most
         """Begin a ``generate`` call, and forget the last one."""
