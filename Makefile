@@ -112,7 +112,7 @@ storm: $(VENV)/.stamp
 # are FastChat's question.jsonl, CHATS any chats, SEQUENTIAL what hf-apar train --sequential made, JUDGE_URL and JUDGE_MODEL a server that
 # judges (a second call with them makes no answer again); each may be left out. Of each suite SAMPLE prompts are answered in batches of BATCH
 # without a clock (80 is all there are), CLOCKED one at a time on the clock, JUDGED are judged; FAULTY of `parts` suffer faults, with each of
-# CHANCES.
+# CHANCES. CLOCK are options of what is timed, --dtype float32 --prepack on a processor without arithmetic in bfloat16.
 EVALUATION ?= build/evaluation
 SAMPLE ?= 80
 CLOCKED ?= 5
@@ -120,6 +120,7 @@ BATCH ?= 32
 JUDGED ?= 5
 FAULTY ?= 30
 CHANCES ?= 0.05 0.1 0.2 0.5
+CLOCK ?=
 EVALUATE := $(BIN)/hf-apar evaluate
 MEASURES := --likelihood --embeddings
 TWIN = $(SEQUENTIAL:%=--arm sequential=%)
@@ -129,7 +130,7 @@ FAULTS := $(foreach kind,missed needless short endless repeated unending,$(forea
 
 evaluation: $(VENV)/.stamp
 	@echo "1 of 6: all arms on the clock, $(CLOCKED) prompts of each suite"
-	$(EVALUATE) --output $(EVALUATION)/clock $(ALL_SUITES) --sample $(CLOCKED) $(MEASURES) $(TWIN) \
+	$(EVALUATE) --output $(EVALUATION)/clock $(ALL_SUITES) --sample $(CLOCKED) $(CLOCK) $(MEASURES) $(TWIN) \
 		$(patsubst %,--arm %,plain apar apar+lookup apar+heads base skeleton)
 	@echo "2 of 6: what is written, in batches, $(SAMPLE) prompts of each suite"
 	$(call IN_BATCHES,suites) $(TWIN) --arm base --sample $(SAMPLE) $(MEASURES)

@@ -38,7 +38,7 @@ SPEED, QUALITY = ("tokens_per_step", "seconds", "seconds_per_token"), ("ended", 
 HELD = ("peak_kv", "attended")
 JUDGED = ("tokens_per_step", "ended", "looped", "empty_or_repeated", "nll", "redundancy", "relevance", "answers_question")
 UNDER_FAULTS = ("tokens_per_step", "ended", "nll")
-SETTINGS = ("dtype", "max_new_tokens", "device", "gpu", "machine", "cores", "threads", "hf_apar", "torch", "transformers")
+SETTINGS = ("dtype", "prepack", "max_new_tokens", "device", "gpu", "machine", "cores", "threads", "hf_apar", "torch", "transformers")
 Record = dict[str, Any]
 
 

@@ -21,8 +21,10 @@ from hf_apar.evaluation.arms import ARMS
 from hf_apar.evaluation.faults import FAULTS
 from hf_apar.evaluation.metrics import METRICS
 from hf_apar.evaluation.suites import SUITES
+from hf_apar.prepacking import has_mkl
 from judge_server import JudgeStandIn, prefers_longer
 
+needs_mkl = pytest.mark.skipif(not has_mkl(), reason="PyTorch without MKL has no layout of its own to copy weights into")
 NAMES = ("plain", "apar", "apar!missed=1", "base")
 KEYS = ("a", "b", "c", "d", "e", "f")
 
@@ -193,6 +195,7 @@ def test_arms_and_prompts_may_be_added(finished, models, suite, tmp_path):
         (["--max-new-tokens", "47"], {}, "were made with max_new_tokens 48 (now 47); go on with that, or name another"),
         (["--dtype", "bfloat16", "--seed", "1"], {}, "were made with dtype float32 (now bfloat16), seed 0 (now 1)"),
         (["--batch-size", "3"], {}, "were made with batched False (now True)"),
+        pytest.param(["--prepack"], {}, "were made with prepack False (now True)", marks=needs_mkl),
         (["--sample", "6"], {"b": "Something else?"}, "the prompt b is another one than what was answered in"),
     ],
 )
@@ -202,6 +205,23 @@ def test_other_settings_are_not_mixed_in(finished, models, tmp_path, options, ch
     result = evaluated(folder, models, write_suite(tmp_path / "mine.jsonl", **changed), *options)
     assert result.exit_code == 2 and said in " ".join(result.stderr.split()), result.output
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+
+
+@needs_mkl
+def test_answers_by_prepacked_weights_are_the_same(finished, models, suite, tmp_path):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        assert evaluated(tmp_path / "packed", models, suite, "--prepack", names=("plain", "apar")).exit_code == 0
+    assert any(event.name == "mkl::_mkl_linear" for event in seen.events())
+    whole, packed = (answers_in(folder / "answers.jsonl") for folder in (finished[0], tmp_path / "packed"))
+    assert {key: one.text for key, one in packed.items()} == {
+        key: one.text for key, one in whole.items() if key[1] in ("plain", "apar")
+    }
+
+
+def test_weights_that_cannot_be_prepacked_are_refused(models, suite, tmp_path):
+    result = evaluated(tmp_path, models, suite, "--prepack", "--dtype", "bfloat16")
+    assert result.exit_code == 2 and "no weights to prepack; take float32 on a CPU" in " ".join(result.stderr.split())
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_model_that_was_trained_again_is_another_one(suite, tmp_path):

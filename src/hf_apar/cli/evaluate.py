@@ -128,6 +128,9 @@ def evaluate_command(
     chat_template_kwargs: TemplateArgumentsOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = Dtype.bfloat16,
+    prepack: Annotated[
+        bool, typer.Option("--prepack", help="Lay weights out once for narrow steps; on a CPU, with --dtype float32.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write the figures as one JSON object.")] = False,
     listed: Annotated[
         bool, typer.Option("--list", is_eager=True, callback=_show_list, help="Show arms, suites and figures, and end.")
@@ -140,7 +143,8 @@ def evaluate_command(
 
     sample = how.sample if suite or how.sample else SAMPLE
     prompts = prompts_of(suite or ["own"], sample=sample, seed=how.seed, turns=how.turns)
-    models = Models(model, base, chosen_dtype(dtype), chosen_device(device), template_arguments(chat_template_kwargs) or {})
+    arguments = template_arguments(chat_template_kwargs) or {}
+    models = Models(model, base, chosen_dtype(dtype), chosen_device(device), arguments, prepack=prepack)
     report = run_evaluation(models, arm or ARMS, prompts, output, how, judges)
     if as_json:
         typer.echo(json.dumps(asdict(report), ensure_ascii=False))

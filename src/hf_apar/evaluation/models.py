@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from hf_apar.errors import ConfigurationError
 from hf_apar.evaluation.suites import Prompt
 from hf_apar.evaluation.written import Signs
 from hf_apar.generation_settings import padding_token
+from hf_apar.prepacking import TYPICAL, prepackable, prepacked
 from hf_apar.text.chat import encode_chat
 
 _BEGINS = 64  # values of a weight that tell it from what it is after another training
@@ -73,6 +75,7 @@ class Models:
         base: the model before its tuning, on which the checkpoint is put where it is an adapter; ``None`` for the one that
             the checkpoint names.
         options: those of ``from_pretrained``, for all of them; a device map goes before ``device``.
+        prepack: answer with prepacked weights, :func:`hf_apar.prepacked`.
     """
 
     checkpoint: str | None = None
@@ -81,7 +84,9 @@ class Models:
     device: str = "cpu"
     chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    prepack: bool = False
     _loaded: dict[tuple[str, bool], Loaded] = field(default_factory=dict)
+    _blocks: ExitStack = field(default_factory=ExitStack)  # as long as these models
 
     def apar(self, name: str = "") -> Loaded:
         """Return a checkpoint that forks: ``name``, or the one that is evaluated."""
@@ -108,6 +113,7 @@ class Models:
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device,
             "chat_template_kwargs": dict(self.chat_template_kwargs),
+            "prepack": self.prepack,
         }
 
     @property
@@ -138,6 +144,15 @@ class Models:
         if not hasattr(model, "hf_device_map"):
             cast(torch.nn.Module, model).to(self.device)
         model.eval()
+        if self.prepack:
+            if not prepackable(model):
+                raise ConfigurationError(
+                    f"{name or DEFAULT_ADAPTER.name} has no weights to prepack; take float32 on a CPU (--dtype float32 "
+                    "--device cpu), a PyTorch with MKL, and weights that are not quantised"
+                )
+            self._blocks.enter_context(prepacked(model))
+            with torch.no_grad():
+                model(torch.zeros(1, TYPICAL, dtype=torch.long), use_cache=False)  # makes the copies before any clock runs
         return Loaded(name or DEFAULT_ADAPTER.name, model, tokenizer, heads and heads.parent, self.chat_template_kwargs)
 
     def _check_vocabulary(self, base: PreTrainedTokenizerBase) -> None:
