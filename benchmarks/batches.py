@@ -15,19 +15,19 @@ def main() -> None:
     options = parser(__doc__)
     add_questions(options)
     options.add_argument("--batches", type=int, nargs="*", default=[1, 4, 16])
-    options.add_argument("--number", type=int, default=16, help="questions of each batch size, evenly drawn")
+    options.add_argument("--number", type=int, nargs="*", default=[16], help="questions, evenly drawn: of all batch sizes or of each")
     options.add_argument("--max-new-tokens", type=int, default=256)
     options = options.parse_args()
     name, questions = asked(options.questions)
-    questions = evenly(questions, options.number)
+    numbers = options.number * len(options.batches) if len(options.number) == 1 else options.number
     model, tokenizer = load(options.dtype)
     drafts = {"proposer": MedusaDrafts(hf_apar.load_default_heads())}
     ways = dict(zip(WAYS, ({}, {"apar": True}, {"apar": True, **drafts}), strict=True))
     kept, rows, data = Kept("batches"), [], {}
-    for size in options.batches:
-        runs = []
-        for start in range(0, len(questions), size):
-            group, order = questions[start : start + size], list(ways) if len(runs) % 2 else list(reversed(ways))
+    for size, number in zip(options.batches, numbers, strict=True):
+        runs, chosen = [], evenly(questions, number)
+        for start in range(0, len(chosen), size):
+            group, order = chosen[start : start + size], list(ways) if len(runs) % 2 else list(reversed(ways))
 
             def run(group=group, order=order):
                 inputs = encode(tokenizer, [question.text for question in group])
@@ -39,14 +39,14 @@ def main() -> None:
             runs.append({"categories": [question.category for question in group], **kept.of(key, run)})
             print(size, [round(ratio([runs[-1]], way), 2) for way in WAYS[1:]], flush=True)
         data[f"batch {size}"] = runs
-        rows.append([str(size), *(f"{speed(runs, way):.1f}" for way in WAYS), *cells(runs)])
+        rows.append([str(size), str(len(chosen)), *(f"{speed(runs, way):.1f}" for way in WAYS), *cells(runs)])
     publish(
         "batches" if options.dtype == "bfloat16" else f"batches_{options.dtype}",
         "Batches of questions" if options.dtype == "bfloat16" else f"Batches of questions in {options.dtype}",
-        ["batch", *(f"{way}, tokens/s" for way in WAYS), "APAR / generate in all", "with heads, in all", "APAR, batch by batch",
+        ["batch", "questions", *(f"{way}, tokens/s" for way in WAYS), "APAR / generate in all", "with heads, in all", "APAR, batch by batch",
          "batches that fork, in all", "with heads"],
         rows,
-        f"{weights(options.dtype)}, greedy, {len(questions)} of the questions of {name}, {options.max_new_tokens} new tokens at most; each "
+        f"{weights(options.dtype)}, greedy, questions of {name}, {options.max_new_tokens} new tokens at most; each "
         f"batch once each way, in turn. In all: sums of tokens over sums of seconds. {by_category(data.get('batch 1', []))}",
         data,
         Bars(

@@ -143,11 +143,10 @@ class Kept:
 
 @dataclass(frozen=True)
 class Bars:
-    """A plot: medians as bars, with the lowest and the highest value, and a line at ``aim``."""
+    """A plot: medians as bars, with the lowest and the highest value, and a line at 1."""
 
     axis: str
     values: Mapping[str, Sequence[float]]
-    aim: float = 1.0
 
 
 def publish(
@@ -191,7 +190,7 @@ def draw(bars: Bars, title: str, file: Path) -> None:
     ]
     figure, axes = pyplot.subplots(figsize=(7, 0.8 + 0.4 * len(names)))
     axes.barh(names, middles, xerr=list(zip(*ends, strict=True)), capsize=3, height=0.6)
-    axes.axvline(bars.aim, color="black", linewidth=0.8, linestyle="--")
+    axes.axvline(1, color="black", linewidth=0.8, linestyle="--")
     axes.invert_yaxis()
     axes.set(xlabel=bars.axis, title=title)
     figure.tight_layout()

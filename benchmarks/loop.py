@@ -1,7 +1,7 @@
 """What the loop adds to a step: a whole answer against the bare model calls of the same widths and lengths, replayed."""
 
 import torch
-from common import QUESTIONS, Bars, encode, interleaved, load, parser, publish, ratios, spread, timed, weights
+from common import QUESTIONS, encode, interleaved, load, parser, publish, ratios, spread, timed, weights
 
 from hf_apar.forward.attention import tree_attention_for
 from hf_apar.forward.cache import TreeCache
@@ -36,7 +36,6 @@ def main() -> None:
         rows,
         f"{weights(options.dtype)}, greedy, no logits processors, 256 new tokens a row at most; prefill included on both sides. Aim: at most 1.05.",
         data,
-        Bars("generate / bare", {name: ratios(found, "generate", "bare") for name, found in data.items()}, aim=1.05),
     )
 
 

@@ -156,9 +156,11 @@ def main() -> None:
         ["way", "answers a minute", "tokens an answer", "tokens a second"],
         rows,
         f"{options.dtype}, greedy, one question at a time, {limit} new tokens at most: the first {len(chosen)} questions of "
-        f"{named}, categories in turn, whose answers fork. Compiling and loading are left out; in float32 APAR's weights are prepacked. llama.cpp runs the same weights as "
-        "they are and in Q8_0, and in Q4_1 the base model, in the format that it is published in: for orientation. The answers differ in length, and vLLM has compiled kernels of its "
-        "own where the rest runs PyTorch's: a way that writes shorter answers ends more of them a minute at the same speed.",
+        f"{named}, categories in turn, whose answers fork. Compiling and loading are left out; in float32 APAR's weights are "
+        "prepacked. llama.cpp runs the same weights as they are and in Q8_0, and in Q4_1 the base model, in the format that it is "
+        "published in: for orientation; each without its layout for AMX, with which llama-cpp-python 0.3.36 crashes. The answers "
+        "differ in length, and vLLM has compiled kernels of its own where the rest runs PyTorch's: a way that writes shorter "
+        "answers ends more of them a minute at the same speed.",
         found,
         Bars(
             "tokens a second, question by question",
