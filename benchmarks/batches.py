@@ -6,6 +6,8 @@ from common import Bars, Kept, encode, load, parser, publish, spread, timed, wei
 from questions import add_questions, asked, evenly
 
 import hf_apar
+from hf_apar.evaluation.figures import FEW
+from hf_apar.evaluation.statistics import quotient
 from hf_apar.speculation.medusa import MedusaDrafts
 
 WAYS = ("generate", "APAR", "APAR, Medusa heads")
@@ -47,7 +49,8 @@ def main() -> None:
          "batches that fork, in all", "with heads"],
         rows,
         f"{weights(options.dtype)}, greedy, questions of {name}, {options.max_new_tokens} new tokens at most; each "
-        f"batch once each way, in turn. In all: sums of tokens over sums of seconds. {by_category(data.get('batch 1', []))}",
+        f"batch once each way, in turn. In all: sums of tokens over sums of seconds, of {FEW} runs and "
+        f"more with a 95 % interval. {by_category(data.get('batch 1', []))}",
         data,
         Bars(
             "tokens a second, APAR / generate, batch by batch",
@@ -68,8 +71,14 @@ def measure(model, tokenizer, inputs, way, limit):
 
 def cells(runs):
     forked = [run for run in runs if run["APAR"][2]]
-    both = [f"{ratio(forked, way):.2f}" if forked else "" for way in WAYS[1:]]
-    return [*(f"{ratio(runs, way):.2f}" for way in WAYS[1:]), spread([ratio([run], "APAR") for run in runs]), *both]
+    both = [in_all(forked, way) if forked else "" for way in WAYS[1:]]
+    return [*(in_all(runs, way) for way in WAYS[1:]), spread([ratio([run], "APAR") for run in runs]), *both]
+
+
+def in_all(runs, way):
+    """The same, with a 95 % interval where there are enough runs for one."""
+    found = quotient([run[way][:2] for run in runs], [run["generate"][:2] for run in runs])
+    return str(found) if len(runs) >= FEW else f"{found.value:.2f}"
 
 
 def ratio(runs, way):
@@ -82,14 +91,14 @@ def speed(runs, way):
 
 
 def by_category(runs):
-    """APAR against ``generate`` for one question at a time, by category."""
+    """APAR against ``generate`` for one question at a time, by category, alone and with heads."""
     groups = defaultdict(list)
     for run in runs:
         groups[run["categories"][0]].append(run)
     if not groups:
         return ""
-    told = ", ".join(f"{name} {ratio(group, 'APAR'):.2f}" for name, group in groups.items())
-    return f"One at a time, by category: {told}."
+    told = ", ".join(f"{name} {' and '.join(f'{ratio(group, way):.2f}' for way in WAYS[1:])}" for name, group in groups.items())
+    return f"One at a time, by category, without and with heads: {told}."
 
 
 if __name__ == "__main__":
