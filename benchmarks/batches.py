@@ -22,6 +22,8 @@ def main() -> None:
     options = options.parse_args()
     name, questions = asked(options.questions)
     numbers = options.number * len(options.batches) if len(options.number) == 1 else options.number
+    if len(numbers) != len(options.batches):
+        raise SystemExit(f"--number: one for all sizes of a batch, or one for each of the {len(options.batches)}")
     model, tokenizer = load(options.dtype)
     drafts = {"proposer": MedusaDrafts(hf_apar.load_default_heads())}
     ways = dict(zip(WAYS, ({}, {"apar": True}, {"apar": True, **drafts}), strict=True))

@@ -58,7 +58,7 @@ class Tuning:
     rank: int = setting(32, "Rank of LoRA, whose scale is 2.", least=1)
     learning_rate: float = setting(4e-4, "Peak learning rate; 3 % of the steps warm up to it, then it falls along a cosine.")
     token_rate: float = setting(12.0, "The rows of [Fork] and [Child] learn so many times faster.")
-    epochs: float = setting(1.0, "Passes over the answers; from the second on they are learnt by heart.")
+    epochs: float = setting(1.0, "Passes over the answers; more where they are few.")
     max_steps: int = setting(-1, "Steps, in place of epochs; -1 for none.")
     max_length: int = setting(1024, "Tokens of a row; several answers share one.", least=1)
     batch_size: int = setting(1, "Rows computed at once: more on a GPU.", least=1)
